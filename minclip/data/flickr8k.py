@@ -1,0 +1,160 @@
+"""Flickr8k (Hodosh et al. 2013) as its authors and as Kaggle publish it: the same records from both."""
+
+import csv
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path, PureWindowsPath
+
+from minclip.data.records import Record, open_image, split_by_image, warn_of_missing
+
+KAGGLE_CAPTIONS, TOKEN_CAPTIONS = "captions.txt", "Flickr8k.token.txt"
+TEXT_FOLDERS = (".", "Flickr8k_text")
+IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")
+LISTS = {
+    "train": "Flickr_8k.trainImages.txt",
+    "dev": "Flickr_8k.devImages.txt",
+    "test": "Flickr_8k.testImages.txt",
+}
+FRACTIONS = {"train": 0.75, "dev": 0.125, "test": 0.125}  # 6,000, 1,000 and 1,000 of 8,000, as published
+NEVER_PUBLISHED = "2258277193_586949ec62.jpg"  # has captions in Flickr8k.token.txt, and no image anywhere
+
+
+@dataclass(frozen=True, kw_only=True)
+class Flickr8kConfig:
+    """Flickr8k: photographs of people and dogs with five captions each.
+
+    root: folder with captions.txt or Flickr8k.token.txt, the images, and the published split lists if any
+    split_seed: draws the split by image when the folder has none of the published lists
+    """
+
+    root: str = "data/flickr8k"
+    split_seed: int = 0
+
+    def read(self) -> dict[str, list[Record]]:
+        """Records by split: "train", "dev", "test" as far as published lists are there, else drawn at random.
+
+        Images in no published list are in no split. Images named without a file are left out, with a warning
+        that counts them. Raises ValueError where folder, captions or images are missing or two lists overlap.
+        """
+        root = Path(self.root)
+        if not root.is_dir():
+            raise ValueError(f"no folder {self.root!r}: give Flickr8k's folder as root (--data.root DIR)")
+        captions = read_captions(root)
+        images, files = find_images(root)
+        records = {
+            name: Record(name, partial(open_image, str(images / name)), tuple(captions[name]), group)
+            for group, name in enumerate(sorted(captions.keys() & files))
+        }
+        if not records:
+            raise ValueError(
+                f"none of the {len(captions)} images with captions is among the {len(files)} files of "
+                f"{str(images)!r}: put Flickr8k's images there; the first is {min(captions, default=None)!r}"
+            )
+        missing = captions.keys() - files - {NEVER_PUBLISHED}
+        warn_of_missing(missing, "images with captions", f"not in {images}")
+        lists = read_lists(root)
+        if not lists:
+            return split_by_image(list(records.values()), FRACTIONS, self.split_seed)
+        return published_splits(records, lists)
+
+
+def read_captions(root: Path) -> dict[str, list[str]]:
+    """Captions of each image name, from whichever file is there; Kaggle's where both are."""
+    for folder in TEXT_FOLDERS:
+        for name, rows_of in ((KAGGLE_CAPTIONS, kaggle_rows), (TOKEN_CAPTIONS, token_rows)):
+            path = root / folder / name
+            if path.is_file():
+                return collect(path, rows_of)
+    raise ValueError(
+        f"no {KAGGLE_CAPTIONS} (Kaggle) and no {TOKEN_CAPTIONS} in {str(root)!r}: is it Flickr8k's folder?"
+    )
+
+
+def collect(path: Path, rows_of: Callable) -> dict[str, list[str]]:
+    """Captions by image name, without folders before it and white space around; empty ones are dropped."""
+    captions: dict[str, list[str]] = {}
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            for name, caption in rows_of(path, file):
+                if caption.strip():
+                    captions.setdefault(PureWindowsPath(name.strip()).name, []).append(caption.strip())
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise ValueError(f"{str(path)!r} is not as published: {error}; fetch it again") from error
+    return captions
+
+
+def kaggle_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """`image,caption` below a header; captions with commas are quoted."""
+    rows = csv.reader(file, strict=True)
+    header = next(rows, [])
+    if header != ["image", "caption"]:
+        raise ValueError(
+            f"{str(path)!r} has the columns {header}, Kaggle's has image, caption: fetch it again"
+        )
+    for row in filter(None, rows):
+        if len(row) != 2:
+            raise ValueError(
+                f"{str(path)!r} line {rows.line_num} has {len(row)} columns, not 2: fetch it again"
+            )
+        yield row[0], row[1]
+
+
+def token_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
+    """`name.jpg#number <tab> caption`; one image is spelled `.jpg.1` throughout."""
+    for number, line in enumerate(file, 1):
+        name, tab, caption = line.partition("\t")
+        if tab:
+            yield name.partition("#")[0].removesuffix(".1"), caption
+        elif line.strip():
+            raise ValueError(f"{str(path)!r} line {number} has no tab after the image: fetch it again")
+
+
+def find_images(root: Path) -> tuple[Path, set[str]]:
+    """The folder of images and the names of the files in it; of several folders the one with most files."""
+    found = {
+        root / name: {file.name for file in (root / name).iterdir() if file.is_file()}
+        for name in IMAGE_FOLDERS
+        if (root / name).is_dir()
+    }
+    if not found:
+        raise ValueError(f"no folder of images in {str(root)!r}: looked for {', '.join(IMAGE_FOLDERS)}")
+    return max(found.items(), key=lambda item: len(item[1]))
+
+
+def read_lists(root: Path) -> dict[str, list[str]]:
+    """Image names of each published split list that is there."""
+    return {
+        split: (root / folder / name).read_text(encoding="utf-8-sig").split()
+        for split, name in LISTS.items()
+        for folder in TEXT_FOLDERS
+        if (root / folder / name).is_file()
+    }
+
+
+def published_splits(records: dict[str, Record], lists: dict[str, list[str]]) -> dict[str, list[Record]]:
+    """Records by list, in the list's order; ValueError when an image is in two lists, or none is in any."""
+    splits, owner = {}, {}
+    for split, listed in lists.items():
+        names = dict.fromkeys(listed)  # in order, once each
+        for name in names:
+            if name in owner:
+                raise ValueError(
+                    f"image {name!r} is in {LISTS[owner[name]]} and in {LISTS[split]}: remove one"
+                )
+            owner[name] = split
+        present = [records[name] for name in names if name in records]
+        missing = names.keys() - records.keys()
+        if present:
+            splits[split] = present
+            warn_of_missing(missing, f"images of {LISTS[split]}", "without file or caption")
+        else:
+            warnings.warn(
+                f"split {split!r} is left out: none of its {len(names)} images is there", stacklevel=4
+            )
+    if not splits:
+        raise ValueError(
+            f"no image is in any of {', '.join(LISTS[split] for split in lists)}: is one cut short?"
+        )
+    return splits

@@ -1,0 +1,214 @@
+"""Any CSV, TSV or JSONL file of image and caption columns; separator and columns are found by their names."""
+
+import csv
+import json
+import os
+import warnings
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from minclip.data.records import Record, open_image, split_by_image, warn_of_missing
+
+SEPARATORS = (",", "\t", ";", "|")
+IMAGE_COLUMNS = (
+    *("image", "image_path", "image_file", "image_name", "filepath", "file_path", "filename", "file_name"),
+    *("file", "path", "img", "img_path"),
+)
+CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "description", "comment", "title")
+SPLIT_COLUMN = "split"
+SPLITS = {
+    "train": ("train", "training", "restval"),  # restval: more training images in Karpathy's tables
+    "dev": ("dev", "val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+Row = tuple[int, dict]  # line number; column -> value
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableConfig:
+    """Your own images: a table with a row for each caption, or for each image.
+
+    path: CSV, TSV or JSONL file; the first line of a CSV or TSV names the columns
+    image_column: column of image files (empty: found by its name)
+    caption_column: column of captions; in JSONL it may hold lists of them (empty: found by its name)
+    image_root: folder that image files are relative to (empty: the table's own)
+    split_seed: draws the split by image when the table has no column `split`
+    dev_fraction: share of the images held out for `dev` when the table has no column `split`
+    """
+
+    path: str = "data/captions.csv"
+    image_column: str = ""
+    caption_column: str = ""
+    image_root: str = ""
+    split_seed: int = 0
+    dev_fraction: float = 0.1
+
+    def __post_init__(self):
+        if not 0 < self.dev_fraction < 1:
+            raise ValueError(f"dev_fraction {self.dev_fraction} must lie between 0 and 1, both excluded")
+
+    def read(self) -> dict[str, list[Record]]:
+        """Records by split: those that the column `split` names, else "train" and "dev" drawn by image.
+
+        All rows of one image become one record. Rows without image or caption and images without a file are
+        left out, with a warning that counts them. Raises ValueError naming the columns found where none fits,
+        the line of a row that does not, and the file looked for where no image is found.
+        """
+        path = Path(self.path)
+        if not path.is_file():
+            raise ValueError(
+                f"no file {self.path!r}: give the table of images and captions (--data.path FILE)"
+            )
+        try:
+            columns, rows = read_jsonl(path) if is_jsonl(path) else read_csv(path, self)
+            image = pick_column(columns, self.image_column, IMAGE_COLUMNS, "image_column", path)
+            caption = pick_column(columns, self.caption_column, CAPTION_COLUMNS, "caption_column", path)
+            split = find_column(columns, "", (SPLIT_COLUMN,))
+            captions, split_of = group_rows(rows, image, caption, split, path)
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{self.path!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+        records = make_records(captions, Path(self.image_root) if self.image_root else path.parent)
+        if not split:
+            fractions = {"train": 1 - self.dev_fraction, "dev": self.dev_fraction}
+            return split_by_image(records, fractions, self.split_seed)
+        splits = {
+            name: [record for record in records if split_of[record.image_id] == name] for name in SPLITS
+        }
+        return {name: members for name, members in splits.items() if members}
+
+
+def is_jsonl(path: Path) -> bool:
+    """By its first character, not by its suffix: `{` opens an object."""
+    with path.open(encoding="utf-8-sig") as file:
+        return file.read(1024).lstrip().startswith("{")
+
+
+def read_jsonl(path: Path) -> tuple[list[str], list[Row]]:
+    """The first object's keys, and each object with its line number."""
+    rows = []
+    with path.open(encoding="utf-8-sig") as file:
+        for number, line in enumerate(file, 1):
+            if line.strip():
+                try:
+                    row = json.loads(line)
+                    if not isinstance(row, dict):
+                        raise ValueError(f"a {type(row).__name__}")
+                    rows.append((number, row))
+                except ValueError as error:
+                    raise ValueError(f"{str(path)!r} line {number} is no JSON object: {error}") from error
+    return list(rows[0][1]), rows
+
+
+def read_csv(path: Path, config: TableConfig) -> tuple[list[str], list[Row]]:
+    """Column names, and each row below them with its line number.
+
+    The separator is the one under which the first line has an image and a caption column; when there is none,
+    the one that gives most columns, for the error to show.
+    """
+
+    def header(separator: str) -> list[str]:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            return [name.strip() for name in next(csv.reader(file, delimiter=separator), [])]
+
+    def fit(separator: str) -> tuple[bool, int]:
+        columns = header(separator)
+        image = find_column(columns, config.image_column, IMAGE_COLUMNS)
+        return bool(image and find_column(columns, config.caption_column, CAPTION_COLUMNS)), len(columns)
+
+    separator = max(SEPARATORS, key=fit)
+    columns, rows = header(separator), []
+    with path.open(encoding="utf-8-sig", newline="") as file:
+        reader = csv.reader(file, delimiter=separator, strict=True)
+        try:
+            next(reader, None)  # the header
+            for row in reader:
+                if len(row) > len(columns):
+                    raise ValueError(
+                        f"{str(path)!r} line {reader.line_num} has {len(row)} fields for {len(columns)} "
+                        f"columns: put captions that contain {separator!r} in quotes"
+                    )
+                if row:
+                    rows.append((reader.line_num, dict(zip(columns, row, strict=False))))
+        except csv.Error as error:
+            raise ValueError(
+                f"{str(path)!r} line {reader.line_num}: {error}; "
+                "put captions that contain quotes in quotes, and double theirs"
+            ) from error
+    return columns, rows
+
+
+def find_column(columns: list[str], wanted: str, names: tuple[str, ...]) -> str | None:
+    """The column asked for, else the first of the usual names, in any case, that is there."""
+    if wanted:
+        return wanted if wanted in columns else None
+    lowered = {column.lower(): column for column in columns}
+    return next((lowered[name] for name in names if name in lowered), None)
+
+
+def pick_column(columns: list[str], wanted: str, names: tuple[str, ...], option: str, path: Path) -> str:
+    column = find_column(columns, wanted, names)
+    if column is None:
+        looked = repr(wanted) if wanted else f"any of {', '.join(names)}"
+        raise ValueError(
+            f"{str(path)!r} has the columns {', '.join(map(repr, columns)) or '(none)'}, not {looked}: "
+            f"name one of them with {option}"
+        )
+    return column
+
+
+def group_rows(
+    rows: list[Row], image: str, caption: str, split: str | None, path: Path
+) -> tuple[dict[str, list[str]], dict[str, str]]:
+    """Rows -> captions by image, and split by image where there is such a column."""
+    captions: dict[str, list[str]] = {}
+    split_of: dict[str, str] = {}
+    empty = 0
+    for number, row in rows:
+        name, value = cell(row.get(image)), row.get(caption)
+        texts = [cell(text) for text in (value if isinstance(value, list) else [value])]
+        if not name or not any(texts):
+            empty += 1
+            continue
+        name = os.path.normpath(name)  # ./a.jpg and a.jpg are one image
+        captions.setdefault(name, []).extend(filter(None, texts))
+        if split:
+            found = split_name(cell(row.get(split)), f"{str(path)!r} line {number}")
+            if split_of.setdefault(name, found) != found:
+                raise ValueError(
+                    f"{str(path)!r} line {number} puts image {name!r} in {found}, a line above in "
+                    f"{split_of[name]}: an image belongs to one split"
+                )
+    if empty:
+        warnings.warn(f"left out {empty} of {len(rows)} rows of {path}: no image or no caption", stacklevel=3)
+    return captions, split_of
+
+
+def split_name(spelling: str, where: str) -> str:
+    for name, spellings in SPLITS.items():
+        if spelling.lower() in spellings:
+            return name
+    raise ValueError(f"{where} has the split {spelling!r}: use {', '.join(SPLITS)}")
+
+
+def cell(value: object) -> str:
+    return "" if value is None else str(value).strip()
+
+
+def make_records(captions: dict[str, list[str]], folder: Path) -> list[Record]:
+    """A record for each image that has a file; groups are numbered in the order of the names."""
+    names = sorted(captions)
+    missing = [name for name in names if not (folder / name).is_file()]
+    if len(missing) == len(names):
+        looked = f"; the first was looked for at {str(folder / names[0])!r}" if names else ""
+        raise ValueError(
+            f"none of the {len(names)} images of the table has a file{looked}: "
+            "give the folder that they are relative to as image_root"
+        )
+    warn_of_missing(missing, "images of the table", f"not in {folder}")
+    gone = set(missing)
+    return [
+        Record(name, partial(open_image, str(folder / name)), tuple(captions[name]), group)
+        for group, name in enumerate(names)
+        if name not in gone
+    ]

@@ -1,0 +1,54 @@
+"""Contrastive batches larger than memory: cached embeddings (Gao et al. 2021, GradCache, section 3).
+
+A contrastive loss compares every pair with every other, so it is not a sum over parts of the batch, and the
+plain accumulation of gradients computes another loss. Here: 1. embed the parts without a graph, keeping the
+random state before each; 2. the loss of the whole batch, and its gradient at the embeddings; 3. embed each
+part again with a graph and the same random state (so dropout draws the same mask), and let the cached
+gradient flow on into the towers. Every parameter gets the full batch's gradient, logit_scale's included.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minclip.clip import CLIP
+from minclip.losses import clip_loss, contrastive_figures
+from minlm.training.loop import accumulate, divide_gradients, split
+
+
+def embed(model: CLIP, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    return model.encode_image(part["images"]), model.encode_text(part["tokens"], part["token_mask"])
+
+
+def cached_backward(
+    model: CLIP, batch: dict[str, Tensor], loss: Callable, n_parts: int, scale: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, int, dict[str, Any]]:
+    """The gradients of the mean contrastive loss of a whole batch, in n_parts -> (mean, pairs, figures).
+
+    Takes the place of minlm.training.loop.accumulate in `fit`; in one part the two are the same.
+    """
+    if n_parts == 1:
+        return accumulate(model, batch, loss, 1, scale)
+    parts, states, embeddings = list(split(batch, n_parts)), [], []
+    with torch.no_grad():
+        for part in parts:
+            states.append(torch.get_rng_state())
+            embeddings.append(embed(model, part))
+    after = torch.get_rng_state()
+
+    image, text = (torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True))  # (B, E) each
+    total, n_pairs = clip_loss(image, text, model.logit_scale, batch["groups"])
+    scale(total).backward()  # fills logit_scale.grad, image.grad and text.grad
+
+    sizes = [len(part["groups"]) for part in parts]
+    for part, state, *cached in zip(
+        parts, states, image.grad.split(sizes), text.grad.split(sizes), strict=True
+    ):
+        torch.set_rng_state(state)
+        torch.autograd.backward(embed(model, part), cached)
+    torch.set_rng_state(after)
+    divide_gradients(model, n_pairs)
+    figures = contrastive_figures(image.detach(), text.detach(), model.logit_scale, batch["groups"])
+    return total.detach() / n_pairs, n_pairs, figures

@@ -1,0 +1,68 @@
+"""What one training run is, and the recipes that `train_clip.py --preset` offers."""
+
+from dataclasses import dataclass, field, replace
+
+from minclip.clip import CLIPConfig
+from minclip.data.flickr8k import Flickr8kConfig
+from minclip.data.shapes import ShapesConfig
+from minclip.data.table import TableConfig
+from minclip.text import BertTextConfig, GPTTextConfig
+from minclip.tokenizer import ClipBPE, WordPiece
+from minclip.transforms import ImageTransform, TransformConfig
+from minclip.vit import VisionTransformerConfig
+from minlm.training.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(CLIPConfig):
+    """A CLIP, the data it learns from, and how it learns.
+
+    vocabulary: vocab.txt of a WordPiece, or CLIP's merges file; none = a WordPiece of text.vocab_size tokens is
+        trained on the training captions
+    cache_gib: decoded training images are kept in memory where they fit into this many GiB
+    transform: from pictures to tensors
+    data: pictures and captions
+    train: how the model is trained
+    """
+
+    vocabulary: str | None = None
+    cache_gib: float = 4.0
+    transform: TransformConfig = field(default_factory=TransformConfig)
+    data: ShapesConfig | Flickr8kConfig | TableConfig = field(default_factory=ShapesConfig)
+    train: TrainConfig
+
+    def image_transform(self, train: bool) -> ImageTransform:
+        return ImageTransform(replace(self.transform, image_size=self.image.image_size), train)
+
+    def with_tokenizer(self, tokenizer: WordPiece | ClipBPE) -> "RunConfig":
+        """This config with what the text tower must know of the tokenizer."""
+        known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
+        if isinstance(self.text, GPTTextConfig):
+            known["end_id"] = tokenizer.end_id
+        return replace(self, text=replace(self.text, **known))
+
+
+PRESETS = {
+    "shapes": RunConfig(
+        image=VisionTransformerConfig(d_model=128, n_heads=4, n_layers=4, image_size=(64, 64), patch_size=(8, 8)),
+        text=GPTTextConfig(d_model=128, n_heads=4, n_layers=2, vocab_size=400, context_length=64),
+        embed_dim=128,
+        data=ShapesConfig(train_size=20_000),
+        train=TrainConfig(steps=400, batch_size=256, lr=1e-3, warmup=0.1, weight_decay=0.1, average=0.99),
+    ),
+    "flickr8k": RunConfig(
+        image=VisionTransformerConfig(d_model=192, n_heads=3, n_layers=6, image_size=(64, 64), patch_size=(8, 8)),
+        text=BertTextConfig(d_model=192, n_heads=3, n_layers=2, vocab_size=4000, context_length=40),
+        embed_dim=192,
+        transform=TransformConfig(crop_scale=(0.4, 1.0), flip=True),
+        data=Flickr8kConfig(root=""),
+        train=TrainConfig(minutes=20, batch_size=256, lr=1e-3, warmup=0.1, weight_decay=0.2, average=0.99),
+    ),
+    "pairs": RunConfig(
+        transform=TransformConfig(crop_scale=(0.4, 1.0), flip=True),
+        data=TableConfig(path=""),
+        train=TrainConfig(epochs=30),
+    ),
+}
+"""shapes: the built-in world, five minutes on two cores. flickr8k: Flickr8k from random weights, with
+`--data.root DIR`. pairs: any CSV, TSV or JSONL of images and captions, with `--data.path FILE`."""

@@ -1,0 +1,1 @@
+def draw_pictures(*a, **k): pass

@@ -1,0 +1,60 @@
+"""A model, its tokenizer and its transform: made for a run, kept in its checkpoints, and loaded again."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+
+from minclip.clip import CLIP
+from minclip.data.records import Record
+from minclip.presets import RunConfig
+from minclip.tokenizer import ClipBPE, WordPiece, load_tokenizer
+from minclip.transforms import ImageTransform
+from minlm.training.checkpoint import last_checkpoint, load_weights
+from minlm.training.config import load_config, save_config
+
+
+def make_tokenizer(config: RunConfig, records: Sequence[Record]) -> WordPiece | ClipBPE:
+    """The vocabulary file the config names, or a WordPiece trained on the captions of `records`."""
+    if config.vocabulary:
+        return load_tokenizer(config.vocabulary)
+    captions = [caption for record in records for caption in record.captions]
+    return WordPiece.train(captions, config.text.vocab_size)
+
+
+def files_beside_weights(config: RunConfig, tokenizer: WordPiece | ClipBPE) -> Callable[[Path], None]:
+    """A function that writes into a folder what its weights need to be used: config and vocabulary."""
+
+    def write(folder: Path) -> None:
+        save_config(config, folder / "config.json")
+        tokenizer.save(folder)
+
+    return write
+
+
+def load(path: str | Path) -> tuple[CLIP, WordPiece | ClipBPE, ImageTransform]:
+    """(model in eval mode, tokenizer, transform) of a run folder or of one of its checkpoints.
+
+    Raises ValueError where files are missing or damaged, weights and config disagree, or the vocabulary is
+    not the one the model was trained with.
+    """
+    folder = last_checkpoint(Path(path))
+    config: RunConfig = load_config(RunConfig, folder / "config.json")
+    tokenizer = load_tokenizer(folder)
+    if tokenizer.digest != config.text.vocab_digest:
+        raise ValueError(
+            f"the vocabulary in {folder} has digest {tokenizer.digest[:12]}, the model was trained with "
+            f"{config.text.vocab_digest[:12]}: put the run's own vocabulary back"
+        )
+    with torch.device("meta"):  # nothing is initialised only to be overwritten
+        model = CLIP(config)
+    weights, expected = load_weights(folder), model.state_dict()
+    if weights.keys() != expected.keys():
+        raise ValueError(f"{folder}: tensors {sorted(weights.keys() ^ expected.keys())} are on one side only")
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(
+                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
+            )
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval(), tokenizer, config.image_transform(train=False)

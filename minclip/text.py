@@ -1,0 +1,143 @@
+"""Text towers: a causal Transformer pooled at the end of the text, and a bidirectional one (BERT).
+
+Shapes: B batch, T tokens, D d_model.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from minlm.embeddings import Positions
+from minlm.masks import key_mask
+from minlm.transformer import Transformer, TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig(TransformerConfig):
+    """What both text towers share.
+
+    vocab_size: tokens of the vocabulary to train; afterwards those it has
+    vocab_digest: SHA-256 of the vocabulary; set from the tokenizer
+    context_length: longest text in tokens, start and end included
+    """
+
+    vocab_size: int = 1000
+    vocab_digest: str = ""
+    context_length: int = 32
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.vocab_size < 1 or self.context_length < 3:
+            raise ValueError(
+                f"vocab_size={self.vocab_size} must be at least 1, context_length={self.context_length} at least 3"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class GPTTextConfig(TextConfig):
+    """CLIP's text tower: GPT-2's layout, pooled at the end of text.
+
+    end_id: the token at whose first place a text is pooled; set from the tokenizer
+    """
+
+    end_id: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class BertTextConfig(TextConfig):
+    """BERT's encoder; at four layers of a few hundred wide, the mini-BERT.
+
+    pool: what becomes the text's features: the first token ([CLS]) or the mean over real tokens
+    """
+
+    norm_first: bool = False
+    norm_eps: float = 1e-12
+    pool: Literal["first", "mean"] = "mean"
+
+
+class TokenEmbedding(nn.Module):
+    """A vector a token plus a vector a position: tokens (B, T) -> (B, T, D).
+
+    Raises ValueError where the text is longer than context_length.
+    """
+
+    def __init__(self, config: TextConfig):
+        super().__init__()
+        self.tokens = nn.Embedding(config.vocab_size, config.d_model)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.positions = Positions(config.context_length, config.d_model)
+        self.context_length = config.context_length
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        length = tokens.shape[1]
+        if length > self.context_length:
+            raise ValueError(
+                f"a text of {length} tokens is longer than context_length={self.context_length}: truncate it"
+            )
+        return self.tokens(tokens) + self.positions(torch.arange(length, device=tokens.device))  # (B, T, D)
+
+
+class GPTTextEncoder(nn.Module):
+    """Causal text tower, pooled at the *first* end-of-text token (Radford et al. 2021, section 2.4).
+
+    Being causal, it needs no mask for what follows the end: nothing before it can see that.
+    """
+
+    def __init__(self, config: GPTTextConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = Transformer(config, causal=True)
+
+    @property
+    def width(self) -> int:
+        return self.config.d_model
+
+    def forward_tokens(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> last hidden states (B, T, D)."""
+        return self.transformer(self.dropout(self.embedding(tokens)))
+
+    def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
+        """tokens (B, T) -> features (B, D). ValueError where a row has no end-of-text token."""
+        is_end = tokens == self.config.end_id
+        if not is_end.any(dim=1).all():
+            row = int((~is_end.any(dim=1)).nonzero()[0])
+            raise ValueError(f"text {row} of the batch has no end-of-text token (id {self.config.end_id})")
+        end = is_end.int().argmax(dim=1)  # (B)
+        x = self.forward_tokens(tokens)
+        return x[torch.arange(len(x), device=x.device), end]  # (B, D)
+
+
+class BertTextEncoder(nn.Module):
+    """Bidirectional text tower (Devlin et al. 2019): every token sees every real token.
+
+    The embeddings are normalised before the first Block, as in BERT.
+    """
+
+    def __init__(self, config: BertTextConfig):
+        super().__init__()
+        self.config = config
+        self.embedding = TokenEmbedding(config)
+        self.norm = nn.LayerNorm(config.d_model, config.norm_eps)
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = Transformer(config)
+
+    @property
+    def width(self) -> int:
+        return self.config.d_model
+
+    def forward_tokens(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """tokens (B, T), token_mask (B, T) True = real -> last hidden states (B, T, D)."""
+        x = self.dropout(self.norm(self.embedding(tokens)))
+        return self.transformer(x, mask=key_mask(token_mask))
+
+    def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
+        """tokens (B, T), token_mask (B, T) -> features (B, D); padding is neither seen nor pooled."""
+        x = self.forward_tokens(tokens, token_mask)
+        if self.config.pool == "first":
+            return x[:, 0]  # (B, D)
+        real = token_mask[..., None].to(x.dtype)  # (B, T, 1)
+        return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (B, D)

@@ -1,0 +1,135 @@
+"""From a picture to the image tower's input, with Pillow for resampling and torch for normalisation.
+
+Evaluation is the preprocessing of CLIP as published: resize until the target is just covered, crop its
+centre, normalise. Training takes a random-resized crop (Szegedy et al. 2015, section 6) and may flip it.
+"""
+
+import math
+import random
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
+MAX_STRETCH = 4 / 3  # a crop is wider or higher than the target by at most this factor
+CROP_ATTEMPTS = 10  # both as in Inception's training
+CACHE_MARGIN = 1.25  # pictures kept for training have a shorter side of this times the target's longer side
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransformConfig:
+    """How pictures become tensors.
+
+    image_size: height and width of the tensors, in pixels
+    mean: subtracted from each colour, which lies in 0 to 1 (default: CLIP's)
+    std: each colour is divided by it (default: CLIP's)
+    interpolation: how pictures are resampled
+    crop_scale: range of the share of a picture's area that a training crop shows; 1 1 = no random crop
+    flip: mirror half of the training pictures; leave it off where captions say left and right
+    """
+
+    image_size: tuple[int, int] = (64, 64)
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: Literal["bilinear", "bicubic"] = "bicubic"
+    crop_scale: tuple[float, float] = (1.0, 1.0)
+    flip: bool = False
+
+    def __post_init__(self):
+        if len(self.image_size) != 2 or min(self.image_size) < 1:
+            raise ValueError(f"image_size {self.image_size} must be a height and a width of at least 1 pixel")
+        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
+            raise ValueError(f"mean {self.mean} and std {self.std} need three colours each, std above 0")
+        if self.interpolation not in RESAMPLING:
+            raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(RESAMPLING)}")
+        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
+            raise ValueError(
+                f"crop_scale {self.crop_scale} must be two shares of the area, 0 < low <= high <= 1"
+            )
+
+
+class ImageTransform:
+    """Picture of any size -> (C, h, w) float32, normalised.
+
+    In training (`train=True`) the crop and the flip are drawn from the `rng` that each call is given, and
+    from nothing else; otherwise the result is that of CLIP's evaluation, bit for bit.
+    """
+
+    def __init__(self, config: TransformConfig, train: bool):
+        self.config = config
+        self.crops = train and min(config.crop_scale) < 1
+        self.flips = train and config.flip
+        self.mean = torch.tensor(config.mean).view(3, 1, 1)
+        self.std = torch.tensor(config.std).view(3, 1, 1)
+
+    def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
+        """RGB picture -> (C, h, w). Raises ValueError where a random view is wanted and there is no `rng`."""
+        if rng is None and (self.crops or self.flips):
+            raise ValueError(
+                "a training transform draws crops and flips: call it with rng=random.Random(seed)"
+            )
+        image = self.random_crop(image, rng) if self.crops else self.cover(image)
+        pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()  # (C, h, w)
+        normal = pixels.float().div_(255).sub_(self.mean).div_(self.std)
+        return normal.flip(-1) if self.flips and rng.random() < 0.5 else normal
+
+    def cover(self, image: Image.Image) -> Image.Image:
+        """Resize so that the target is just covered, then crop its centre; the target's size.
+
+        For a square target this is `Resize(size)` and `CenterCrop(size)` of torchvision, with their rounding:
+        the longer side is rounded down, the crop's corner to the nearest (half to even). For other targets
+        the side that needs the larger scale is made to fit exactly and the other one is cropped.
+        """
+        height, width = self.config.image_size
+        if height * image.width >= width * image.height:
+            resized = (int(height * image.width / image.height), height)
+        else:
+            resized = (width, int(width * image.height / image.width))
+        image = image.resize(resized, RESAMPLING[self.config.interpolation])
+        left, top = round((resized[0] - width) / 2), round((resized[1] - height) / 2)
+        return image.crop((left, top, left + width, top + height))
+
+    def random_crop(self, image: Image.Image, rng: random.Random) -> Image.Image:
+        """A part of the picture of random area, stretch and place, cut and resized in one pass.
+
+        Area: uniform in `crop_scale`. Stretch: width over height, relative to the target's, log-uniform
+        within MAX_STRETCH. When no attempt fits into the picture, its centre is taken as in evaluation.
+        """
+        height, width = self.config.image_size
+        for _ in range(CROP_ATTEMPTS):
+            area = image.width * image.height * rng.uniform(*self.config.crop_scale)
+            limit = math.log(MAX_STRETCH)
+            aspect = width / height * math.exp(rng.uniform(-limit, limit))
+            crop_width, crop_height = math.sqrt(area * aspect), math.sqrt(area / aspect)
+            if crop_width <= image.width and crop_height <= image.height:
+                left = rng.uniform(0, image.width - crop_width)
+                top = rng.uniform(0, image.height - crop_height)
+                right, bottom = min(left + crop_width, image.width), min(top + crop_height, image.height)
+                box = (left, top, right, bottom)
+                return image.resize((width, height), RESAMPLING[self.config.interpolation], box=box)
+        return self.cover(image)
+
+    def shrink(self, image: Image.Image) -> Image.Image:
+        """The picture to keep in memory in place of `image`: the transform gives the same for both.
+
+        The same bit for bit, unless random crops are cut from a picture larger than CACHE_MARGIN asks for.
+        """
+        if not self.crops:
+            return self.cover(image)
+        side = math.ceil(CACHE_MARGIN * max(self.config.image_size))
+        if min(image.size) <= side:
+            return image
+        scale = side / min(image.size)
+        size = (round(image.width * scale), round(image.height * scale))
+        return image.resize(size, RESAMPLING[self.config.interpolation])
+
+    def invert(self, images: Tensor) -> Image.Image:
+        """(C, h, w) -> the picture it was made from, for plots; colours out of range are clipped."""
+        pixels = (images.detach().cpu() * self.std + self.mean).mul(255).round().clamp(0, 255)
+        return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())  # (h, w, C)

@@ -1,0 +1,126 @@
+"""The Vision Transformer: an image is cut into patches, and the patches are the tokens.
+
+Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P patch side, N patches,
+T tokens (N, and one more with a class token), D d_model.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from minlm.transformer import Transformer, TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionTransformerConfig(TransformerConfig):
+    """A Vision Transformer.
+
+    image_size: height,width in pixels
+    patch_size: height,width of a patch; must divide image_size
+    pool: what becomes the image's features: a class token put before the patches, their mean, or the last one
+    norm_input: LayerNorm before the first Block, as in CLIP
+    """
+
+    image_size: tuple[int, int] = (64, 64)
+    patch_size: tuple[int, int] = (8, 8)
+    pool: Literal["class", "mean", "last"] = "class"
+    norm_input: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        for side, patch, name in zip(self.image_size, self.patch_size, ("height", "width"), strict=True):
+            if patch < 1 or side < patch or side % patch:
+                raise ValueError(
+                    f"patch_size {name} {patch} does not divide image_size {name} {side}: "
+                    f"choose an image_size that is a multiple of the patch"
+                )
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Patches down and across."""
+        return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
+
+    @property
+    def n_patches(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+
+class VisionTransformer(nn.Module):
+    """Image tower: patches -> tokens + positions -> Transformer -> pooled features.
+
+    The patch embedding is a convolution whose stride is its kernel: unfold into patches, then one linear map
+    (Dosovitskiy et al. 2021, equation 1). Positions are learned, one for each token.
+    """
+
+    def __init__(self, config: VisionTransformerConfig):
+        super().__init__()
+        self.config = config
+        self.patch_embedding = nn.Conv2d(3, config.d_model, config.patch_size, stride=config.patch_size)
+        self.class_token = None
+        n_tokens = config.n_patches
+        if config.pool == "class":
+            self.class_token = nn.Parameter(torch.randn(config.d_model) * config.d_model**-0.5)
+            n_tokens += 1
+        self.positions = nn.Parameter(torch.randn(n_tokens, config.d_model) * config.d_model**-0.5)
+        self.norm_input = (
+            nn.LayerNorm(config.d_model, config.norm_eps) if config.norm_input else nn.Identity()
+        )
+        self.dropout = nn.Dropout(config.dropout)
+        self.transformer = Transformer(config)
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return self.config.d_model
+
+    def forward_tokens(self, images: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+        """images (B, C, h, w) -> last hidden states (B, T, D), the class token first where there is one.
+
+        weights: a list that receives each layer's attention weights (B, H, T, T).
+        Raises ValueError for another image size than the config's.
+        """
+        if tuple(images.shape[-2:]) != self.config.image_size:
+            raise ValueError(
+                f"images of {tuple(images.shape[-2:])} pixels, but this tower takes {self.config.image_size}: "
+                f"resize the images, or the tower's positions with resize_positions()"
+            )
+        x = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, D)
+        if self.class_token is not None:
+            x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, T, D)
+        x = self.dropout(self.norm_input(x + self.positions))
+        return self.transformer(x, weights=weights)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, h, w) -> features (B, D)."""
+        x = self.forward_tokens(images)
+        match self.config.pool:
+            case "class":
+                return x[:, 0]  # (B, D)
+            case "mean":
+                return x.mean(dim=1)  # (B, D)
+            case "last":
+                return x[:, -1]  # (B, D)
+
+
+def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+    """Position vectors for another grid of patches (Dosovitskiy et al. 2021, section 3.2).
+
+    positions (T, D) for old_grid (rows, columns), with any extra tokens (class) first -> (T', D) for new_grid.
+    Bicubic in float32; the extra tokens are kept; the identity where the grids are equal.
+    Raises ValueError where the table is smaller than the old grid.
+    """
+    n_extra = len(positions) - old_grid[0] * old_grid[1]
+    if n_extra < 0:
+        raise ValueError(
+            f"{len(positions)} positions cannot hold a grid of {old_grid[0]} x {old_grid[1]} patches"
+        )
+    if old_grid == new_grid:
+        return positions
+    extra, grid = positions[:n_extra], positions[n_extra:]
+    picture = grid.float().T.reshape(1, -1, *old_grid)  # (1, D, rows, columns)
+    picture = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False)
+    resized = picture.flatten(2)[0].T.to(positions.dtype)  # (N', D)
+    return torch.cat([extra, resized])  # (T', D)

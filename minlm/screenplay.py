@@ -1,0 +1,107 @@
+"""The built-in script: an endless film of small scenes, of which the exact entropy is known.
+
+Scenes (`scene.py`) have the form of a real screenplay and facts that last; each text has one derivation (`grammar.py`).
+So the log-probability of a text is exact, and so is the source's entropy: a model's loss on this text has a floor, and
+the distance to the floor is what the model has not understood. `floor_of(validation text)` is that floor for the text
+at hand, `entropy_rate()` its limit over all scenes; `unigram_floor` and `bigram_floor` are the ceilings of models
+that look back no or one character.
+"""
+
+import math
+from collections import Counter
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from random import Random
+
+from minlm.grammar import expectations, parse, sample
+from minlm.scene import SCENE
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScreenplayConfig:
+    """Which part of the film to write.
+
+    seed: another seed, another script; equal in every process
+    n_scenes: how many scenes; a longer script begins with the shorter one of the same seed
+    """
+
+    seed: int = 0
+    n_scenes: int = 1000
+
+    def __post_init__(self):
+        if self.n_scenes < 1:
+            raise ValueError(f"n_scenes is {self.n_scenes}: a script has at least 1 scene")
+
+
+def write_scenes(config: ScreenplayConfig) -> list[tuple[str, float]]:
+    """The script's scenes, each with its log-probability in nats."""
+    return [sample(SCENE, Random(f"{config.seed}/{index}")) for index in range(config.n_scenes)]
+
+
+def write_screenplay(config: ScreenplayConfig) -> str:
+    """The script: its scenes one after another, independent of each other."""
+    return "".join(text for text, _ in write_scenes(config))
+
+
+def log_probability(text: str) -> float:
+    """log p of a text of whole scenes, in nats, given the number of its scenes; -inf where the film cannot have it."""
+    total, at = 0.0, 0
+    while at < len(text) and total > -math.inf:
+        log_p, at = parse(SCENE, text, at)
+        total += log_p
+    return total
+
+
+def floor_of(text: str) -> float:
+    """-log p(text) in nats a character: the loss of the model that knows the source. inf where the source cannot have it.
+
+    Raises ValueError on an empty text.
+    """
+    if not text:
+        raise ValueError("an empty text has no floor: pass at least 1 scene")
+    return -log_probability(text) / len(text)
+
+
+@cache
+def scene_expectations() -> tuple[float, float]:
+    """(entropy in nats, expected number of characters) of one scene, exact: sums over all scenes, see `grammar.py`."""
+    return expectations(SCENE)
+
+
+def entropy_rate() -> float:
+    """The source's entropy in nats a character: entropy of a scene over its expected length (renewal-reward theorem)."""
+    nats, characters = scene_expectations()
+    return nats / characters
+
+
+def unigram_floor(train: str, validation: str) -> float:
+    """Cross-entropy, nats a character, of single characters: counts of `train` (plus one each), measured on `validation`.
+
+    All characters that `train` lacks count as one more symbol. Raises ValueError where a text is empty.
+    """
+    probability = unigram(train, validation)
+    return -sum(math.log(probability(c)) for c in validation) / len(validation)
+
+
+def bigram_floor(train: str, validation: str) -> float:
+    """Cross-entropy, nats a character, of a character given the one before it; fitted and measured as `unigram_floor`.
+
+    p(c | b) = (n(bc) + p(c)) / (n(b) + 1): one imagined count, spread as the unigrams are (MacKay and Peto 1995, eq. 8
+    with unit weight). The first character has no predecessor and is a unigram.
+    """
+    probability = unigram(train, validation)
+    pairs, before = Counter(pairwise(train)), Counter(train[:-1])
+    nats = -math.log(probability(validation[0]))
+    for b, c in pairwise(validation):
+        nats -= math.log((pairs[b, c] + probability(c)) / (before[b] + 1))
+    return nats / len(validation)
+
+
+def unigram(train: str, validation: str):
+    """Character -> probability, from counts of `train` plus one each and one for the unseen."""
+    if not train or not validation:
+        raise ValueError(f"floors need text: train has {len(train)} characters, validation {len(validation)}")
+    counts = Counter(train)
+    total = len(train) + len(counts) + 1
+    return lambda character: (counts[character] + 1) / total

@@ -1,0 +1,65 @@
+"""The order of the data: the batch is a function of (seed, step), whatever was drawn before.
+
+An epoch is one permutation of the items, without replacement; its last items that do not fill a batch are
+dropped (another permutation drops others). Resuming at step n starts the same sequence at its n-th batch.
+"""
+
+import random
+from collections.abc import Iterator
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+Key = tuple[int, int]  # (epoch, index): what a dataset needs to draw an item again exactly
+
+
+def epoch_order(n_items: int, seed: int, epoch: int) -> list[int]:
+    order = list(range(n_items))
+    random.Random(f"{seed}/{epoch}").shuffle(order)
+    return order
+
+
+class Batches:
+    """Batches of a dataset that is indexed by (epoch, index) and offers `collate(items)`.
+
+    workers: processes that draw items ahead; 0 draws in the training process. The batches are the same.
+    Raises ValueError where the data does not fill one batch.
+    """
+
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, workers: int = 0):
+        self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self.steps_per_epoch = len(dataset) // batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {len(dataset)} training items there are"
+            )
+
+    def keys(self, step: int) -> list[Key]:
+        """The items of one batch."""
+        epoch, place = divmod(step, self.steps_per_epoch)
+        order = self._order(epoch)
+        return [(epoch, i) for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+
+    def _order(self, epoch: int) -> list[int]:
+        if getattr(self, "_kept", (None,))[0] != epoch:
+            self._kept = (epoch, epoch_order(len(self.dataset), self.seed, epoch))
+        return self._kept[1]
+
+    def _key_batches(self, step: int) -> Iterator[list[Key]]:
+        while True:
+            yield self.keys(step)
+            step += 1
+
+    def from_step(self, step: int) -> Iterator[dict]:
+        """Batch `step`, and those after it, without end."""
+        return iter(
+            DataLoader(
+                self.dataset,
+                batch_sampler=self._key_batches(step),
+                collate_fn=self.dataset.collate,
+                num_workers=self.workers,
+                # A generator of its own: the loader would otherwise draw its workers' seeds from the global
+                # one, and the model's dropout would depend on when the run was resumed.
+                generator=torch.Generator(),
+            )
+        )

@@ -1,0 +1,135 @@
+"""Checkpoints that are either whole or absent.
+
+A run folder holds `step-00000500/` folders and a text file `last` that names the newest. A checkpoint is
+written under another name, flushed to disk and renamed (os.replace), then `last` is replaced in the same way:
+killed at any moment, the run has the old checkpoint or the new one, never half of one.
+
+    model.safetensors   the weights to use (the average, where one is kept); plus config and tokenizer files
+    training.pt         what resuming needs besides: own weights, optimizer, scaler, average, random states
+"""
+
+import json
+import os
+import random
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Write a text file so that a reader sees the old or the new one, whole."""
+    temporary = path.with_name(path.name + ".new")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def save_checkpoint(
+    run: Path,
+    step: int,
+    weights: dict[str, Tensor],
+    training: dict[str, Any],
+    inference_files: Any,
+    keep: int = 2,
+) -> Path:
+    """Write run/step-XXXXXXXX and point `last` at it; the `keep` newest checkpoints stay.
+
+    inference_files: a function that writes what makes the weights usable (config, tokenizer) into a folder.
+    """
+    folder = run / f"step-{step:08d}"
+    temporary = run / f".writing-{step:08d}"
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    contiguous = {name: value.detach().contiguous() for name, value in weights.items()}
+    save_file(contiguous, temporary / "model.safetensors")
+    torch.save(training, temporary / "training.pt")
+    inference_files(temporary)
+    for path in [*temporary.iterdir(), temporary]:
+        flush_to_disk(path)
+    if folder.exists():  # written before a kill that came ahead of `last`, or saved twice at one step
+        shutil.rmtree(folder)
+    os.replace(temporary, folder)
+    replace_text(run / "last", folder.name + "\n")
+    for old in sorted(run.glob("step-*"))[:-keep]:
+        shutil.rmtree(old)
+    return folder
+
+
+def flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def last_checkpoint(path: Path) -> Path:
+    """The checkpoint folder meant by a run folder, or by a checkpoint folder itself. ValueError if none."""
+    path = Path(path)
+    if (path / "model.safetensors").is_file():
+        return path
+    try:
+        name = (path / "last").read_text(encoding="utf-8").strip()
+    except OSError:
+        raise ValueError(
+            f"no checkpoint in {path}: a run folder has a file `last` and step-* folders"
+        ) from None
+    if not (path / name / "model.safetensors").is_file():
+        raise ValueError(
+            f"{path / 'last'} names {name!r}, which is not there: give one of the step-* folders"
+        )
+    return path / name
+
+
+def load_weights(folder: Path) -> dict[str, Tensor]:
+    """The tensors of folder/model.safetensors; ValueError where it is truncated."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): it is damaged; use another checkpoint") from None
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    path = Path(folder) / "training.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError) as error:
+        line = str(error).splitlines()[0]
+        raise ValueError(f"{path} cannot be read ({line}): resume from another checkpoint") from None
+
+
+def random_states() -> dict[str, Any]:
+    states = {"torch": torch.get_rng_state(), "python": random.getstate()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    return states
+
+
+def restore_random_states(states: dict[str, Any]) -> None:
+    torch.set_rng_state(states["torch"])
+    random.setstate(states["python"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+
+
+def truncate_metrics(path: Path, step: int) -> None:
+    """Drop the lines a killed run wrote after the checkpoint of `step`, the torn last one too."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            break  # torn by the kill
+        if row["step"] <= step:
+            kept.append(line + "\n")
+    replace_text(path, "".join(kept))

@@ -1,0 +1,136 @@
+"""The command line of both training scripts, made from the fields of their config.
+
+Nested dataclasses become dotted options (`--image.n_layers 4`). First a preset or a saved config is chosen,
+then options override it. Errors are one line and exit status 2.
+"""
+
+import argparse
+import difflib
+import inspect
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, fields, is_dataclass
+from pathlib import Path
+from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+
+from minlm.training.config import field_help, from_dict, load_config, read_text, to_dict
+
+SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
+
+
+@dataclass(frozen=True)
+class Command:
+    """What the command line asks for: a config, the run's folder, and whether to continue what is there."""
+
+    name: str
+    config: Any
+    run: Path
+    resume: bool
+
+
+def command_line(presets: dict[str, Any], description: str, arguments: list[str] | None = None) -> Command:
+    """Read the command line of a training script; the first preset is the default.
+
+    Raises ValueError for values that cannot be; exits with status 2 for options that are not there.
+    """
+    first = OneLineParser(add_help=False)
+    choice = first.add_argument_group("what to train")
+    default = next(iter(presets))
+    choice.add_argument("--preset", choices=presets, default=default, help=f"recipe (default: {default})")
+    choice.add_argument("--config", type=Path, metavar="FILE", help="a run's config.json instead of a preset")
+    choice.add_argument(
+        "--out", type=Path, metavar="DIR", help="the run's folder (default: runs/PRESET-TIME)"
+    )
+    choice.add_argument(
+        "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
+    )
+    chosen, rest = first.parse_known_args(arguments)
+    cls = type(presets[default])
+    if chosen.resume:
+        if rest or chosen.config or chosen.out:
+            raise ValueError("--resume continues a run with its own config: give no other option beside it")
+        return Command(
+            chosen.resume.name, load_config(cls, chosen.resume / "config.json"), chosen.resume, True
+        )
+    config = load_config(cls, chosen.config) if chosen.config else presets[chosen.preset]
+    parser = OneLineParser(description=description, parents=[first])
+    add_options(parser, config)
+    options = vars(parser.parse_args(arguments))
+    config = override(config, {k: v for k, v in options.items() if k not in vars(chosen)})
+    run = chosen.out or Path("runs") / f"{chosen.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    if run.exists() and (not run.is_dir() or any(run.iterdir())):
+        raise ValueError(
+            f"--out {run} is not empty: choose another folder, or continue it with --resume {run}"
+        )
+    return Command(chosen.preset, config, run, False)
+
+
+class OneLineParser(argparse.ArgumentParser):
+    """argparse without the pages of usage before an error, and without abbreviated options."""
+
+    def __init__(self, **arguments: Any):
+        super().__init__(
+            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments
+        )
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {message}; --help lists the options\n")
+
+    def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
+        known, unknown = self.parse_known_args(args)
+        if unknown:
+            options = [name for name in self._option_string_actions if name.startswith("--")]
+            close = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
+            self.error(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+        return known
+
+
+def add_options(parser: argparse.ArgumentParser, config: Any) -> None:
+    """One option a field of the (nested) config, its default shown; a shorthand is a second, shorter name."""
+
+    def add(config: Any, prefix: str, group: argparse._ArgumentGroup) -> None:
+        help_of, hints = field_help(type(config)), get_type_hints(type(config))
+        for field in fields(config):
+            value, name = getattr(config, field.name), prefix + field.name
+            if is_dataclass(value):
+                title = f"{name}: {inspect.cleandoc(type(value).__doc__ or '').splitlines()[0]}"
+                add(value, f"{name}.", parser.add_argument_group(title))
+                continue
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
+            text = help_of[field.name] + (f" [{' | '.join(map(str, choices))}]" if choices else "")
+            short = [f"--{alias}" for alias, option in SHORTHANDS.items() if option == name]
+            group.add_argument(
+                f"--{name}",
+                *short,
+                dest=name,
+                metavar=field.name.upper(),
+                help=f"{text} (default: {shown})".replace("%", "%%"),
+                default=argparse.SUPPRESS,
+            )
+
+    add(config, "", parser.add_argument_group("model"))
+
+
+def override(config: Any, options: dict[str, str]) -> Any:
+    """The config with dotted options, given as text, put in place of its values; checked as a whole once."""
+    values = to_dict(config)
+    for name, text in options.items():
+        place, owner, (*path, last) = values, config, name.split(".")
+        for part in path:
+            place, owner = place[part], getattr(owner, part)
+        place[last] = read_text(get_type_hints(type(owner))[last], text, f"--{name}")
+    return from_dict(type(config), values)
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run a command line: a ValueError is the user's to mend, so it is one line and exit status 2."""
+    try:
+        main()
+    except ValueError as error:
+        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("\nstopped; `--resume RUN` continues from the last checkpoint", file=sys.stderr)
+        sys.exit(130)

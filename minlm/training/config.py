@@ -1,0 +1,146 @@
+"""dataclass <-> JSON: each option is written once, as a field of a frozen dataclass.
+
+A field's help is the line `name: text` of its class's docstring. Unknown names, wrong types and impossible
+values are one-line ValueErrors. The command line made from the same fields: minlm/training/command.py.
+"""
+
+import difflib
+import inspect
+import json
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+
+def field_help(cls: type) -> dict[str, str]:
+    """{field: help} from the `name: text` lines in the docstrings of a dataclass and its bases."""
+    help_of: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        doc = inspect.cleandoc(base.__doc__ or "") if is_dataclass(base) else ""
+        name = None
+        for line in doc.splitlines():
+            head, colon, text = line.partition(": ")
+            if colon and head.isidentifier():
+                name, help_of[head] = head, text
+            elif name and line.startswith("  "):
+                help_of[name] += " " + line.strip()
+            else:
+                name = None
+    return {field.name: help_of.get(field.name, "") for field in fields(cls)}
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A JSON-ready dictionary; where a field allows several dataclasses, "type" says which one it is."""
+    hints, result = get_type_hints(type(config)), {}
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            several = len(dataclass_members(hints[field.name])) > 1
+            value = ({"type": type(value).__name__} if several else {}) | to_dict(value)
+        result[field.name] = list(value) if isinstance(value, tuple) else value
+    return result
+
+
+def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
+    """The config of class cls with these values; fields left out keep their defaults.
+
+    Raises ValueError naming the dotted option for unknown names, wrong types and impossible values.
+    """
+    if not isinstance(values, dict):
+        raise ValueError(f"{prefix.rstrip('.') or 'the config'} must be an object of options, not {values!r}")
+    hints = get_type_hints(cls)
+    names = [field.name for field in fields(cls)]
+    arguments = {}
+    for name, value in values.items():
+        if name not in names:
+            raise ValueError(f"unknown option {prefix}{name}{nearest(name, names)}")
+        members = dataclass_members(hints[name])
+        if members and value is not None:
+            arguments[name] = from_dict(*choose_member(members, value, prefix + name), f"{prefix}{name}.")
+        else:
+            arguments[name] = checked(hints[name], value, prefix + name)
+    try:
+        return cls(**arguments)
+    except TypeError as error:  # a field without default that was not given
+        raise ValueError(f"{cls.__name__}: {error}") from None
+
+
+def dataclass_members(annotation: Any) -> list[type]:
+    """The dataclasses a field's type allows: one for a nested config, several for a choice of configs."""
+    return [t for t in (get_args(annotation) or (annotation,)) if is_dataclass(t)]
+
+
+def choose_member(members: list[type], value: Any, name: str) -> tuple[type, dict[str, Any]]:
+    if len(members) == 1 or not isinstance(value, dict):
+        return members[0], value
+    by_name = {member.__name__: member for member in members}
+    kind = value.get("type")
+    if kind not in by_name:
+        raise ValueError(f"{name}.type={kind!r} must be one of {', '.join(by_name)}")
+    return by_name[kind], {key: item for key, item in value.items() if key != "type"}
+
+
+def checked(annotation: Any, value: Any, name: str) -> Any:
+    """value if it has the annotated type (int counts as float, a list as a tuple), else ValueError."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Literal:
+        if value in arguments:
+            return value
+        raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, arguments))}")
+    if origin is UnionType:
+        return (
+            None if value is None else checked(next(a for a in arguments if a is not NoneType), value, name)
+        )
+    if origin is tuple:
+        if isinstance(value, list | tuple) and (len(value) == len(arguments) or arguments[-1] is Ellipsis):
+            return tuple(checked(arguments[0], item, name) for item in value)
+        raise ValueError(f"{name}={value!r} must be {len(arguments)} values separated by commas")
+    if annotation is float and type(value) is int:
+        return float(value)
+    if type(value) is not annotation:
+        raise ValueError(f"{name}={value!r} must be {annotation.__name__}, not {type(value).__name__}")
+    return value
+
+
+def read_text(annotation: Any, text: str, name: str) -> Any:
+    """An option's text from the command line as a value of the annotated type."""
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is UnionType:
+        inner = next(a for a in arguments if a is not NoneType)
+        return None if text.lower() == "none" and NoneType in arguments else read_text(inner, text, name)
+    if origin is tuple:
+        parts = text.split(",")
+        parts = parts * len(arguments) if len(parts) == 1 and Ellipsis not in arguments else parts
+        return checked(annotation, [read_text(arguments[0], part, name) for part in parts], name)
+    if origin is Literal:
+        return checked(annotation, next((a for a in arguments if str(a) == text), text), name)
+    if annotation is bool:
+        if text.lower() not in ("true", "false"):
+            raise ValueError(f"{name}={text!r} must be true or false")
+        return text.lower() == "true"
+    try:
+        return annotation(text)
+    except ValueError:
+        raise ValueError(
+            f"{name}={text!r} is not {'an' if annotation is int else 'a'} {annotation.__name__}"
+        ) from None
+
+
+def save_config(config: Any, path: Path) -> None:
+    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+
+
+def load_config(cls: type, path: Path) -> Any:
+    try:
+        values = json.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError:
+        raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from None
+    return from_dict(cls, values)
+
+
+def nearest(name: str, names: list[str]) -> str:
+    close = difflib.get_close_matches(name, names, n=1)
+    return f": did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"

@@ -1,0 +1,46 @@
+"""One JSON line a step in metrics.jsonl, and a progress bar with what a person wants to see."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+
+class Log:
+    """The record of a run: `metrics.jsonl` for programs, a bar on stderr for people."""
+
+    def __init__(self, path: Path, progress: float):
+        self.file = path.open("a", encoding="utf-8")
+        self.bar = tqdm(
+            total=100,
+            initial=round(100 * progress, 2),
+            bar_format="{percentage:3.0f}%|{bar:20}| {postfix[0]} [{elapsed}<{remaining}]",
+            postfix=["starting"],
+            mininterval=1.0,
+            file=sys.stderr,
+        )
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Append one line; flushed, so that a killed run keeps it."""
+        rounded = {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in row.items()}
+        self.file.write(json.dumps(rounded) + "\n")
+        self.file.flush()
+
+    def step(self, row: dict[str, Any], progress: float) -> None:
+        self.write(row)
+        chance = f" (chance {row['chance']:.2f})" if "chance" in row else ""
+        self.bar.postfix[0] = (
+            f"step {row['step']} loss {row['loss']:.3f}{chance} {row['items_per_second']:.0f} items/s"
+        )
+        self.bar.update(round(100 * progress, 2) - self.bar.n)
+
+    def evaluation(self, row: dict[str, Any]) -> None:
+        self.write(row)
+        shown = " ".join(f"{key} {v:.3f}" for key, v in row.items() if isinstance(v, float))
+        self.bar.write(f"step {row['step']}: {shown}", file=sys.stderr)
+
+    def close(self) -> None:
+        self.bar.close()
+        self.file.close()

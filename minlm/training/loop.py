@@ -1,0 +1,296 @@
+"""fit(): the only training loop of the repository.
+
+In this order: draw, forward, backward, clip, step, log, evaluate, save. It knows nothing of language or
+images: a model, batches that are a function of (seed, step), and a loss that returns (sum, count, figures).
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from minlm.training.batches import Batches
+from minlm.training.checkpoint import (
+    last_checkpoint,
+    load_training_state,
+    load_weights,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    truncate_metrics,
+)
+from minlm.training.log import Log
+from minlm.training.optim import AveragedWeights, Schedule, parameter_groups, schedule
+
+Batch = dict[str, Tensor]
+Loss = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, Tensor | float]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. The run ends at the first of the limits (epochs, steps, minutes) that is set.
+
+    epochs: passes over the data; 0 = no such limit
+    steps: optimizer steps; 0 = no such limit
+    minutes: wall time, for which the learning rate is then scheduled; 0 = no such limit
+    batch_size: items a step
+    micro_batches: parts a batch is computed in, to save memory; the gradient is the whole batch's
+    lr: peak learning rate of AdamW
+    lr_floor: the last learning rate, as a share of the peak
+    warmup: share of the run in which the learning rate rises
+    schedule: shape of its fall after that
+    weight_decay: decoupled decay of matrices, times the learning rate a step
+    beta2: AdamW's memory of squared gradients (beta1 is 0.9)
+    clip_norm: largest norm of the whole gradient; 0 = no clipping
+    precision: of matrix products in the forward pass; weights and optimizer stay float32; fp16 is for GPUs
+    average: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
+    evaluate_every: steps between evaluations; 0 = only at the end
+    save_every: steps between checkpoints; 0 = only at the end
+    workers: processes that draw items; 0 = the training process itself
+    device: where to compute; auto = cuda where there is a GPU, else cpu
+    seed: of initial weights, order of the data, augmentation and dropout
+    """
+
+    epochs: float = 0.0
+    steps: int = 0
+    minutes: float = 0.0
+    batch_size: int = 128
+    micro_batches: int = 1
+    lr: float = 1e-3
+    lr_floor: float = 0.0
+    warmup: float = 0.05
+    schedule: Schedule = "cosine"
+    weight_decay: float = 0.1
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    average: float = 0.0
+    evaluate_every: int = 0
+    save_every: int = 0
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.epochs > 0 or self.steps > 0 or self.minutes > 0):
+            raise ValueError("the run has no end: set epochs, steps or minutes above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} is a share of the run: it must lie in [0, 1)")
+        if not 0 <= self.average < 1:
+            raise ValueError(
+                f"average={self.average} is the decay of a moving average: it must lie in [0, 1)"
+            )
+        for name in ("batch_size", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size < self.micro_batches:
+            raise ValueError(f"micro_batches={self.micro_batches} is more than batch_size={self.batch_size}")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be above 0")
+
+    def progress(self, step: float, steps_per_epoch: int, seconds: float) -> float:
+        """Share of the run that is done after `step` steps and `seconds`: of the limit that is nearest."""
+        shares = [0.0]
+        if self.epochs > 0:
+            shares.append(step / (self.epochs * steps_per_epoch))
+        if self.steps > 0:
+            shares.append(step / self.steps)
+        if self.minutes > 0:
+            shares.append(seconds / (60 * self.minutes))
+        return max(shares)
+
+
+def choose_device(name: str) -> torch.device:
+    """auto = cuda where there is one. ValueError where cuda is asked for and absent: no silent fallback."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError(
+            "device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch"
+        )
+    return torch.device(name)
+
+
+def forward_precision(precision: str, device: torch.device) -> Any:
+    """The autocast context for a forward pass; ValueError for fp16 on a CPU."""
+    if precision == "float32":
+        return nullcontext()
+    if precision == "fp16" and device.type == "cpu":
+        raise ValueError("precision=fp16 needs a GPU: use bf16 or float32 on a CPU")
+    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def to_device(batch: Batch, device: torch.device) -> Batch:
+    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
+
+
+def accumulate(
+    model: nn.Module, batch: Batch, loss: Loss, n_parts: int, scale: Callable[[Tensor], Tensor]
+) -> tuple[Tensor, int, dict[str, Any]]:
+    """Gradients of the mean loss of a batch, computed in parts: -> (mean, count, figures of the last part).
+
+    Sums are differentiated and divided once by the whole count, so parts of unequal counts (padding, a
+    ragged last part) weigh as they do in the full batch. For losses that are sums over the items; a
+    contrastive loss, which is not, has its own way (minclip/gradcache.py).
+    """
+    total, count = 0.0, 0
+    for part in split(batch, n_parts):
+        part_sum, part_count, figures = loss(model, part)
+        scale(part_sum).backward()
+        total, count = total + part_sum.detach(), count + part_count
+    divide_gradients(model, count)
+    return total / count, count, figures
+
+
+def split(batch: Batch, n_parts: int) -> Iterator[Batch]:
+    chunks = {name: value.chunk(n_parts) for name, value in batch.items()}
+    for values in zip(*chunks.values(), strict=True):
+        yield dict(zip(chunks, values, strict=True))
+
+
+def divide_gradients(model: nn.Module, count: int) -> None:
+    for parameter in model.parameters():
+        if parameter.grad is not None:
+            parameter.grad /= count
+
+
+class TrainingState:
+    """Everything the next step depends on: weights, optimizer, scaler, average, step, time spent."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device):
+        self.model, self.config = model, config
+        groups = parameter_groups(model, config.lr, config.weight_decay)
+        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average = AveragedWeights(model, config.average) if config.average else None
+        self.step, self.seconds = 0, 0.0
+
+    def optimize(self) -> float:
+        """Clip the gradients that stand in the parameters and take one step -> the gradient's norm."""
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or float("inf"))
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.step += 1
+        return norm.item()
+
+    def averaged(self) -> Any:
+        """Inside this context the model carries the weights to use: the average where one is kept."""
+        return self.average.swapped_into(self.model) if self.average else nullcontext()
+
+    def save(self, run: Path, inference_files: Callable[[Path], None]) -> None:
+        weights = self.model.state_dict()
+        training = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "random": random_states(),
+        }
+        if self.average:
+            training |= {"weights": weights, "updates": self.average.updates}
+            weights = self.average.average
+        save_checkpoint(run, self.step, weights, training, inference_files)
+
+    def restore(self, run: Path) -> None:
+        """Put back what `save` wrote last in this run."""
+        folder = last_checkpoint(run)
+        weights, training = load_weights(folder), load_training_state(folder)
+        if self.average:
+            self.average.load_state_dict({"updates": training["updates"], "average": weights})
+            weights = training["weights"]
+        self.model.load_state_dict(weights)
+        self.optimizer.load_state_dict(training["optimizer"])
+        self.scaler.load_state_dict(training["scaler"])
+        restore_random_states(training["random"])
+        self.step, self.seconds = training["step"], training["seconds"]
+
+
+def fit(
+    model: nn.Module,
+    batches: Batches,
+    loss: Loss,
+    config: TrainConfig,
+    run: Path,
+    *,
+    inference_files: Callable[[Path], None],
+    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    after_step: Callable[[], None] | None = None,
+    backward: Callable = accumulate,
+) -> dict[str, float]:
+    """Train the model in place and leave metrics.jsonl and checkpoints in the folder `run`.
+
+    A run that has a checkpoint already is continued from it; where no limit is in minutes, the result is the
+    undisturbed run's, bit for bit.
+    loss(model, batch) -> (sum, count, figures to log). inference_files(folder) writes what a checkpoint needs
+    beside its weights. evaluate(model) -> figures, called in eval mode with the averaged weights where an
+    average is kept. after_step() puts parameters back into their bounds. backward: see `accumulate`.
+    -> the last evaluation's figures; the model carries the weights that were evaluated.
+    Raises ValueError when the loss is not finite.
+    """
+    device = choose_device(config.device)
+    state = TrainingState(model.to(device), config, device)
+    torch.manual_seed(config.seed)
+    if (run / "last").exists():
+        state.restore(run)
+    truncate_metrics(run / "metrics.jsonl", state.step)
+    started = time.monotonic() - state.seconds
+    draw, evaluated = batches.from_step(state.step), {}
+
+    def progress(half: float = 0.0) -> float:
+        return config.progress(state.step + half, batches.steps_per_epoch, state.seconds)
+
+    log = Log(run / "metrics.jsonl", progress())
+    model.train()
+    while progress() < 1:
+        batch = to_device(next(draw), device)
+        # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
+        lr = config.lr * schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
+        for group in state.optimizer.param_groups:
+            group["lr"] = lr
+        state.optimizer.zero_grad(set_to_none=True)
+        with forward_precision(config.precision, device):
+            value, count, figures = backward(model, batch, loss, config.micro_batches, state.scaler.scale)
+        if not torch.isfinite(value):
+            log.close()
+            raise ValueError(f"the loss is {value.item()} at step {state.step + 1}: lower lr={config.lr}")
+        norm = state.optimize()
+        if after_step:
+            after_step()
+        if state.average:
+            state.average.update(model)
+
+        step_seconds = time.monotonic() - started - state.seconds
+        state.seconds += step_seconds
+        row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
+        row |= {name: float(figure) for name, figure in figures.items()}
+        row |= {
+            "lr": lr,
+            "gradient_norm": norm,
+            "seconds": state.seconds,
+            "items_per_second": count / step_seconds,
+        }
+        log.step(row, progress())
+        if evaluate and due(config.evaluate_every, state.step, progress()):
+            model.eval()
+            with state.averaged():
+                evaluated = evaluate(model)
+            model.train()
+            log.evaluation({"step": state.step, **evaluated})
+        if due(config.save_every, state.step, progress()):
+            state.save(run, inference_files)
+    log.close()
+    if state.average:
+        model.load_state_dict(state.average.average)
+    model.eval()
+    return evaluated
+
+
+def due(every: int, step: int, progress: float) -> bool:
+    """Whether something done each `every` steps (0 = only at the end) is done after this one."""
+    return progress >= 1 or (every > 0 and step % every == 0)

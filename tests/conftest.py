@@ -1,0 +1,33 @@
+"""Hypothesis profiles, the place of the real data, and determinism for every test.
+
+`pytest` uses the profile `fast`; HYPOTHESIS_PROFILE=ci draws the same examples every time,
+HYPOTHESIS_PROFILE=deep looks fifty times as hard.
+"""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("fast", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("fast"), derandomize=True, max_examples=40)
+settings.register_profile("deep", settings.get_profile("fast"), max_examples=1000)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "fast"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed():
+    """Layers initialise from torch's global generator: the same in every run."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder of real data: MINCLIP_DATA, or shared/data beside the checkout; skips where there is none."""
+    beside = Path(__file__).resolve().parents[2] / "shared" / "data"
+    root = Path(os.environ.get("MINCLIP_DATA", beside))
+    if not root.is_dir():
+        pytest.skip(f"no real data: set MINCLIP_DATA to its folder (looked at {root})")
+    return root

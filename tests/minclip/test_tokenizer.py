@@ -1,0 +1,577 @@
+import gzip
+import hashlib
+import itertools
+import pickle
+import random
+import re
+import sys
+import unicodedata
+from collections import Counter
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minclip import clip_bpe, tokenizer
+from minclip.clip_bpe import (
+    BYTE_CHARACTERS,
+    N_MERGES,
+    WORD_END,
+    ClipBPE,
+    clean_text,
+    merge_pair,
+    word_pattern,
+)
+from minclip.tokenizer import (
+    SPECIAL_TOKENS,
+    WordPiece,
+    count_words,
+    encode_batch,
+    learn_pieces,
+    load_tokenizer,
+    remove_controls,
+    split_words,
+)
+
+# accents (composed and not), case oddities, CJK, Hangul, kana, controls, white space, marks, emoji, symbols, numbers
+ODD = "aBcE éÅÑßİΣσſ\u0301\u0327ǆ中文\uf900가か\x00\x01\t\n\r\x1c\x85\u00a0\u2028\u200b\u00ad\ue000\ufffd😀👍🏽#'-.…«$+^`½²Ⅷ٣_&;"
+texts = st.text(max_size=60) | st.text(st.sampled_from(ODD), max_size=60)
+CORPUS = [
+    "A dog runs.",
+    "A dog is running in the grass",
+    "Two dogs run, a man watches the dogs",
+    "",
+    "naïve 犬",
+]
+CONTROL_STRINGS = [*SPECIAL_TOKENS, "<|startoftext|>", "<|endoftext|>"]
+
+
+@pytest.fixture(scope="module")
+def small() -> WordPiece:
+    return WordPiece.train(CORPUS, 90)
+
+
+def made_up_merges() -> list[tuple[str, str]]:
+    """A full table: every pair of the first 96 bytes (ASCII and a few more), inside a word and at its end."""
+    characters = list(BYTE_CHARACTERS.values())
+    pairs = ((a, b + end) for a, b in itertools.product(characters, repeat=2) for end in ("", WORD_END))
+    return list(itertools.islice(pairs, N_MERGES))
+
+
+@pytest.fixture(scope="module")
+def pairs_bpe() -> ClipBPE:
+    return ClipBPE(made_up_merges())
+
+
+@pytest.fixture(scope="module")
+def bert(data_root) -> WordPiece:
+    return WordPiece.load(data_root / "vocab" / "bert-base-uncased-vocab.txt")
+
+
+@pytest.fixture(scope="module")
+def clip(data_root) -> ClipBPE:
+    return ClipBPE.load(data_root / "vocab" / "bpe_simple_vocab_16e6.txt.gz")
+
+
+def squeezed(text: str) -> str:
+    return clip_bpe.WHITESPACE.sub("", text)
+
+
+# --- how BERT cuts a text into words
+
+
+@pytest.mark.parametrize(
+    "text, words",
+    [
+        ("Hello, World!", ["hello", ",", "world", "!"]),
+        ("ÀÉÎõü\u0327 Ångström", ["aeiou", "angstrom"]),
+        ("don't $5 a_b ^x`", ["don", "'", "t", "$", "5", "a", "_", "b", "^", "x", "`"]),
+        ("a中文b\uf900", ["a", "中", "文", "b", "\u8c48"]),
+        ("カタカナ ひら", ["カタカナ", "ひら"]),
+        ("a\x00b\x0bc\ufffdd\u200be\u00adf\ue000g\ud800h", ["abcdefgh"]),
+        ("a\tb\nc\rd\u00a0e\u2028f\u3000g", ["a", "b", "c", "d", "e", "f", "g"]),
+        ("«a»…b–c€d", ["«", "a", "»", "…", "b", "–", "c€d"]),
+        ("\u0378a", ["\u0378a"]),  # a code point without a character yet, as emoji newer than this Python are
+        ("ΟΔΟΣ", ["οδος"]),
+        ("", []),
+    ],
+)
+def test_words_as_bert_cuts_them(text, words):
+    assert [word for chunk in remove_controls(text).split() for word in split_words(chunk)] == words
+
+
+# --- WordPiece: training
+
+
+def naive_pieces(words: Counter, n_pieces: int) -> list[str]:
+    """learn_pieces, with every count made anew at every step."""
+    spelled = {word: [word[0], *("##" + c for c in word[1:])] for word in words}
+    pieces = []
+    while len(pieces) < n_pieces:
+        counts = Counter()
+        for word, symbols in spelled.items():
+            for pair in itertools.pairwise(symbols):
+                counts[pair] += words[word]
+        if not counts or max(counts.values()) < 2:
+            break
+        best = min(counts, key=lambda pair: (-counts[pair], pair))
+        piece = best[0] + best[1][2:]
+        spelled = {word: merge_pair(symbols, best, piece) for word, symbols in spelled.items()}
+        if piece not in pieces:
+            pieces.append(piece)
+    return pieces
+
+
+@given(
+    st.dictionaries(st.text("abc", min_size=1, max_size=8), st.integers(1, 5), max_size=8), st.integers(0, 30)
+)
+def test_learned_pieces_equal_a_recount_at_every_step(words, n_pieces):
+    assert learn_pieces(Counter(words), n_pieces) == naive_pieces(Counter(words), n_pieces)
+
+
+@given(st.lists(texts, min_size=1, max_size=6), st.integers(0, 40))
+def test_training_covers_its_corpus_and_every_recombination_of_its_characters(corpus, extra):
+    words = count_words(corpus)
+    characters = sorted({character for word in words for character in word})
+    if not words:
+        return
+    size = len(SPECIAL_TOKENS) + 2 * len(characters) + extra
+    trained = WordPiece.train(corpus, size)
+    assert trained.vocab_size <= size
+    assert trained.tokens[:5] == list(SPECIAL_TOKENS)
+    assert set(characters) <= set(trained.tokens)
+    shuffled = "".join(random.Random(extra).sample(characters, len(characters)))[:100]
+    for text in [*corpus, shuffled, shuffled[::-1]]:
+        ids = trained.encode(text)
+        assert trained.unk_id not in ids
+        assert all(5 <= i < trained.vocab_size for i in ids)
+
+
+@given(st.lists(st.sampled_from([*CORPUS, "a dog", "grassy"]), min_size=1), st.integers(0, 9))
+def test_training_does_not_see_the_order_of_the_texts(corpus, seed):
+    corpus = ["dogs", *corpus]
+    shuffled = random.Random(seed).sample(corpus, len(corpus))
+    assert WordPiece.train(shuffled, 60).tokens == WordPiece.train(iter(corpus), 60).tokens
+
+
+def test_training_gives_the_known_vocabulary():
+    trained = WordPiece.train(["abab abab ab", "b!"], 12)
+    assert trained.tokens == [*SPECIAL_TOKENS, "!", "a", "b", "##a", "##b", "ab", "##ab"]
+    assert WordPiece.train(["abab abab ab", "b!"], 99).tokens == [*trained.tokens, "abab"]
+
+
+def test_training_leaves_out_words_that_are_never_spelled():
+    assert WordPiece.train(["z" * 101 + " y"], 99).tokens == [*SPECIAL_TOKENS, "y", "##y"]
+
+
+# --- WordPiece: encoding
+
+
+@given(texts)
+def test_wordpiece_encode_decode_encode_is_encode(text):
+    if not count_words([text]):
+        return
+    trained = WordPiece.train([text, "ab" * 5], 500)
+    ids = trained.encode(text)
+    assert trained.encode(trained.decode(ids)) == ids
+
+
+@given(
+    st.sets(st.text("ab", min_size=1, max_size=4)), st.sets(st.text("ab", min_size=1, max_size=4)), st.data()
+)
+def test_wordpiece_takes_the_longest_known_piece(first, later, data):
+    vocabulary = WordPiece([*SPECIAL_TOKENS, *sorted(first), *sorted("##" + piece for piece in later)])
+
+    def longest(pieces, prefix, rest):
+        return next((prefix + rest[:n] for n in range(len(rest), 0, -1) if rest[:n] in pieces), None)
+
+    for word in data.draw(st.lists(st.text("ab", min_size=1, max_size=12))):
+        expected, rest = [], word
+        while rest:
+            piece = longest(later, "##", rest) if expected else longest(first, "", rest)
+            if piece is None:
+                expected = ["[UNK]"]
+                break
+            expected.append(piece)
+            rest = rest[len(piece.removeprefix("##")) :]
+        assert [vocabulary.tokens[i] for i in vocabulary.encode(word)] == expected
+
+
+def test_words_over_a_hundred_characters_are_unknown(small):
+    assert small.unk_id not in small.encode("a" * 100)
+    assert small.encode("a " + "a" * 101) == [*small.encode("a"), small.unk_id]
+    assert small.encode("q") == [small.unk_id]
+
+
+@given(texts, st.lists(st.sampled_from(CONTROL_STRINGS)), st.integers(0, 99))
+def test_no_text_gives_a_control_id(small, pairs_bpe, text, controls, seed):
+    parts = random.Random(seed).sample([text, *controls], 1 + len(controls))
+    for text in ("".join(parts), " ".join(parts)):
+        ids = small.encode(text)
+        mask_id = small.tokens.index("[MASK]")
+        assert not {small.pad_id, small.start_id, small.end_id, mask_id} & set(ids)
+        assert all(0 <= i < small.vocab_size for i in ids)
+        assert all(0 <= i < pairs_bpe.start_id for i in pairs_bpe.encode(text))
+
+
+def test_wordpiece_decode(small):
+    ids = small.encode("Two DOGS run!")
+    assert small.decode(ids) == "two dogs run [UNK]"
+    tail = small.encode("man")
+    assert small.decode([small.start_id, *ids, small.end_id, *tail, small.pad_id]) == small.decode(ids)
+    assert small.decode(torch.tensor([small.pad_id, *tail, small.pad_id])) == "man"
+
+
+def test_bert_known_ids(bert):
+    assert (bert.vocab_size, bert.pad_id, bert.unk_id, bert.start_id, bert.end_id) == (
+        30522,
+        0,
+        100,
+        101,
+        102,
+    )
+    assert bert.digest == "07eced375cec144d27c900241f3e339478dec958f92fddbc551f295c992038a3"
+    assert bert.encode("Hello, WORLD!") == [7592, 1010, 2088, 999]
+    assert [bert.tokens[i] for i in bert.encode("unaffable")] == ["una", "##ffa", "##ble"]
+    assert bert.encode("[SEP] [UNK]") == bert.encode("[ sep ] [ unk ]")
+
+
+# --- CLIP's BPE
+
+
+def test_pattern_has_exactly_the_letters_and_numbers_of_unicode():
+    """Every code point in one string: runs of letters, single numbers, runs of the rest."""
+    everything = "".join(map(chr, range(sys.maxunicode + 1)))
+    expected = []
+    for kind, run in itertools.groupby(
+        everything, lambda c: unicodedata.category(c)[0] in "LN" and c.isalnum()
+    ):
+        if not kind:
+            expected.append("".join(run))
+            continue
+        for letter, part in itertools.groupby(run, lambda c: unicodedata.category(c)[0] == "L"):
+            expected += ["".join(part)] if letter else list(part)
+    assert word_pattern().findall(everything) == expected
+
+
+@pytest.mark.parametrize(
+    "chunk, words",
+    [
+        ("it's", ["it", "'s"]),
+        ("we'll've", ["we", "'ll", "'ve"]),
+        ("'tis", ["'t", "is"]),
+        ("a!!'s", ["a", "!!'", "s"]),
+        ("'ſ", ["'ſ"]),  # the long s, which ignoring case makes an s
+        ("12½Ⅷ", ["1", "2", "½", "Ⅷ"]),
+        ("a_b--c", ["a", "_", "b", "--", "c"]),
+        ("中文é", ["中文é"]),
+        ("e\u0301", ["e", "\u0301"]),
+        ("<|endoftext|>", ["<|", "endoftext", "|>"]),
+    ],
+)
+def test_pattern_cuts_words_as_clip(chunk, words):
+    assert word_pattern().findall(chunk) == words
+
+
+@pytest.mark.parametrize(
+    "text, cleaned",
+    [
+        ("  A\tB\n\nC\u3000", "a b c"),
+        ("&lt;b&gt; &amp;amp; &amp;lt;", "<b> & <"),
+        ("e\u0301", "é"),
+        ("a\x1cb", "a\x1cb"),
+        ("a&nbsp;b", "a b"),
+        (" \n", ""),
+    ],
+)
+def test_clip_cleaning(text, cleaned):
+    assert clean_text(text) == cleaned
+
+
+@given(texts)
+def test_clip_decode_gives_the_cleaned_text_back(pairs_bpe, text):
+    ids = pairs_bpe.encode(text)
+    assert squeezed(pairs_bpe.decode(ids)) == squeezed(clean_text(text))
+    assert all(0 <= i < pairs_bpe.vocab_size for i in ids)
+
+
+@given(texts)
+def test_clip_decode_gives_the_cleaned_text_back_with_clips_merges(clip, text):
+    assert squeezed(clip.decode(clip.encode(text))) == squeezed(clean_text(text))
+
+
+def merge_in_file_order(merges, word: str) -> list[str]:
+    """The same result by another way: every merge of the file once, from the first to the last."""
+    symbols = [BYTE_CHARACTERS[byte] for byte in word.encode()]
+    symbols[-1] += WORD_END
+    for pair in merges:
+        if pair[0] in symbols:
+            symbols = merge_pair(symbols, pair, "".join(pair))
+    return symbols
+
+
+@given(st.text(st.sampled_from("abcdefghilmnorstuvwyé犬"), min_size=1, max_size=12))
+def test_clip_merges_equal_the_file_applied_in_order(pairs_bpe, word):
+    assert [pairs_bpe.tokens[i] for i in pairs_bpe.encode(word)] == merge_in_file_order(
+        pairs_bpe.merges, word
+    )
+
+
+@given(st.text(st.sampled_from("abcdefghilmnorstuvwyé犬"), min_size=1, max_size=12))
+def test_clip_merges_equal_its_file_applied_in_order(clip, word):
+    assert [clip.tokens[i] for i in clip.encode(word)] == merge_in_file_order(clip.merges, word)
+
+
+def test_clip_known_ids(clip):
+    assert (clip.vocab_size, clip.pad_id, clip.start_id, clip.end_id) == (49408, 0, 49406, 49407)
+    assert clip.encode("a photo of a cat") == [320, 1125, 539, 320, 2368]
+    assert clip.encode("Hello  World!") == [3306, 1002, 256]
+    assert clip.encode("a diagram") == [320, 22697]
+    assert clip.encode("<|endoftext|>") == clip.encode("<| endoftext |>")
+
+
+def test_clip_decode(pairs_bpe):
+    ids = pairs_bpe.encode("Hi, you!")
+    assert pairs_bpe.decode(ids) == "hi , you !"
+    assert pairs_bpe.decode([pairs_bpe.start_id, *ids, pairs_bpe.end_id, 0, 0]) == "hi , you !"
+    assert pairs_bpe.decode(pairs_bpe.encode("犬")[:1]) == "\ufffd"  # cut inside a character
+    assert pairs_bpe.encode("a\ud800") == pairs_bpe.encode("a?")
+    assert pairs_bpe.encode(" \n") == []
+
+
+# --- batches
+
+captions = st.lists(st.text("ab dé犬!", max_size=30), min_size=1, max_size=5)
+
+
+@given(captions, st.integers(3, 24), st.booleans())
+def test_batch_rows_are_start_ids_end_pads(small, pairs_bpe, texts, context_length, use_clip):
+    tokenizer = pairs_bpe if use_clip else small
+    tokens, token_mask, n_truncated = encode_batch(tokenizer, texts, context_length)
+    assert tokens.dtype == torch.int64
+    assert token_mask.dtype == torch.bool
+    rows = []
+    for text, row, mask in zip(texts, tokens, token_mask, strict=True):
+        ids = tokenizer.encode(text)
+        rows.append([tokenizer.start_id, *ids[: context_length - 2], tokenizer.end_id])
+        assert row[mask].tolist() == rows[-1]
+        assert mask.tolist() == [True] * len(rows[-1]) + [False] * (tokens.shape[1] - len(rows[-1]))
+        assert (row[~mask] == tokenizer.pad_id).all()
+        assert (row == tokenizer.end_id).sum() == 1
+    assert tokens.shape[1] == max(map(len, rows)) <= context_length
+    assert n_truncated == sum(len(tokenizer.encode(text)) > context_length - 2 for text in texts)
+
+
+@given(captions, st.integers(3, 24))
+def test_a_longer_neighbour_changes_nothing_but_pads(small, texts, context_length):
+    tokens, token_mask, _ = encode_batch(small, texts, context_length)
+    longer, longer_mask, _ = encode_batch(small, [*texts, "a " * 30], context_length)
+    width = tokens.shape[1]
+    assert torch.equal(longer[:-1, :width], tokens)
+    assert torch.equal(longer_mask[:-1, :width], token_mask)
+    assert not longer_mask[:-1, width:].any()
+
+
+def test_truncation_counts_texts_and_keeps_the_end(small):
+    exact, longer = "a a a", "a a a a"
+    tokens, _, n_truncated = encode_batch(small, [exact, longer, longer, ""], 5)
+    assert n_truncated == 2
+    assert torch.equal(tokens[0], tokens[1])
+    assert tokens[:3, -1].tolist() == [small.end_id] * 3
+    assert tokens[3].tolist() == [small.start_id, small.end_id, *[small.pad_id] * 3]
+
+
+@pytest.mark.parametrize(
+    "texts, context_length, message",
+    [
+        (["a"], 2, r"context_length 2 is below 3: start, one token and end must fit"),
+        ([], 8, r"texts is \[\]: give a list of at least one string"),
+        ("a dog", 8, r"texts is 'a dog': give a list of at least one string"),
+        (["a", float("nan")], 8, r"texts\[1\] is nan, not a string: drop the row or mend its caption"),
+    ],
+)
+def test_batch_errors(small, texts, context_length, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        encode_batch(small, texts, context_length)
+
+
+# --- files
+
+
+def test_wordpiece_save_and_load(small, tmp_path):
+    small.save(tmp_path / "run")
+    path = tmp_path / "run" / "vocab.txt"
+    assert small.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    crlf = tmp_path / "list"
+    crlf.write_bytes(path.read_bytes().replace(b"\n", b"\r\n"))
+    loads = [
+        WordPiece.load(path),
+        WordPiece.load(tmp_path / "run"),
+        load_tokenizer(str(path.parent)),
+        load_tokenizer(crlf),
+    ]
+    for loaded in loads:
+        assert isinstance(loaded, WordPiece)
+        assert loaded.tokens == small.tokens
+        assert loaded.digest == small.digest
+    assert WordPiece(small.tokens[::-1]).digest != small.digest
+
+
+def test_clip_save_and_load(pairs_bpe, tmp_path):
+    pairs_bpe.save(tmp_path / "run")
+    path = tmp_path / "run" / "merges.txt"
+    assert pairs_bpe.digest == hashlib.sha256(path.read_bytes()).hexdigest()
+    zipped = tmp_path / "vocab.txt"  # told apart by content, not by name
+    zipped.write_bytes(gzip.compress(path.read_bytes() + b"more merges\nthan used\n"))
+    for loaded in (ClipBPE.load(path), load_tokenizer(path.parent), load_tokenizer(zipped)):
+        assert isinstance(loaded, ClipBPE)
+        assert loaded.tokens == pairs_bpe.tokens
+        assert loaded.digest == pairs_bpe.digest
+    others = made_up_merges()
+    others[-1] = ("é", "z")
+    assert ClipBPE(others).digest != pairs_bpe.digest
+
+
+def test_clip_file_saved_as_text_is_the_same(clip, tmp_path):
+    clip.save(tmp_path)
+    assert load_tokenizer(tmp_path).tokens == clip.tokens
+
+
+def test_tokenizers_travel_to_workers(small, pairs_bpe):
+    for tokenizer in (small, pairs_bpe):
+        there = pickle.loads(pickle.dumps(tokenizer))
+        assert there.encode("a dog runs") == tokenizer.encode("a dog runs")
+        assert there.digest == tokenizer.digest
+
+
+def test_the_cache_stays_small_and_changes_nothing(small, pairs_bpe, monkeypatch):
+    words = "a dog runs a man dogs the dog".split()
+    expected = [(small.encode(word), pairs_bpe.encode(word)) for word in words]
+    monkeypatch.setattr(tokenizer, "CACHE_LIMIT", 2)
+    monkeypatch.setattr(clip_bpe, "CACHE_LIMIT", 2)
+    for word, ids in zip(words, expected, strict=True):
+        assert (small.encode(word), pairs_bpe.encode(word)) == ids
+        assert len(small._cache) <= 2
+        assert len(pairs_bpe._cache) <= 2
+    small.encode("dog").append(-1)
+    assert -1 not in small.encode("dog")
+
+
+# --- errors
+
+
+@pytest.mark.parametrize(
+    "tokens, message",
+    [
+        ([*SPECIAL_TOKENS[:3], "a"], r"the vocabulary of 4 tokens misses \[SEP\], \[MASK\]"),
+        ([*SPECIAL_TOKENS, "a", "b", "a"], r"the token 'a' is on lines 6 and 8: keep one"),
+        ([*SPECIAL_TOKENS, ""], r"line 6 of the vocabulary is '': empty, or with a line end inside"),
+        ([*SPECIAL_TOKENS, "a\n"], r"line 6 of the vocabulary is 'a\\n': empty, or with a line end inside"),
+        ([*SPECIAL_TOKENS, "a\rb"], r"line 6 of the vocabulary is 'a\\rb': empty, or with a line end inside"),
+    ],
+)
+def test_damaged_wordpiece_list(tokens, message, tmp_path):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        WordPiece(tokens)
+    if "\n" not in "".join(tokens):
+        path = tmp_path / "vocab.txt"
+        path.write_bytes("".join(f"{token}\n" for token in tokens).encode())
+        with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {message}$"):
+            load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "texts, vocab_size, message",
+    [
+        (
+            ["ab!"],
+            9,
+            r"vocab_size 9 is too small for the special tokens and the 3 characters of the texts: give at least 10",
+        ),
+        ([" ", "\x00"], 50, r"texts has no words to train on: give at least one text that is not blank"),
+        ("a dog", 50, r"texts is one string: give a list of strings"),
+    ],
+)
+def test_training_errors(texts, vocab_size, message):
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        WordPiece.train(texts, vocab_size)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda m: m[:-1], r"48893 merges where CLIP uses 48894: fetch the file again"),
+        (lambda m: [*m[:4], m[1], *m[5:]], r"line 6: '! !</w>' makes a symbol that is there already"),
+        (lambda m: [("!!", "犬"), *m[1:]], r"line 2: '!! 犬' uses a symbol that no earlier merge makes"),
+    ],
+)
+def test_damaged_merges(change, message, tmp_path):
+    merges = change(made_up_merges())
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        ClipBPE(merges)
+    path = tmp_path / "merges.txt"
+    path.write_text(
+        "#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in merges), encoding="utf-8", newline="\n"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: {message}$"):
+        load_tokenizer(path)
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", r" is empty: fetch it again"),
+        (b"\n \n", r" is empty: fetch it again"),
+        (b"\xff\xfe", r" is damaged \('utf-8' codec can't decode .*\): fetch it again"),
+        (gzip.compress(b"#version\n" * 99)[:-12], r" is damaged \(.*\): fetch it again"),
+        (b"\x1f\x8bnot gzip", r" is damaged \(.*\): fetch it again"),
+        (b"#version: 0.2\na b\nc\n", r": line 3 is 'c', not two symbols and a space"),
+        (b"#version: 0.2\na b\n", r" has no merge with </w>: another model's merges \(GPT-2's\?\)"),
+        (
+            b'{"a": 1}',
+            r" starts with '\{\"a\": 1\}': neither a WordPiece list \(one token a line, \[CLS\] among them\) "
+            r"nor CLIP's merges \(#version in the first line\)",
+        ),
+    ],
+)
+def test_damaged_files(content, message, tmp_path):
+    path = tmp_path / "vocabulary"
+    path.write_bytes(content)
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}{message}$"):
+        load_tokenizer(path)
+
+
+def test_gpt2_merges_are_not_taken_for_clips(data_root):
+    with pytest.raises(ValueError, match="another model's merges"):
+        load_tokenizer(data_root / "vocab" / "vocab.bpe")
+
+
+def test_missing_and_ambiguous_files(small, pairs_bpe, tmp_path):
+    names = r"vocab\.txt, merges\.txt, bpe_simple_vocab_16e6\.txt\.gz"
+    with pytest.raises(
+        ValueError, match=rf"nowhere is missing: give a vocabulary file or its folder \({names}\)$"
+    ):
+        load_tokenizer(tmp_path / "nowhere")
+    with pytest.raises(ValueError, match=rf" holds 0 of {names}: exactly one is needed$"):
+        load_tokenizer(tmp_path)
+    small.save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"vocab\.txt starts with '\[PAD\]', not with a merges file's header"
+    ):
+        ClipBPE.load(tmp_path / "vocab.txt")
+    pairs_bpe.save(tmp_path)
+    with pytest.raises(ValueError, match=rf" holds 2 of {names}: exactly one is needed$"):
+        load_tokenizer(tmp_path)
+    assert WordPiece.load(tmp_path).tokens == small.tokens
+    assert ClipBPE.load(tmp_path).tokens == pairs_bpe.tokens
+
+
+@pytest.mark.parametrize("wrong", [-1, 10**6])
+def test_decoding_ids_of_another_tokenizer(small, pairs_bpe, wrong):
+    for tokenizer in (small, pairs_bpe):
+        last = tokenizer.vocab_size - 1
+        with pytest.raises(
+            ValueError, match=rf"^token id {wrong} is outside 0\.\.{last}: another tokenizer's\?$"
+        ):
+            tokenizer.decode([wrong])

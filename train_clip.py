@@ -1,0 +1,110 @@
+"""Train CLIP: preset -> data -> tokenizer -> model -> fit() -> figures and pictures.
+
+    python train_clip.py                                              the built-in world, five minutes on two cores
+    python train_clip.py --preset flickr8k --data.root DIR --minutes 20
+    python train_clip.py --preset pairs --data.path captions.csv      your own images and captions
+    python train_clip.py --resume runs/NAME                           continue what was stopped
+
+Any field of the config is an option: --image.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
+metrics.jsonl, the checkpoints, the pictures and result.json.
+"""
+
+import json
+import time
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minclip.clip import CLIP, batch_loss
+from minclip.data.dataset import PairDataset
+from minclip.data.shapes import ShapesConfig, questions
+from minclip.evaluate import choice_accuracy, evaluate_records, format_retrieval
+from minclip.gradcache import cached_backward
+from minclip.presets import PRESETS, RunConfig
+from minclip.report import draw_pictures
+from minclip.runs import files_beside_weights, make_tokenizer
+from minclip.tokenizer import load_tokenizer
+from minlm.training.batches import Batches
+from minlm.training.checkpoint import replace_text
+from minlm.training.command import command_line, run_main
+from minlm.training.config import save_config
+from minlm.training.loop import fit
+
+
+def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
+    """One training run, from data to figures -> what stands in result.json."""
+    started = time.monotonic()
+    splits = config.data.read()
+    records, dev = splits["train"], splits["dev"]
+    if resume:
+        tokenizer = load_tokenizer(run)
+    else:
+        tokenizer = make_tokenizer(config, records)
+        config = config.with_tokenizer(tokenizer)
+        run.mkdir(parents=True, exist_ok=True)
+        files_beside_weights(config, tokenizer)(run)
+
+    dataset = PairDataset(
+        records,
+        config.image_transform(train=True),
+        tokenizer,
+        config.text.context_length,
+        config.train.seed,
+        cache_bytes=int(config.cache_gib * 2**30),
+    )
+    dataset.fill_cache(workers=2, progress=True)
+    torch.manual_seed(config.train.seed)
+    model = CLIP(config)
+    look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(records):,} training images; {run}")
+    fit(
+        model,
+        Batches(dataset, config.train.batch_size, config.train.seed, config.train.workers),
+        batch_loss,
+        config.train,
+        run,
+        inference_files=files_beside_weights(config, tokenizer),
+        evaluate=partial(dev_figures, dev=dev, **look),
+        after_step=model.clamp_logit_scale,
+        backward=cached_backward,
+    )
+
+    evaluation = evaluate_records(model, dev, **look)
+    print(format_retrieval(evaluation.figures, evaluation.seconds))
+    zero_shot = {}
+    if isinstance(config.data, ShapesConfig):
+        zero_shot = {
+            name: choice_accuracy(model, questions=asked, **look)
+            for name, asked in questions(config.data).items()
+        }
+        for name, row in zero_shot.items():
+            print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
+    draw_pictures(run, model, dev, evaluation, **look)
+    result = {
+        "data": type(config.data).__name__.removesuffix("Config").lower(),
+        "split": "dev",
+        **evaluation.figures,
+        "zero_shot": zero_shot,
+        "corrupt_images": len(dataset.corrupt),
+        "seconds": time.monotonic() - started,
+        "seed": config.train.seed,
+    }
+    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+    print(f"{result['seconds']:.0f} s in all; figures, pictures and checkpoints: {run}")
+    return result
+
+
+def dev_figures(model: CLIP, dev: list, **look) -> dict[str, float]:
+    """What is followed during training: recall@10 on the dev split, both ways."""
+    figures = evaluate_records(model, dev, **look).figures
+    return {f"dev_{way}_recall@10": figures[way]["recall@10"] for way in ("image_to_text", "text_to_image")}
+
+
+def main() -> None:
+    command = command_line(PRESETS, __doc__)
+    train(command.config, command.run, command.resume)
+
+
+if __name__ == "__main__":
+    run_main(main)
