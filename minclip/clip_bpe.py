@@ -10,7 +10,8 @@ Where this differs from CLIP's published code, and why:
   dropped. Hugging Face's tokenizer does none of this, and leaves "&amp;" as it is, which CLIP and this one resolve.
 - A literal "<|endoftext|>" in a text is text: "<|", "endoftext", "|>". The published tokenizers turn it into the
   end token: whoever writes a caption could end it, and move the place at which the text tower is pooled.
-- Letters and numbers are those of Python's Unicode tables, older or newer than those of the package `regex`.
+- Letters and numbers are those of Python's Unicode tables, older or newer than those of the package `regex`, whose
+  published pattern also loses one character, the iota subscript on its own (U+0345).
 """
 
 import functools

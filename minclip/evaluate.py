@@ -161,12 +161,8 @@ def retrieval(
     with a right answer among the first k (Karpathy and Fei-Fei 2015, section 4.2).
     """
     image_ranks, text_ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text, chunk)
-    chance = chance_recalls(torch.bincount(image_of_text).tolist(), ks)
-    return {
-        "image_to_text": _recalls(image_ranks, ks),
-        "text_to_image": _recalls(text_ranks, ks),
-        "chance": chance,
-    }
+    figures = {"image_to_text": _recalls(image_ranks, ks), "text_to_image": _recalls(text_ranks, ks)}
+    return figures | {"chance": chance_recalls(torch.bincount(image_of_text).tolist(), ks)}
 
 
 def _recalls(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
@@ -182,11 +178,9 @@ def chance_recalls(captions_of_image: Sequence[int], ks: Sequence[int]) -> dict[
     n_images, n_captions = len(captions_of_image), sum(captions_of_image)
     by_text, by_image = {}, {}
     for k in ks:
-        orders = math.comb(n_captions, min(k, n_captions))
-        hits = sum(
-            images * (orders - math.comb(n_captions - count, min(k, n_captions)))
-            for count, images in Counter(captions_of_image).items()
-        )
+        drawn = min(k, n_captions)
+        orders = math.comb(n_captions, drawn)
+        hits = sum(orders - math.comb(n_captions - count, drawn) for count in captions_of_image)
         by_image[f"recall@{k}"] = hits / (orders * n_images)  # whole numbers up to here: no rounding
         by_text[f"recall@{k}"] = min(k, n_images) / n_images
     return {"image_to_text": by_image, "text_to_image": by_text}

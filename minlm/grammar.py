@@ -1,29 +1,30 @@
 """Probabilistic state machines whose every text has exactly one derivation.
 
-A grammar is a function `moves(state)`: the moves open in a state, each with a probability, a pattern of text and the
-state that follows. A text is what a walk from `start` to `None` writes. At every state the patterns are distinguishable
-(no text of one begins a text of another), so a text tells its walk, and
+A grammar is a function `moves(state)`: the moves open in a state, each with a probability, a pattern of text
+and the state that follows. A text is what a walk from `start` to `None` writes. At every state the patterns are
+distinguishable (no text of one begins a text of another), so a text tells its walk, and
 
     p(text) = product over the walk of  p(move) * product over the pattern of 1 / (number of fillings)
 
-is the text's exact probability. `sample` draws a text, `parse` finds the walk of a given one, `expectations` sums over
-all walks: the three read the same `moves` and the same `fillings`, so they cannot disagree about the distribution.
+is the text's exact probability. `sample` draws a text, `parse` finds the walk of a given one, `expectations` sums
+over all walks: the three read the same `moves` and `fillings`, so they cannot disagree about the distribution.
 
 A pattern mixes three things:
 
-    "{H} hands the {X} to {R}."     capital in braces: a variable, drawn once a text and remembered ({h}: in title case)
-    "{C:new} enters."               the place where a variable is drawn: uniform over what its pool has left
-    "a <adj> <thing>"               a word of that list, drawn afresh each time, uniform (<Adj>: capitalised)
+    "{H} hands the {X} to {R}."   capital in braces: a variable, drawn once a text, then remembered ({h}: title case)
+    "{C:new} enters."             the place where a variable is drawn: uniform over what its pool has left
+    "a <adj> <thing>"             a word of that list, drawn afresh each time, uniform (<Adj>: capitalised)
 
-Variables carry long-range facts at no cost to the exact sums: moves may depend on which variables are held, present or
-promised (that is in the state) but never on their values, so the sums run over states and not over names.
+Variables carry long-range facts at no cost to the exact sums: moves may depend on which variables are held, present
+or promised (that is in the state) but never on their values, so the sums run over states and not over names.
 """
 
 import math
 import re
 from collections.abc import Callable, Hashable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
+from itertools import pairwise
 from random import Random
 from typing import NamedTuple
 
@@ -53,7 +54,8 @@ class Move(NamedTuple):
 class Grammar:
     """A state machine over texts; see the module's docstring.
 
-    `pools` maps a pool's variables, in the order in which they are drawn, to its values: {"ABC": ("ADA", "BRUNO", ...)}.
+    `pools` maps a pool's variables, in the order in which they are drawn, to its values, {"AB": ("ADA", "IRIS", ...)};
+    no value stands in two pools.
     """
 
     start: Hashable
@@ -83,7 +85,7 @@ class Grammar:
 def check_words(name: str, words: tuple[str, ...]) -> None:
     """Raises ValueError where one word begins another: the text would not tell which was drawn."""
     ordered = sorted(words)
-    for word, following in zip(ordered, ordered[1:], strict=False):
+    for word, following in pairwise(ordered):
         if following.startswith(word):
             raise ValueError(
                 f"list {name!r}: {word!r} begins {following!r}, so a text would not tell them apart"
@@ -91,7 +93,7 @@ def check_words(name: str, words: tuple[str, ...]) -> None:
 
 
 def read_pattern(text: str, words: dict[str, tuple[str, ...]], **roles: str) -> tuple[Part, ...]:
-    """ "{S} <acts> the {X}." with S="A" -> its parts. Roles rename variables; other variables keep their name."""
+    """The parts of "{S} <acts> the {X}."; with S="A", the variable S is A. Unnamed variables keep their name."""
     parts: list[Part] = []
     for piece in MARK.split(text):
         if piece.startswith("{"):
@@ -112,7 +114,7 @@ def uniform(choices: list[tuple[tuple[Part, ...], Hashable | None]]) -> tuple[Mo
 
 
 def mixture(*groups: tuple[float, tuple[Move, ...]]) -> tuple[Move, ...]:
-    """Groups of moves in the given proportions. Groups without a move drop out and leave their share to the others."""
+    """Groups of moves in the given proportions; a group without a move drops out, its share goes to the others."""
     total = sum(weight for weight, moves in groups if moves)
     return tuple(
         m._replace(probability=m.probability * weight / total) for weight, moves in groups for m in moves
@@ -153,9 +155,9 @@ def match(grammar: Grammar, pattern: tuple[Part, ...], bound: dict[str, str], te
 
 
 def parse(grammar: Grammar, text: str, at: int = 0) -> tuple[float, int]:
-    """The log-probability (nats) and the end of the one text of the grammar at text[at:]; -inf where there is none.
+    """The log-probability (nats) and the end of the grammar's one text at text[at:]; -inf where there is none.
 
-    Where the text breaks off the grammar, the returned end is the place that no move could continue.
+    In the second case the end is the last place that some walk reaches: what stands there, no move could write.
     Raises ValueError where two moves fit: such a grammar is ambiguous.
     """
     bound, log_p, state = {}, 0.0, grammar.start
@@ -178,8 +180,8 @@ def parse(grammar: Grammar, text: str, at: int = 0) -> tuple[float, int]:
 def pattern_sums(grammar: Grammar, pattern: tuple[Part, ...]) -> tuple[float, float]:
     """Entropy (nats) and mean length (characters) of a pattern's fillings.
 
-    A variable's value is uniform over its pool whatever the walk (drawn without replacement, and no move looks at it),
-    so its mean length is the pool's mean, at its first place and at every later one.
+    A variable's value is uniform over its pool whatever the walk (it is drawn without replacement, and no move looks
+    at it), so its mean length is the pool's mean, at its first place and at every later one.
     """
     nats = characters = 0.0
     for part in pattern:
@@ -207,13 +209,14 @@ def reachable(grammar: Grammar) -> list[Hashable]:
 def expectations(grammar: Grammar, tolerance: float = 1e-13) -> tuple[float, float]:
     """Entropy (nats) and expected length (characters) of one text, over all texts of the grammar.
 
-        H(s) = sum over moves p * (-log p + H(pattern) + H(next))      L(s) = sum over moves p * (L(pattern) + L(next))
+        H(s) = sum over moves p * (-log p + H(pattern) + H(next))
+        L(s) = sum over moves p * (L(pattern) + L(next))
 
-    Each text has one walk, so H(start) is the entropy of the text itself. States may return to earlier ones (a scene
-    has no longest length): the linear equations are solved by sweeps in place, later states first, until no value
-    changes by more than `tolerance` of its size. A grammar without loops is done after a few sweeps.
+    Each text has one walk, so H(start) is the entropy of the text itself. States may return to earlier ones (a text
+    may have no longest length): the linear equations are solved by sweeps in place (Gauss-Seidel), later states
+    first, until no value changes by more than `tolerance` of its size.
     """
-    sums = lru_cache(maxsize=None)(lambda pattern: pattern_sums(grammar, pattern))
+    sums = cache(lambda pattern: pattern_sums(grammar, pattern))
     rows = {}
     for state in reachable(grammar):
         nats = characters = 0.0

@@ -1,9 +1,9 @@
 """The plot and the words of one scene of the built-in script: a grammar in the sense of `grammar.py`.
 
-A scene is a walk over `State`: heading, setting, opening, then beats. A beat is an action, or a cue and what is said.
-The facts are in the state and last: who is on stage (only they speak or are spoken to), who holds the thing (it is
-handed on, laid down, picked up, carried off), who has promised whom. What was promised is kept or called in before the
-scene may end. Names are the grammar's variables, so the plot never depends on them.
+A scene is a walk over `State`: heading, setting, opening, then beats. A beat is an action, or a cue and what is
+said. The facts are in the state and last: who is on stage (only they speak or are spoken to), who holds the thing (it
+is handed on, laid down, picked up, carried off), who has promised whom. What was promised is kept or called in before
+the scene may end. Names are the grammar's variables, so the plot never depends on them.
 """
 
 from functools import cache
@@ -33,15 +33,16 @@ WORDS = {
     "noun": "baker barrel bishop button candle captain cellist curtain dentist fiddle garden ghost hammer hermit "
     "kettle ladder lobster magnet mirror monk pigeon pillow pirate poet pudding river saddle sailor secret shadow "
     "sparrow spoon tailor teacup tiger trumpet turnip walnut widow window",
-    "do": "admire blame borrow bribe follow forgive insult invite kidnap measure paint praise rescue salute tickle trust",
+    "do": "admire blame borrow bribe follow forgive insult invite kidnap measure paint praise rescue salute tickle "
+    "trust",
     "did": "bowed danced fainted prayed sang sneezed snored stumbled vanished waited wept whistled",
     "ing": "bowing humming laughing limping shivering sighing smiling whispering whistling yawning",
     "goods": "butter cocoa coffee fog garlic ginger gravel honey ink lemon mustard onions pepper rain roses smoke "
     "soap sugar tar tobacco",
     "city": "Bruges Cairo Dover Lisbon Malta Naples Odessa Prague Tangier Trieste Vienna Zurich",
     "when": "breakfast dawn dinner Easter lunch Monday sunset winter",
-    "room": "ATTIC,BAKERY,BALLROOM,BELL TOWER,GREENHOUSE,LIBRARY,LIGHTHOUSE,OPERA BOX,TICKET OFFICE,WINE CELLAR",
-    "outside": "BRIDGE,CEMETERY,CLIFF PATH,FAIRGROUND,FERRY DECK,HARBOUR,ORCHARD,PLATFORM,ROOFTOP,VILLAGE SQUARE",
+    "room": "ATTIC,BAKERY,BALLROOM,BELL TOWER,GREENHOUSE,LIBRARY,LIGHTHOUSE,OPERA BOX,TICKET OFFICE,CELLAR",
+    "outside": "BRIDGE,CEMETERY,CLIFF PATH,FAIRGROUND,FERRY DECK,HARBOUR,ORCHARD,PLATFORM,ROOFTOP,SQUARE",
     "time": "DAWN DAY DUSK EVENING NIGHT",
     "cut": "CUT TO:,DISSOLVE TO:,FADE OUT.",
 }
@@ -121,7 +122,7 @@ PROMISES = [
 REMINDERS = {
     ("D", True): "You will have {P}, {e},\nonce I <do> the <adj>, <adj> <noun>.",
     ("D", False): "I still owe {e} {P}\nand <goods>, and a <adj> <noun>.",
-    ("E", True): "Do not forget {P}, {d},\nyou <adj>, <adj> <noun>.",
+    ("E", True): "You owe me {P}, {d},\nyou <adj>, <adj> <noun>.",
     ("E", False): "{d} still owes me {P},\nthat <adj>, <adj> <noun>.",
 }
 OVERHEARD = "{d} owes {e} {P}.\nEven <adj> <noun>s and <noun>s know."  # said by the third
@@ -134,7 +135,7 @@ SETTLED = {
 
 
 class State(NamedTuple):
-    """All that the rest of a scene depends on: what is written next, and the facts so far (by variable, not by name)."""
+    """All that the rest of a scene depends on: what is written next, and the facts so far (variables, not names)."""
 
     node: str  # heading, setting, opening, beat, cue (a parenthetical or a line follows) or line
     on_stage: str = ""
@@ -273,7 +274,7 @@ def thing_lines(state: State) -> list[str]:
 
 
 def promise_lines(state: State, after: State) -> tuple[Move, ...]:
-    """A promise is made once a scene; while it is open it is recalled or settled, by what the speaker has to do with it."""
+    """A promise is made once a scene; while it is open, its giver and taker recall or settle it."""
     if state.promise == "settled":
         return ()
     if not state.promise:

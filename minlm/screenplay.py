@@ -1,14 +1,15 @@
 """The built-in script: an endless film of small scenes, of which the exact entropy is known.
 
-Scenes (`scene.py`) have the form of a real screenplay and facts that last; each text has one derivation (`grammar.py`).
-So the log-probability of a text is exact, and so is the source's entropy: a model's loss on this text has a floor, and
-the distance to the floor is what the model has not understood. `floor_of(validation text)` is that floor for the text
-at hand, `entropy_rate()` its limit over all scenes; `unigram_floor` and `bigram_floor` are the ceilings of models
-that look back no or one character.
+Scenes (`scene.py`) have the form of a real screenplay and facts that last; each text has one derivation
+(`grammar.py`). So the log-probability of a text is exact, and so is the source's entropy: a model's loss on this text
+has a floor, and the distance to the floor is what the model has not understood. `floor_of(validation text)` is that
+floor for the text at hand, `entropy_rate()` its limit over all scenes; `unigram_floor` and `bigram_floor` are the
+losses of models that look back no or one character. `continuity.py` tells which facts a model's scene gets wrong.
 """
 
 import math
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -31,7 +32,7 @@ class ScreenplayConfig:
 
     def __post_init__(self):
         if self.n_scenes < 1:
-            raise ValueError(f"n_scenes is {self.n_scenes}: a script has at least 1 scene")
+            raise ValueError(f"n_scenes is {self.n_scenes}: pass 1 or more")
 
 
 def write_scenes(config: ScreenplayConfig) -> list[tuple[str, float]]:
@@ -45,7 +46,7 @@ def write_screenplay(config: ScreenplayConfig) -> str:
 
 
 def log_probability(text: str) -> float:
-    """log p of a text of whole scenes, in nats, given the number of its scenes; -inf where the film cannot have it."""
+    """log p of a text of whole scenes, in nats, given how many they are; -inf where the film cannot have it."""
     total, at = 0.0, 0
     while at < len(text) and total > -math.inf:
         log_p, at = parse(SCENE, text, at)
@@ -54,9 +55,9 @@ def log_probability(text: str) -> float:
 
 
 def floor_of(text: str) -> float:
-    """-log p(text) in nats a character: the loss of the model that knows the source. inf where the source cannot have it.
+    """-log p(text) in nats a character: the loss of a model that knows the source; inf on an impossible text.
 
-    Raises ValueError on an empty text.
+    The text starts and ends with whole scenes. Raises ValueError where it is empty.
     """
     if not text:
         raise ValueError("an empty text has no floor: pass at least 1 scene")
@@ -65,32 +66,36 @@ def floor_of(text: str) -> float:
 
 @cache
 def scene_expectations() -> tuple[float, float]:
-    """(entropy in nats, expected number of characters) of one scene, exact: sums over all scenes, see `grammar.py`."""
+    """(entropy in nats, expected number of characters) of one scene: sums over all scenes, not an estimate."""
     return expectations(SCENE)
 
 
 def entropy_rate() -> float:
-    """The source's entropy in nats a character: entropy of a scene over its expected length (renewal-reward theorem)."""
+    """The source's entropy in nats a character: a scene's entropy over its expected length.
+
+    Scenes are independent, so this is the limit of `floor_of` a script as it grows (renewal-reward theorem).
+    """
     nats, characters = scene_expectations()
     return nats / characters
 
 
 def unigram_floor(train: str, validation: str) -> float:
-    """Cross-entropy, nats a character, of single characters: counts of `train` (plus one each), measured on `validation`.
+    """Cross-entropy on `validation`, nats a character, of a model that knows how often each character is in `train`.
 
-    All characters that `train` lacks count as one more symbol. Raises ValueError where a text is empty.
+    p(c) = (n(c) + 1) / (n + number of characters + 1): all that `train` lacks count as one more symbol, seen once.
+    Raises ValueError where a text is empty.
     """
-    probability = unigram(train, validation)
+    probability = smoothed_unigrams(train, validation)
     return -sum(math.log(probability(c)) for c in validation) / len(validation)
 
 
 def bigram_floor(train: str, validation: str) -> float:
-    """Cross-entropy, nats a character, of a character given the one before it; fitted and measured as `unigram_floor`.
+    """Cross-entropy on `validation`, nats a character, of a model that looks back one character; fitted on `train`.
 
-    p(c | b) = (n(bc) + p(c)) / (n(b) + 1): one imagined count, spread as the unigrams are (MacKay and Peto 1995, eq. 8
-    with unit weight). The first character has no predecessor and is a unigram.
+    p(c | b) = (n(bc) + p(c)) / (n(b) + 1): one imagined count, spread as the unigrams are (MacKay and Peto 1995).
+    The first character has none before it and is a unigram. Raises ValueError where a text is empty.
     """
-    probability = unigram(train, validation)
+    probability = smoothed_unigrams(train, validation)
     pairs, before = Counter(pairwise(train)), Counter(train[:-1])
     nats = -math.log(probability(validation[0]))
     for b, c in pairwise(validation):
@@ -98,8 +103,7 @@ def bigram_floor(train: str, validation: str) -> float:
     return nats / len(validation)
 
 
-def unigram(train: str, validation: str):
-    """Character -> probability, from counts of `train` plus one each and one for the unseen."""
+def smoothed_unigrams(train: str, validation: str) -> Callable[[str], float]:
     if not train or not validation:
         raise ValueError(f"floors need text: train has {len(train)} characters, validation {len(validation)}")
     counts = Counter(train)

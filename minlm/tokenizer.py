@@ -81,7 +81,7 @@ class BPETokenizer:
         n_missing = sum(bytes([b]) not in ranks for b in range(256))
         if n_missing or sorted(ranks.values()) != list(range(len(ranks))):
             raise ValueError(
-                f"a BPE vocabulary needs all 256 bytes ({n_missing} missing) and the ids 0 to {len(ranks) - 1} "
+                f"a BPE vocabulary needs all 256 bytes ({n_missing} missing) and ids 0 to {len(ranks) - 1} "
                 "once each: train it with train_bpe, or load GPT-2's"
             )
         self.ranks = ranks
@@ -113,9 +113,9 @@ class BPETokenizer:
 def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) -> BPETokenizer:
     """Learns merges on `text` until there are `vocab_size` ids: 256 bytes, merges, then the reserved ids.
 
-    Each step merges the most frequent pair of neighbouring tokens; of equally frequent ones, the one of lowest
-    ids. Words are counted once a type, and a merge only visits the words that hold its pair. ValueError where
-    the text has fewer different tokens than asked for.
+    Each step merges the most frequent pair of neighbouring tokens, of equally frequent ones that of lowest ids.
+    Words are counted once a type, and a merge only visits the words that hold its pair. ValueError where the
+    text yields fewer tokens than asked for.
     """
     n_tokens = vocab_size - len(specials)
     if n_tokens < 256:
@@ -185,10 +185,8 @@ def _tokenizer_file(folder: Path) -> Path:
     for path in (folder / FILE_NAME, *pairs, *sorted(folder.glob("*.tiktoken"))):
         if path.is_file():
             return path
-    raise ValueError(
-        f"no tokenizer in {folder}: looked for {FILE_NAME}, encoder.json + vocab.bpe, "
-        "vocab.json + merges.txt, *.tiktoken"
-    )
+    names = ", ".join((FILE_NAME, *map(" + ".join, GPT2_FILES), "*.tiktoken"))
+    raise ValueError(f"no tokenizer in {folder}: looked for {names}")
 
 
 def _merge(word: list[int], pair: tuple[int, int], joined: int) -> list[int]:
@@ -271,7 +269,7 @@ def _write(folder: str | Path, saved: dict, tokenizer: CharTokenizer | BPETokeni
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{FILE_NAME}.{os.getpid()}"
-    saved = saved | {"specials": list(tokenizer.specials), "digest": tokenizer.digest}
+    saved |= {"specials": tokenizer.specials, "digest": tokenizer.digest}
     temporary.write_text(json.dumps(saved), encoding="utf-8")
     os.replace(temporary, folder / FILE_NAME)
 
@@ -289,13 +287,13 @@ def _special_ids(specials: tuple[str, ...], first: int) -> list[int | None]:
 
 
 def _checked_ids(ids: Sequence[int], vocab_size: int) -> list[int]:
-    for i in ids:
-        if not 0 <= i < vocab_size:
-            raise ValueError(f"id {i} is outside the vocabulary: ids run from 0 to {vocab_size - 1}")
+    bad = next((i for i in ids if not 0 <= i < vocab_size), None)
+    if bad is not None:
+        raise ValueError(f"id {bad} is outside the vocabulary: ids run from 0 to {vocab_size - 1}")
     return list(ids)
 
 
+# JSON keeps neighbouring tokens apart, so that no two vocabularies give the same bytes
 def _sha256(kind: str, specials: tuple[str, ...], tokens: list[bytes]) -> str:
-    """What defines a tokenizer; JSON keeps neighbouring tokens apart."""
     parts = [kind, list(specials), [token.hex() for token in tokens]]
     return hashlib.sha256(json.dumps(parts).encode("utf-8")).hexdigest()

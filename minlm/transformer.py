@@ -108,9 +108,8 @@ class KeyValueCache:
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on its own K-wide projection (Vaswani et al. 2017, section 3.2.2).
 
-    Self-attention, or cross-attention when `memory` is given. Runs torch's fused kernel, which is the
-    written-out `attention()` above in one pass (tests/minlm/test_transformer.py ties the two), and the
-    written-out one when the weights are asked for.
+    Self-attention, or cross-attention when `memory` is given. Runs torch's fused kernel where that is faster:
+    the written-out `attention()` above in one pass (tests/minlm/test_transformer.py ties the two).
     """
 
     def __init__(self, config: TransformerConfig):
@@ -154,16 +153,19 @@ class MultiHeadAttention(nn.Module):
                 key, value = cache.append(key, value)
 
         n_queries, n_keys = query.shape[2], key.shape[2]
+        # In bfloat16 on a CPU torch's fused kernel is the slower one (benchmarks/attention.py).
+        fused = weights is None and not (query.device.type == "cpu" and query.dtype == torch.bfloat16)
         # torch's is_causal is aligned top-left: right only where queries and keys are the same positions.
-        fused_causal = causal and mask is None and n_queries == n_keys and weights is None
+        fused_causal = fused and causal and mask is None and n_queries == n_keys
         if causal and not fused_causal:
             mask = both(mask, causal_mask(n_queries, n_keys, x.device))
         dropout = self.dropout if self.training else 0.0
-        if weights is None:
+        if fused:
             out = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=fused_causal)
         else:
             out, layer_weights = attention(query, key, value, mask, dropout)
-            weights.append(layer_weights)
+            if weights is not None:
+                weights.append(layer_weights)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def split_heads(self, x: Tensor) -> Tensor:

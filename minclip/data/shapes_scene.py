@@ -13,7 +13,7 @@ from PIL import Image, ImageChops, ImageDraw, ImageFilter, ImageOps
 SHAPES = ("circle", "square", "triangle", "diamond", "star", "cross", "heart", "ring")
 COLOURS = {
     "red": (210, 18, 40),
-    "orange": (244, 116, 12),
+    "orange": (248, 128, 10),
     "yellow": (254, 226, 32),
     "green": (22, 148, 52),
     "cyan": (40, 208, 224),
@@ -136,7 +136,7 @@ def _outline(shape: str) -> list[tuple[float, float]]:
     if shape == "diamond":
         return [(0, -1), (0.82, 0), (0, 1), (-0.82, 0)]
     if shape == "star":
-        tips = [(1.0 if corner % 2 == 0 else 0.55, math.pi * corner / 5) for corner in range(10)]
+        tips = [(1.0 if corner % 2 == 0 else 0.5, math.pi * corner / 5) for corner in range(10)]
         return [(length * math.sin(angle), 0.08 - length * math.cos(angle)) for length, angle in tips]
     if shape == "cross":
         arm = [(-0.38, -1), (0.38, -1), (0.38, -0.38)]  # each quarter turn of it is the next arm

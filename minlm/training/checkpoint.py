@@ -10,6 +10,7 @@ killed at any moment, the run has the old checkpoint or the new one, never half 
 
 import json
 import os
+import pickle
 import random
 import shutil
 from pathlib import Path
@@ -45,7 +46,8 @@ def save_checkpoint(
     """
     folder = run / f"step-{step:08d}"
     temporary = run / f".writing-{step:08d}"
-    shutil.rmtree(temporary, ignore_errors=True)
+    for torn in run.glob(".writing-*"):
+        shutil.rmtree(torn)
     temporary.mkdir(parents=True)
     contiguous = {name: value.detach().contiguous() for name, value in weights.items()}
     save_file(contiguous, temporary / "model.safetensors")
@@ -101,9 +103,9 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "training.pt"
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError) as error:
-        line = str(error).splitlines()[0]
-        raise ValueError(f"{path} cannot be read ({line}): resume from another checkpoint") from None
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = (str(error).splitlines() or ["it is empty"])[0]
+        raise ValueError(f"{path} cannot be read ({reason}): resume from another checkpoint") from None
 
 
 def random_states() -> dict[str, Any]:

@@ -245,6 +245,8 @@ def test_records_survive_pickling_and_have_ids_of_their_own():
     splits = ShapesConfig(train_size=9, dev_size=9, image_size=40).read()
     records = [record for split in splits.values() for record in split]
     assert len({record.image_id for record in records}) == 27
+    for record, scene in zip(splits["dev"], scenes(ShapesConfig(dev_size=9), "dev"), strict=True):
+        assert (record.captions, record.group) == (captions(scene), scene.group)
     for record in records:
         copy = pickle.loads(pickle.dumps(record))
         picture = copy.open()
@@ -279,10 +281,11 @@ def test_the_picture_shows_what_the_caption_says(seed, split, index, image_size)
         side = max(np.ptp(rows), np.ptp(columns)) / image_size
         assert thing.size == ("small" if side < 0.29 else "large")
         colours = nearest_colours(picture[drawn & box])
-        assert colours.most_common(1)[0][0] == thing.colour
+        ink = "black" if thing.colour in ("yellow", "cyan") else "white"
+        inked = colours.pop(ink, 0) > 0
         if image_size > 96:  # enough for whole pixels of ink; for the smaller ones see the next test
-            ink = "black" if thing.colour in ("yellow", "cyan") else "white"
-            assert (colours[ink] > 0) == (thing.pattern != "plain")
+            assert inked == (thing.pattern != "plain")
+        assert colours.most_common(1)[0][0] == thing.colour
         centres.append((columns.mean() / image_size, rows.mean() / image_size))
         drawn &= ~box
     assert not drawn.any()  # nothing but the objects
@@ -329,8 +332,8 @@ def test_objects_that_differ_in_an_attribute_look_different(image_size):
     distance = squares[:, None] + squares[None] - 2 * flat @ flat.T
     np.fill_diagonal(distance, np.inf)
     closest = np.unravel_index(distance.argmin(), distance.shape)
-    # In full pixels of one channel turned from dark to bright: ten pixels of 64 × 64 at the very least.
-    assert distance.min() > 10 * (image_size / 64) ** 2, [kinds[n] for n in closest]
+    # In full pixels of one channel turned from dark to bright: eight of 64 × 64 at the very least.
+    assert distance.min() > 8 * (image_size / 64) ** 2, [kinds[n] for n in closest]
 
 
 @given(seed=SEEDS, index=INDICES)
@@ -339,7 +342,7 @@ def test_the_picture_does_not_depend_on_its_size(seed, index):
     scene = make_scene(small, "dev", index)
     assert scene == make_scene(large, "dev", index)
     shrunk = np.asarray(draw(scene, 256).reduce(4), dtype=float)
-    assert np.abs(np.asarray(draw(scene, 64), dtype=float) - shrunk).mean() < 4
+    assert np.abs(np.asarray(draw(scene, 64), dtype=float) - shrunk).mean() < 8
 
 
 # --- questions
@@ -371,11 +374,11 @@ def test_of_each_questions_choices_only_the_answer_is_true(split):
 
 @given(seed=SEEDS)
 def test_no_constant_answer_beats_chance(seed):
-    config = ShapesConfig(seed=seed, train_size=1)
+    config = ShapesConfig(seed=seed, train_size=1, dev_size=240)
     ids = {record.image_id for record in config.read()["dev"]}
     for name, items in questions(config).items():
         each = len(items) // CHOICES[name]
-        assert each >= 3
+        assert each >= 1
         assert {question.record.image_id for question in items} <= ids
         assert set(collections.Counter(question.answer for question in items).values()) == {each}
         truths = collections.Counter(asked_value(name, question) for question in items)

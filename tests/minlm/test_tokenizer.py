@@ -78,8 +78,8 @@ def test_training_on_real_words_equals_the_textbook():
 
 
 def test_equal_counts_go_to_the_lowest_ids():
-    ranks = train_bpe("dc ba dc ba", 260, specials=()).ranks  # ba, dc, " ba" and " dc" tie twice over
-    assert [token for token, i in ranks.items() if i >= 256] == [b"ba", b"dc", b" ba", b" dc"]
+    ranks = train_bpe("dc ba", 259, specials=()).ranks  # all counts are one; a new token has the highest id
+    assert [token for token, i in ranks.items() if i >= 256] == [b" b", b"dc", b" ba"]
 
 
 @given(text=st.text(max_size=200))
@@ -116,7 +116,7 @@ def test_characters_round_trip(text, other):
         assert tokenizer.decode(tokenizer.encode(other)) == other
 
 
-@pytest.mark.parametrize("make", [lambda specials: CharTokenizer("<|>adenoptrfx", specials), None])
+@pytest.mark.parametrize("make", [lambda specials: CharTokenizer("<|>adefnoprstx", specials), None])
 @pytest.mark.parametrize("specials", [(), ("end",), ("start", "pad"), ("pad", "start", "end")])
 def test_reserved_ids_come_last_and_are_never_encoded(make, specials):
     tokenizer = make(specials) if make else train_bpe(CORPUS, 290 + len(specials), specials)

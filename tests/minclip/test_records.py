@@ -1,0 +1,240 @@
+"""Decoding: every mode and orientation, every kind of damage. Splits: by image, by the set of ids alone."""
+
+import io
+import pickle
+import random
+import tempfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from minclip.data.records import Question, Record, open_image, split_by_image, warn_of_missing
+
+FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
+
+
+def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
+    shape = (height, width, channels) if channels > 1 else (height, width)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def saved(folder: Path, image: Image.Image, name: str = "a.png", **options) -> Path:
+    image.save(folder / name, **options)
+    return folder / name
+
+
+def pixels(path: Path) -> np.ndarray:
+    image = open_image(path)
+    assert image.mode == "RGB"
+    return np.asarray(image)
+
+
+def make_record(image_id: str, captions: tuple[str, ...] = ("a dog",), group: int = 0) -> Record:
+    return Record(image_id, partial(open_image, image_id), captions, group)
+
+
+def test_rgb_comes_back_exactly(tmp_path):
+    array = noise(5, 7)
+    np.testing.assert_array_equal(pixels(saved(tmp_path, Image.fromarray(array))), array)
+
+
+@pytest.mark.parametrize("mode, name", [("L", "a.png"), ("1", "a.png"), ("CMYK", "a.tif"), ("P", "a.png")])
+def test_opaque_modes_are_what_pillow_shows(tmp_path, mode, name):
+    image = Image.fromarray(noise(6, 4)).convert(mode)
+    np.testing.assert_array_equal(pixels(saved(tmp_path, image, name)), np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif"])
+def test_deep_grey_is_scaled_not_clipped(tmp_path, name):
+    grey = noise(6, 4, channels=1)
+    path = saved(tmp_path, Image.fromarray(grey.astype(np.uint16) * 257), name)
+    np.testing.assert_array_equal(pixels(path), np.stack([grey] * 3, axis=-1))
+
+
+def test_32_bit_and_float_grey(tmp_path):
+    grey = noise(6, 4, channels=1)
+    expected = np.stack([grey] * 3, axis=-1)
+    deep = saved(tmp_path, Image.fromarray(grey.astype(np.int32) * 257), "i.tif")
+    np.testing.assert_array_equal(pixels(deep), expected)
+    floats = saved(tmp_path, Image.fromarray((grey / 255).astype(np.float32)), "f.tif")
+    np.testing.assert_array_equal(pixels(floats), expected)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA"])
+def test_transparency_is_shown_on_white(tmp_path, mode):
+    image = Image.fromarray(noise(6, 4)).convert(mode)
+    alpha = Image.new("L", image.size, 255)
+    alpha.paste(0, (0, 0, 2, 6))
+    image.putalpha(alpha)
+    shown = pixels(saved(tmp_path, image))
+    assert (shown[:, :2] == 255).all()
+    np.testing.assert_array_equal(shown[:, 2:], np.asarray(image.convert("RGB"))[:, 2:])
+
+
+@pytest.mark.parametrize("mode", ["P", "L", "RGB"])
+def test_a_transparent_colour_is_shown_on_white(tmp_path, mode):
+    image = Image.new("RGB", (4, 2), (10, 10, 10)).convert(mode)
+    image.paste(image.getpixel((0, 0)) if mode != "P" else 0, (0, 0, 4, 2))
+    if mode == "P":
+        image.putpalette([0, 0, 0, 200, 0, 0])
+        image.paste(1, (2, 0, 4, 2))
+    else:
+        image.paste((200,) * len(mode) if mode == "RGB" else 200, (2, 0, 4, 2))
+    hidden = {"P": 0, "L": 10, "RGB": (10, 10, 10)}[mode]
+    shown = pixels(saved(tmp_path, image, transparency=hidden))
+    assert (shown[:, :2] == 255).all()
+    assert (shown[:, 2:, 0] == 200).all()
+
+
+UPRIGHT = {  # orientation -> how the stored rows are turned to be upright (EXIF 2.3, tag 0x0112)
+    1: lambda a: a,
+    2: lambda a: a[:, ::-1],
+    3: lambda a: a[::-1, ::-1],
+    4: lambda a: a[::-1],
+    5: lambda a: a.transpose(1, 0, 2),
+    6: lambda a: np.rot90(a, -1),
+    7: lambda a: a[::-1, ::-1].transpose(1, 0, 2),
+    8: lambda a: np.rot90(a, 1),
+}
+
+
+@pytest.mark.parametrize("orientation", UPRIGHT)
+def test_exif_orientation_is_applied(tmp_path, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    array = noise(3, 5)
+    path = saved(tmp_path, Image.fromarray(array), exif=exif)
+    np.testing.assert_array_equal(pixels(path), UPRIGHT[orientation](array))
+
+
+def refusal(path: Path) -> str:
+    """The one-line message of the ValueError that naming this file must give."""
+    with pytest.raises(ValueError, match="cannot decode image") as caught:
+        open_image(path)
+    message = str(caught.value)
+    assert "\n" not in message
+    assert path.name in message
+    return message
+
+
+def test_a_missing_file_a_folder_and_a_text(tmp_path):
+    assert "No such file" in refusal(tmp_path / "none.png")
+    (tmp_path / "folder.png").mkdir()
+    assert "directory" in refusal(tmp_path / "folder.png")
+    (tmp_path / "text.png").write_text("no image")
+    assert "cannot identify" in refusal(tmp_path / "text.png")
+    (tmp_path / "empty.png").write_bytes(b"")
+    assert "cannot identify" in refusal(tmp_path / "empty.png")
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.png", "a.gif", "a.webp"])
+def test_a_truncated_file(tmp_path, name):
+    path = saved(tmp_path, Image.fromarray(noise(40, 40)), name)
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    refusal(path)
+
+
+def test_a_decompression_bomb(tmp_path, monkeypatch):
+    path = saved(tmp_path, Image.new("RGB", (40, 40)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    assert "decompression bomb" in refusal(path)
+
+
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, on damaged metadata and on large pictures
+@given(st.sampled_from(FORMATS), st.integers(0, 2**32), st.integers(1, 20), st.booleans())
+def test_a_damaged_file_gives_a_picture_or_one_line(name, seed, changes, cut):
+    buffer = io.BytesIO()
+    Image.fromarray(noise(12, 10)).save(buffer, name)
+    data, rng = bytearray(buffer.getvalue()), random.Random(seed)
+    if cut:
+        del data[rng.randrange(len(data)) :]
+    for _ in range(changes if data else 0):
+        data[rng.randrange(min(len(data), rng.choice((64, 10_000))))] = rng.randrange(256)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder, "damaged.bin")
+        path.write_bytes(data)
+        try:
+            assert open_image(path).mode == "RGB"
+        except ValueError:
+            refusal(path)
+
+
+@pytest.mark.parametrize(
+    "error, reason",
+    [
+        (RuntimeError("Failed\nto decode"), ": Failed to decode;"),
+        (EOFError(), ": EOFError;"),
+        (NotImplementedError("flags"), ": flags;"),
+    ],
+)
+def test_what_decoders_raise_becomes_one_line(tmp_path, monkeypatch, error, reason):
+    def fail(*args):
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    assert reason in refusal(tmp_path / "a.avif")
+
+
+def test_a_record_travels_to_workers(tmp_path):
+    array = noise(3, 3)
+    record = make_record(str(saved(tmp_path, Image.fromarray(array))))
+    np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(record)).open()), array)
+
+
+def test_records_and_questions_refuse_nonsense():
+    with pytest.raises(ValueError, match=r"'x.png' has no caption"):
+        make_record("x.png", captions=())
+    with pytest.raises(ValueError, match="answer 2 is not a position in 2 choices"):
+        Question(make_record("x.png"), ("a", "b"), 2)
+    with pytest.raises(ValueError, match="answer -1"):
+        Question(make_record("x.png"), ("a", "b"), -1)
+
+
+def ids(splits: dict[str, list[Record]]) -> dict[str, list[str]]:
+    return {name: [record.image_id for record in records] for name, records in splits.items()}
+
+
+@given(st.integers(10, 80), st.integers(0, 10**6), st.lists(st.integers(1, 5), min_size=1, max_size=4))
+def test_a_split_parts_the_images_and_sees_only_their_ids(n, seed, parts):
+    fractions = {f"part{k}": part / sum(parts) for k, part in enumerate(parts)}
+    if min(fractions.values()) * n < 1:
+        fractions = {"all": 1.0}
+    records = [make_record(f"{k}.jpg", tuple("abc"), k) for k in range(n)]
+    splits = ids(split_by_image(records, fractions, seed))
+    together = [name for names in splits.values() for name in names]
+    assert sorted(together) == sorted(record.image_id for record in records)  # covers all, each once
+    for name, fraction in fractions.items():
+        assert abs(len(splits[name]) - fraction * n) <= 1
+    rng = random.Random(seed)
+    shuffled = [make_record(r.image_id, tuple(rng.sample(r.captions, 3)), r.group) for r in records]
+    rng.shuffle(shuffled)
+    assert ids(split_by_image(shuffled, fractions, seed)) == splits
+
+
+def test_the_seed_draws_the_split():
+    records = [make_record(f"{k:03}.jpg") for k in range(100)]
+    first, second = (ids(split_by_image(records, {"train": 0.5, "dev": 0.5}, seed)) for seed in (0, 1))
+    assert first != second
+    assert first["train"] != sorted(record.image_id for record in records)[:50]  # drawn, not cut
+
+
+def test_split_refuses():
+    records = [make_record(f"{k}.jpg") for k in range(4)]
+    with pytest.raises(ValueError, match="must be positive and sum to 1"):
+        split_by_image(records, {"train": 0.9, "dev": 0.2}, 0)
+    with pytest.raises(ValueError, match="must be positive and sum to 1"):
+        split_by_image(records, {"train": 1.2, "dev": -0.2}, 0)
+    with pytest.raises(ValueError, match=r"'0.jpg' has two records"):
+        split_by_image([*records, records[0]], {"train": 1.0}, 0)
+    with pytest.raises(ValueError, match=r"split 'dev' \(0.1 of 4 images\) would be empty"):
+        split_by_image(records, {"train": 0.9, "dev": 0.1}, 0)
+
+
+def test_missing_images_are_counted_and_named():
+    with pytest.warns(UserWarning, match="left out 4 images, not on disk: a, b, c$"):
+        warn_of_missing({"d", "c", "b", "a"}, "images", "not on disk")

@@ -1,0 +1,76 @@
+"""The batch is a function of (seed, step), whoever draws it and wherever the run was resumed."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch.utils.data import Dataset
+
+from minlm.training.batches import Batches, epoch_order
+
+
+class Keys(Dataset):
+    """A dataset whose items are their keys."""
+
+    def __init__(self, n_items):
+        self.n_items = n_items
+
+    def __len__(self):
+        return self.n_items
+
+    def __getitem__(self, key):
+        return key
+
+    def collate(self, items):
+        return {"keys": torch.tensor(items)}
+
+
+def drawn(batches, start, count):
+    draw = batches.from_step(start)
+    return [next(draw)["keys"].tolist() for _ in range(count)]
+
+
+@given(st.integers(1, 40), st.integers(0, 99), st.integers(0, 5))
+def test_an_epoch_is_a_permutation(n_items, seed, epoch):
+    order = epoch_order(n_items, seed, epoch)
+    assert sorted(order) == list(range(n_items))
+    assert order == epoch_order(n_items, seed, epoch)
+
+
+def test_epochs_and_seeds_differ():
+    orders = [epoch_order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
+    assert len(set(map(tuple, orders))) == 9
+
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99), st.integers(0, 20))
+def test_resuming_continues_the_same_sequence(n_items, batch_size, seed, start):
+    if batch_size > n_items:
+        with pytest.raises(
+            ValueError, match=f"batch_size={batch_size} is more than the {n_items} training items"
+        ):
+            Batches(Keys(n_items), batch_size, seed)
+        return
+    batches = Batches(Keys(n_items), batch_size, seed)
+    whole = drawn(Batches(Keys(n_items), batch_size, seed), 0, start + 3)
+    assert drawn(batches, start, 3) == whole[start:]
+
+
+@given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 99))
+def test_no_item_comes_twice_in_an_epoch(n_items, batch_size, seed):
+    batch_size = min(batch_size, n_items)
+    batches = Batches(Keys(n_items), batch_size, seed)
+    keys = [tuple(key) for batch in drawn(batches, 0, 2 * batches.steps_per_epoch) for key in batch]
+    assert len(set(keys)) == len(keys)
+    per_epoch = batches.steps_per_epoch * batch_size
+    assert [epoch for epoch, _ in keys] == [0] * per_epoch + [1] * per_epoch
+
+
+def test_workers_draw_the_same_batches():
+    inside, outside = Batches(Keys(20), 4, seed=3), Batches(Keys(20), 4, seed=3, workers=2)
+    assert drawn(outside, 2, 6) == drawn(inside, 2, 6)
+
+
+def test_drawing_leaves_the_global_random_state_alone():
+    before = torch.get_rng_state()
+    drawn(Batches(Keys(20), 4, seed=3), 0, 7)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -1,0 +1,126 @@
+"""Checkpoints are whole or absent, and nothing hostile is executed on the way in."""
+
+import json
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minlm.training import checkpoint
+from minlm.training.checkpoint import (
+    last_checkpoint,
+    load_training_state,
+    load_weights,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+    truncate_metrics,
+)
+
+
+def write_note(folder: Path) -> None:
+    (folder / "note.txt").write_text("beside the weights")
+
+
+def save(run: Path, step: int) -> Path:
+    return save_checkpoint(run, step, {"w": torch.full((2, 3), float(step))}, {"step": step}, write_note)
+
+
+def test_saved_and_loaded_again(tmp_path):
+    folder = save(tmp_path, 7)
+    assert last_checkpoint(tmp_path) == folder == last_checkpoint(folder)
+    assert torch.equal(load_weights(folder)["w"], torch.full((2, 3), 7.0))
+    assert load_training_state(folder) == {"step": 7}
+    assert (folder / "note.txt").read_text() == "beside the weights"
+
+
+def test_the_newest_checkpoints_stay(tmp_path):
+    for step in (5, 10, 15, 20):
+        save(tmp_path, step)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-00000015", "step-00000020"]
+
+
+@pytest.mark.parametrize("killed_at", range(12))
+def test_killed_at_any_call_the_run_has_a_whole_checkpoint(tmp_path, monkeypatch, killed_at):
+    """Every file operation of a save in turn is the last one that happens; the run can go on all the same."""
+    save(tmp_path, 1)
+    calls = 0
+
+    def mortal(function):
+        def run(*arguments, **named):
+            nonlocal calls
+            calls += 1
+            if calls > killed_at:
+                raise KeyboardInterrupt
+            return function(*arguments, **named)
+
+        return run
+
+    for module, name in [(os, "replace"), (os, "fsync"), (checkpoint, "save_file"), (torch, "save")]:
+        monkeypatch.setattr(module, name, mortal(getattr(module, name)))
+    try:
+        save(tmp_path, 2)
+        finished = True
+    except KeyboardInterrupt:
+        finished = False
+    monkeypatch.undo()
+    folder = last_checkpoint(tmp_path)
+    step = load_training_state(folder)["step"]
+    assert step == 2 if finished else step in (1, 2)
+    assert torch.equal(load_weights(folder)["w"], torch.full((2, 3), float(step)))
+    save(tmp_path, 2)  # the resumed run writes it again
+    assert load_training_state(last_checkpoint(tmp_path)) == {"step": 2}
+    assert not list(tmp_path.glob(".writing-*"))
+
+
+def test_no_checkpoint_is_said_in_one_line(tmp_path):
+    with pytest.raises(ValueError, match=r"no checkpoint in .*: a run folder has a file `last`"):
+        last_checkpoint(tmp_path)
+    (tmp_path / "last").write_text("step-00000009\n")
+    with pytest.raises(ValueError, match=r"names 'step-00000009', which is not there"):
+        last_checkpoint(tmp_path)
+
+
+@given(st.floats(0, 0.99))
+def test_truncated_files_are_refused(tmp_path_factory, share):
+    folder = save(tmp_path_factory.mktemp("run"), 3)
+    for name, load in (("model.safetensors", load_weights), ("training.pt", load_training_state)):
+        whole = (folder / name).read_bytes()
+        (folder / name).write_bytes(whole[: int(share * len(whole))])
+        with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+            load(folder)
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.mkdir, ("executed",)
+
+
+@pytest.mark.parametrize("write", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value))])
+def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, monkeypatch, write):
+    monkeypatch.chdir(tmp_path)
+    folder = save(tmp_path, 3)
+    write(Hostile(), folder / "training.pt")
+    with pytest.raises(ValueError, match=r"training.pt cannot be read"):
+        load_training_state(folder)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_random_states_come_back():
+    states = random_states()
+    first = torch.rand(3)
+    restore_random_states(states)
+    assert torch.equal(torch.rand(3), first)
+
+
+@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path_factory, n_lines, step, torn):
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    rows = [{"step": i, "loss": 0.5} for i in range(1, n_lines + 1)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + ('{"step": 1' if torn else ""))
+    truncate_metrics(path, step)
+    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:step]

@@ -1,0 +1,126 @@
+"""The generated command line: presets, dotted options, saved configs, and one-line errors with exit status 2."""
+
+from dataclasses import dataclass, field
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minlm.training.command import command_line, run_main
+from minlm.training.config import save_config
+from minlm.training.loop import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tower:
+    """A tower.
+
+    height: in metres
+    """
+
+    height: int = 3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A run.
+
+    tower: the tower
+    train: the training
+    """
+
+    tower: Tower = field(default_factory=Tower)
+    train: TrainConfig = field(default_factory=lambda: TrainConfig(steps=9))
+
+
+PRESETS = {"plain": Config(), "tall": Config(tower=Tower(height=100))}
+
+
+def read(*arguments):
+    return command_line(PRESETS, "Trains.", list(arguments))
+
+
+def test_the_first_preset_is_the_default():
+    command = read()
+    assert command.config == PRESETS["plain"]
+    assert command.run.parent.name == "runs"
+    assert command.run.name.startswith("plain-")
+    assert not command.resume
+
+
+@given(st.integers(1, 999), st.floats(1e-6, 1), st.integers(1, 99))
+def test_options_override_the_preset(height, lr, steps):
+    config = read(
+        "--preset", "tall", "--tower.height", str(height), "--train.lr", repr(lr), "--steps", str(steps)
+    ).config
+    assert (config.tower.height, config.train.lr, config.train.steps) == (height, lr, steps)
+    assert config.train.batch_size == PRESETS["tall"].train.batch_size
+
+
+def test_a_saved_config_comes_before_options(tmp_path):
+    save_config(Config(tower=Tower(height=7), train=TrainConfig(steps=5)), tmp_path / "config.json")
+    config = read("--config", str(tmp_path / "config.json"), "--steps", "6").config
+    assert (config.tower.height, config.train.steps) == (7, 6)
+
+
+def test_resume_takes_the_runs_own_config(tmp_path):
+    save_config(PRESETS["tall"], tmp_path / "config.json")
+    command = read("--resume", str(tmp_path))
+    assert (command.config, command.run, command.resume) == (PRESETS["tall"], tmp_path, True)
+    with pytest.raises(ValueError, match="give no other option beside it"):
+        read("--resume", str(tmp_path), "--steps", "3")
+
+
+def test_a_folder_with_something_in_it_is_not_written_over(tmp_path):
+    assert read("--out", str(tmp_path)).run == tmp_path
+    (tmp_path / "result.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"--out .* is not empty: .* --resume"):
+        read("--out", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--tower.heigth", "4"], "unknown option --tower.heigth: did you mean --tower.height?"),
+        (["--tower.heigh=4"], "unknown option --tower.heigh=4: did you mean --tower.height?"),
+        (["--preset", "short"], "invalid choice: 'short'"),
+        (["--tower.height"], "expected one argument"),
+    ],
+)
+def test_unknown_options_exit_with_one_line(arguments, message, capsys):
+    with pytest.raises(SystemExit) as exit:
+        read(*arguments)
+    said = capsys.readouterr().err
+    assert exit.value.code == 2
+    assert message in said
+    assert said.count("\n") == 1
+
+
+def test_bad_values_become_one_line_and_status_two(capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_main(lambda: read("--tower.height", "tall"))
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert "--tower.height='tall' is not an int" in said
+    assert said.count("\n") == 1
+
+
+def test_an_interrupt_says_how_to_go_on(capsys):
+    def interrupted():
+        raise KeyboardInterrupt
+
+    with pytest.raises(SystemExit) as exit:
+        run_main(interrupted)
+    assert exit.value.code == 130
+    assert "--resume RUN" in capsys.readouterr().err
+
+
+def test_help_shows_every_option_its_meaning_and_default(capsys):
+    with pytest.raises(SystemExit) as exit:
+        read("--preset", "tall", "--help")
+    assert exit.value.code == 0
+    said = capsys.readouterr().out
+    assert "--tower.height" in said
+    assert "in metres (default: 100)" in said
+    assert "--train.steps" in said
+    assert "--steps" in said

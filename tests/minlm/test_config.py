@@ -1,0 +1,162 @@
+"""dataclass <-> JSON <-> text: what goes in comes out, and nothing unknown or ill-typed gets through."""
+
+import json
+from dataclasses import dataclass, field, fields, is_dataclass
+from typing import Literal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minlm.training.config import (
+    field_help,
+    from_dict,
+    load_config,
+    read_text,
+    save_config,
+    to_dict,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lion:
+    """A lion.
+
+    mane: length in centimetres,
+        measured at noon
+    roar: how loud
+    """
+
+    mane: int = 10
+    roar: Literal["soft", "loud"] = "soft"
+
+    def __post_init__(self):
+        if self.mane < 0:
+            raise ValueError(f"mane={self.mane} must be at least 0")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owl:
+    """An owl.
+
+    eyes: left,right
+    wise: whether it is
+    """
+
+    eyes: tuple[int, int] = (1, 1)
+    wise: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Zoo:
+    """A zoo.
+
+    name: of the zoo
+    fee: at the gate
+    limit: of visitors, or none
+    king: a lion
+    star: a lion or an owl
+    """
+
+    name: str = "zoo"
+    fee: float = 1.0
+    limit: int | None = None
+    king: Lion = field(default_factory=Lion)
+    star: Lion | Owl = field(default_factory=Owl)
+
+
+lions = st.builds(Lion, mane=st.integers(0, 99), roar=st.sampled_from(["soft", "loud"]))
+owls = st.builds(Owl, eyes=st.tuples(st.integers(), st.integers()), wise=st.booleans())
+zoos = st.builds(
+    Zoo,
+    name=st.text(),
+    fee=st.floats(allow_nan=False, allow_infinity=False),
+    limit=st.none() | st.integers(),
+    king=lions,
+    star=lions | owls,
+)
+
+
+@given(zoos)
+def test_json_and_back_is_the_identity(zoo):
+    assert from_dict(Zoo, json.loads(json.dumps(to_dict(zoo)))) == zoo
+
+
+def test_files_and_back_is_the_identity(tmp_path):
+    zoo = Zoo(name="Zoo à Paris", star=Lion(mane=3))
+    save_config(zoo, tmp_path / "config.json")
+    assert load_config(Zoo, tmp_path / "config.json") == zoo
+
+
+@given(st.integers(), st.floats(allow_nan=False), st.booleans(), st.tuples(st.integers(), st.integers()))
+def test_text_of_the_command_line_is_read_as_its_type(whole, real, truth, pair):
+    assert read_text(int, str(whole), "x") == whole
+    assert read_text(float, repr(real), "x") == real
+    assert read_text(bool, str(truth).lower(), "x") is truth
+    assert read_text(tuple[int, int], f"{pair[0]},{pair[1]}", "x") == pair
+    assert read_text(tuple[int, int], str(whole), "x") == (whole, whole)
+    assert read_text(int | None, str(whole), "x") == whole
+    assert read_text(int | None, "none", "x") is None
+    assert read_text(Literal["a", "b"], "b", "x") == "b"
+
+
+def test_help_is_read_from_the_docstring():
+    assert field_help(Lion) == {"mane": "length in centimetres, measured at noon", "roar": "how loud"}
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"kin": {}}, "unknown option kin: did you mean king?"),
+        ({"king": {"man": 1}}, "unknown option king.man: did you mean mane?"),
+        ({"zzz": 1}, "unknown option zzz; there are name, fee, limit, king, star"),
+        ({"king": {"mane": "long"}}, "king.mane='long' must be int, not str"),
+        ({"king": {"mane": True}}, "king.mane=True must be int, not bool"),
+        ({"king": {"roar": "mute"}}, "king.roar='mute' must be one of soft, loud"),
+        ({"king": {"mane": -1}}, "mane=-1 must be at least 0"),
+        ({"king": 3}, "king must be an object of options, not 3"),
+        ({"star": {"eyes": [1, 2]}}, "star.type=None must be one of Lion, Owl"),
+        ({"star": {"type": "Owl", "eyes": [1]}}, r"star.eyes=\[1\] must be 2 values"),
+        ({"fee": "free"}, "fee='free' must be float, not str"),
+    ],
+)
+def test_bad_values_name_the_option(values, message):
+    with pytest.raises(ValueError, match=message):
+        from_dict(Zoo, values)
+
+
+@pytest.mark.parametrize(
+    "annotation, text, message",
+    [
+        (int, "ten", "x='ten' is not an int"),
+        (float, "1,5", "x='1,5' is not a float"),
+        (bool, "yes", "x='yes' must be true or false"),
+        (Literal["a", "b"], "c", "x='c' must be one of a, b"),
+        (tuple[int, int], "1,2,3", r"x=\[1, 2, 3\] must be 2 values"),
+    ],
+)
+def test_bad_text_names_the_option(annotation, text, message):
+    with pytest.raises(ValueError, match=message):
+        read_text(annotation, text, "x")
+
+
+def test_missing_and_broken_files_are_named(tmp_path):
+    with pytest.raises(ValueError, match=r"no config at .*nowhere.json: give a run folder"):
+        load_config(Zoo, tmp_path / "nowhere.json")
+    (tmp_path / "torn.json").write_text('{"name": ')
+    with pytest.raises(ValueError, match=r"torn.json is not JSON"):
+        load_config(Zoo, tmp_path / "torn.json")
+
+
+def test_every_option_of_the_training_scripts_has_a_help_text():
+    from minclip.presets import PRESETS
+
+    def check(config):
+        for name, text in field_help(type(config)).items():
+            assert text, f"{type(config).__name__}.{name} has no line in the docstring"
+        for part in fields(config):
+            if is_dataclass(getattr(config, part.name)):
+                check(getattr(config, part.name))
+
+    for preset in PRESETS.values():
+        check(preset)

@@ -1,0 +1,250 @@
+"""fit(): resume = uninterrupted bit for bit, accumulated = full batch, limits, schedule and log."""
+
+import json
+from contextlib import suppress
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.utils.data import Dataset
+
+from minlm.training.batches import Batches
+from minlm.training.checkpoint import last_checkpoint, load_weights
+from minlm.training.loop import TrainConfig, accumulate, choose_device, due, fit, forward_precision
+
+
+class Points(Dataset):
+    """Noisy points of a linear map; some of them do not count, as padding does not."""
+
+    def __init__(self, n_items=24):
+        generator = torch.Generator().manual_seed(5)
+        self.x = torch.randn(n_items, 4, generator=generator)
+        self.y = self.x @ torch.randn(4, 2, generator=generator)
+
+    def __len__(self):
+        return len(self.x)
+
+    def __getitem__(self, key):
+        epoch, index = key
+        return {"x": self.x[index] + 0.01 * epoch, "y": self.y[index], "counts": torch.tensor(index % 3 > 0)}
+
+    def collate(self, items):
+        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
+
+
+def model_with_dropout():
+    torch.manual_seed(1)
+    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+
+
+def squared_error(model, batch):
+    error = (model(batch["x"]) - batch["y"]).square().sum(dim=1)
+    return (error * batch["counts"]).sum(), int(batch["counts"].sum()), {"worst": error.detach().max()}
+
+
+class Stop(Exception):
+    """Stands for a kill: it can come before any step's loss."""
+
+
+def train(run, config, stop_after=None, **more):
+    """One process's share of a run: from what lies in `run` to its end, or to the kill."""
+    calls = 0
+
+    def loss(model, batch):
+        nonlocal calls
+        calls += 1
+        if stop_after is not None and calls > stop_after:
+            raise Stop
+        return squared_error(model, batch)
+
+    run.mkdir(exist_ok=True)
+    batches = Batches(Points(), config.batch_size, config.seed)
+    model = model_with_dropout()
+    fit(model, batches, loss, config, run, inference_files=lambda folder: None, **more)
+    return model
+
+
+def rows(run, *left_out):
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in left_out} for line in lines]
+
+
+@settings(max_examples=8)  # each is up to four runs with their checkpoints
+@given(
+    st.integers(1, 4),
+    st.sampled_from([0.0, 0.8]),
+    st.lists(st.integers(0, 7), max_size=3),
+    st.sampled_from(["float32", "bf16"]),
+)
+def test_resumed_is_uninterrupted_bit_for_bit(tmp_path_factory, save_every, average, stops, precision):
+    """Killed at any steps: the same weights, the same log line by line, dropout and batches included."""
+    config = TrainConfig(
+        steps=11,
+        batch_size=5,
+        lr=0.05,
+        save_every=save_every,
+        evaluate_every=3,
+        average=average,
+        precision=precision,
+    )
+    folder = tmp_path_factory.mktemp("runs")
+    evaluate = {
+        "evaluate": lambda model: {
+            "dev_loss": squared_error(model, Points().collate([Points()[0, 1]]))[0].item()
+        }
+    }
+    whole = train(folder / "whole", config, **evaluate)
+    for stop_after in stops:
+        with suppress(Stop):  # none comes where less than that was left to do
+            train(folder / "killed", config, stop_after=stop_after, **evaluate)
+    resumed = train(folder / "killed", config, **evaluate)
+    for name, value in whole.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+    for name, value in load_weights(last_checkpoint(folder / "whole")).items():
+        assert torch.equal(load_weights(last_checkpoint(folder / "killed"))[name], value)
+    clock = ("seconds", "items_per_second")
+    assert rows(folder / "killed", *clock) == rows(folder / "whole", *clock)
+
+
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
+def test_accumulated_gradients_are_the_full_batchs(n_items, n_parts, seed):
+    """For every parameter, though the parts have unequal counts."""
+    n_parts = min(n_parts, n_items)
+    torch.manual_seed(seed)
+    batch = {"x": torch.randn(n_items, 4).double(), "y": torch.randn(n_items, 2).double()}
+    batch["counts"] = torch.rand(n_items) < 0.7
+    batch["counts"][0] = True
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
+    total, count, _ = squared_error(model, batch)
+    (total / count).backward()
+    expected = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    value, counted, _ = accumulate(model, batch, squared_error, n_parts, lambda x: x)
+    torch.testing.assert_close(value, (total / count).detach())
+    assert counted == count
+    for parameter, gradient in zip(model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient)
+
+
+def test_the_loop_is_adamw_written_out(tmp_path):
+    """Three steps by hand with torch's plain AdamW: draw, forward, backward, clip, schedule, step."""
+    config = TrainConfig(
+        steps=3, batch_size=6, lr=0.1, warmup=0.5, weight_decay=0.2, clip_norm=0.3, lr_floor=0.1
+    )
+    found = train(tmp_path / "run", config)
+    batches, model = Batches(Points(), 6, 0), model_with_dropout()
+    matrices = [p for p in model.parameters() if p.dim() == 2]
+    vectors = [p for p in model.parameters() if p.dim() == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.2}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, config.beta2),
+    )
+    torch.manual_seed(config.seed)
+    model.train()
+    # At the middle of each step, 1/6, 3/6 and 5/6 of the run: rising to the peak at one half, then falling.
+    cosine = 0.5 * (1 + torch.cos(torch.tensor(torch.pi * 2 / 3))).item()
+    for batch, factor in zip(batches.from_step(0), [1 / 3, 1.0, 0.1 + 0.9 * cosine], strict=False):
+        total, count, _ = squared_error(model, batch)
+        optimizer.zero_grad()
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.3)
+        for group in optimizer.param_groups:
+            group["lr"] = 0.1 * factor
+        optimizer.step()
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(found.state_dict()[name], value, msg=name)
+
+
+@given(st.integers(0, 20), st.floats(0, 4), st.floats(0, 2), st.integers(0, 30), st.floats(0, 200))
+def test_the_nearest_limit_ends_the_run(steps, epochs, minutes, step, seconds):
+    if not (steps or epochs or minutes):
+        with pytest.raises(ValueError, match="the run has no end"):
+            TrainConfig(steps=0)
+        return
+    config = TrainConfig(steps=steps, epochs=epochs, minutes=minutes)
+    ended = (
+        (steps and step >= steps) or (epochs and step >= epochs * 5) or (minutes and seconds >= 60 * minutes)
+    )
+    assert (config.progress(step, 5, seconds) >= 1) == bool(ended)
+
+
+@given(st.integers(0, 6), st.integers(1, 20))
+def test_due_at_each_multiple_and_at_the_end(every, step):
+    assert due(every, step, 1.0)
+    assert due(every, step, 0.5) == (every > 0 and step % every == 0)
+
+
+def test_a_time_budget_schedules_the_learning_rate_over_it(tmp_path):
+    train(tmp_path / "run", TrainConfig(minutes=0.01, batch_size=6, lr=0.1, warmup=0.0, schedule="linear"))
+    for row, before in zip(rows(tmp_path / "run")[1:], rows(tmp_path / "run"), strict=False):
+        assert row["lr"] == pytest.approx(0.1 * (1 - before["seconds"] / 0.6), abs=1e-4)
+    assert rows(tmp_path / "run")[-1]["seconds"] >= 0.6
+
+
+def test_the_log_has_a_line_a_step_with_what_the_loss_returned(tmp_path):
+    train(tmp_path / "run", TrainConfig(steps=4, batch_size=6))
+    assert [row["step"] for row in rows(tmp_path / "run")] == [1, 2, 3, 4]
+    assert all(
+        {"loss", "worst", "lr", "gradient_norm", "seconds"} <= row.keys() for row in rows(tmp_path / "run")
+    )
+    assert rows(tmp_path / "run")[-1]["epoch"] == 1.0
+
+
+def test_what_is_evaluated_is_what_is_saved_and_returned(tmp_path):
+    seen = []
+
+    def evaluate(model):
+        assert not model.training
+        seen.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"dev_loss": 1.0}
+
+    model = train(tmp_path / "run", TrainConfig(steps=4, batch_size=6, average=0.9), evaluate=evaluate)
+    saved = load_weights(last_checkpoint(tmp_path / "run"))
+    for name, value in seen[-1].items():
+        assert torch.equal(saved[name], value)
+        assert torch.equal(model.state_dict()[name], value)
+
+
+def test_parameters_are_put_back_into_their_bounds_after_each_step(tmp_path):
+    bounded = []
+    train(tmp_path / "run", TrainConfig(steps=3, batch_size=6), after_step=lambda: bounded.append(1))
+    assert len(bounded) == 3
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    def broken(model, batch):
+        total, count, figures = squared_error(model, batch)
+        return total / 0, count, figures
+
+    run = tmp_path / "run"
+    run.mkdir()
+    batches = Batches(Points(), 6, 0)
+    with pytest.raises(ValueError, match=r"the loss is inf at step 1: lower lr=0.5"):
+        fit(model_with_dropout(), batches, broken, TrainConfig(steps=2, lr=0.5), run, inference_files=print)
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({}, "the run has no end: set epochs, steps or minutes"),
+        ({"steps": 1, "warmup": 1.0}, r"warmup=1.0 is a share of the run"),
+        ({"steps": 1, "average": 1.0}, "average=1.0 is the decay"),
+        ({"steps": 1, "batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"steps": 1, "batch_size": 2, "micro_batches": 3}, "micro_batches=3 is more than batch_size=2"),
+        ({"steps": 1, "lr": 0.0}, "lr=0.0 must be above 0"),
+    ],
+)
+def test_impossible_training_is_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TrainConfig(**values)
+
+
+def test_no_silent_fallback_of_device_or_precision():
+    with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
+        forward_precision("fp16", torch.device("cpu"))
+    if not torch.cuda.is_available():
+        assert choose_device("auto").type == "cpu"
+        with pytest.raises(ValueError, match="device=cuda, but torch sees no GPU"):
+            choose_device("cuda")

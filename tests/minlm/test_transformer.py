@@ -1,0 +1,319 @@
+"""The Transformer against torch.nn's layers, the written-out attention against the fused one, and the masks' laws."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from minlm.embeddings import Rotary
+from minlm.masks import causal_mask, key_mask
+from minlm.transformer import (
+    ACTIVATIONS,
+    MLP,
+    KeyValueCache,
+    MultiHeadAttention,
+    Transformer,
+    TransformerConfig,
+    attention,
+    quick_gelu,
+)
+
+seeds = st.integers(0, 10**6)
+# What torch.nn's layers can do too: its activations are given as functions.
+configs = st.builds(
+    lambda heads, size, layers, d_ff, activation, norm_first: TransformerConfig(
+        d_model=heads * size,
+        n_heads=heads,
+        n_layers=layers,
+        d_ff=d_ff,
+        activation=activation,
+        norm_first=norm_first,
+        norm_eps=1e-5 if norm_first else 1e-12,
+    ),
+    st.integers(1, 4),
+    st.sampled_from([4, 6]),
+    st.integers(1, 3),
+    st.sampled_from([None, 5]),
+    st.sampled_from(list(ACTIVATIONS)),
+    st.booleans(),
+)
+
+
+def normal(seed: int, *shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def random_mask(seed: int, *shape: int) -> torch.Tensor:
+    return torch.rand(*shape, generator=torch.Generator().manual_seed(seed)) < 0.6
+
+
+def randomise(module: nn.Module, seed: int) -> nn.Module:
+    """Every parameter drawn, biases and gains too: zeros would hide a swapped or missing one."""
+    generator = torch.Generator().manual_seed(seed)
+    module.double()
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=torch.float64) * 0.4)
+    return module.eval()
+
+
+def copy_attention(ours: MultiHeadAttention, theirs: nn.MultiheadAttention) -> None:
+    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
+    theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
+    theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+    theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
+
+
+@torch.no_grad()
+def torch_stack(ours: Transformer) -> nn.Module:
+    """torch.nn's encoder or decoder with our weights."""
+    config = ours.config
+    layer_class = nn.TransformerDecoderLayer if ours.cross_attention else nn.TransformerEncoderLayer
+    layers = [
+        layer_class(
+            config.d_model,
+            config.n_heads,
+            config.mlp_width,
+            dropout=0.0,
+            activation=ACTIVATIONS[config.activation],
+            layer_norm_eps=config.norm_eps,
+            batch_first=True,
+            norm_first=config.norm_first,
+            dtype=torch.float64,
+        )
+        for _ in ours.blocks
+    ]
+    for block, layer in zip(ours.blocks, layers, strict=True):
+        copy_attention(block.attention, layer.self_attn)
+        layer.norm1.load_state_dict(block.norm1.state_dict())
+        last_norm = layer.norm2
+        if ours.cross_attention:
+            copy_attention(block.cross_attention, layer.multihead_attn)
+            layer.norm2.load_state_dict(block.norm_cross.state_dict())
+            last_norm = layer.norm3
+        last_norm.load_state_dict(block.norm2.state_dict())
+        layer.linear1.load_state_dict(block.mlp.fc1.state_dict())
+        layer.linear2.load_state_dict(block.mlp.fc2.state_dict())
+    stack_class = nn.TransformerDecoder if ours.cross_attention else nn.TransformerEncoder
+    arguments = {} if ours.cross_attention else {"enable_nested_tensor": False}
+    stack = stack_class(layers[0], 1, norm=ours.norm, **arguments)
+    stack.layers = nn.ModuleList(layers)
+    stack.num_layers = len(layers)
+    return stack.train()  # torch's inference fast path knows no custom activations
+
+
+@given(configs, st.integers(1, 3), st.integers(1, 6), seeds, st.booleans())
+def test_encoder_is_torchs_encoder(config, batch, length, seed, causal):
+    ours = randomise(Transformer(config, causal=causal), seed)
+    x = normal(seed + 1, batch, length, config.d_model)
+    token_mask = random_mask(seed + 2, batch, length)
+    token_mask[:, 0] = True  # torch gives NaN where nothing may be seen
+    theirs = torch_stack(ours)(
+        x, mask=~causal_mask(length) if causal else None, src_key_padding_mask=~token_mask, is_causal=False
+    )
+    torch.testing.assert_close(ours(x, key_mask(token_mask)), theirs, atol=1e-12, rtol=1e-12)
+
+
+@given(configs, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), seeds)
+def test_decoder_is_torchs_decoder(config, batch, length, memory_length, seed):
+    ours = randomise(Transformer(config, causal=True, cross_attention=True), seed)
+    x, memory = (
+        normal(seed + 1, batch, length, config.d_model),
+        normal(seed + 2, batch, memory_length, config.d_model),
+    )
+    token_mask = random_mask(seed + 3, batch, memory_length)
+    token_mask[:, 0] = True
+    theirs = torch_stack(ours)(x, memory, ~causal_mask(length), memory_key_padding_mask=~token_mask)
+    found = ours(x, memory=memory, memory_mask=key_mask(token_mask))
+    torch.testing.assert_close(found, theirs, atol=1e-12, rtol=1e-12)
+
+
+@given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), seeds)
+def test_attention_is_the_equation(batch, heads, n_queries, n_keys, seed):
+    """Written a third time, with loops: softmax(q . k / sqrt(K)) over the keys that may be seen."""
+    query, key = normal(seed, batch, heads, n_queries, 4), normal(seed + 1, batch, heads, n_keys, 4)
+    value, mask = (
+        normal(seed + 2, batch, heads, n_keys, 3),
+        random_mask(seed + 3, batch, 1, n_queries, n_keys),
+    )
+    out, weights = attention(query, key, value, mask)
+    for b in range(batch):
+        for h in range(heads):
+            for t in range(n_queries):
+                seen = [s for s in range(n_keys) if mask[b, 0, t, s]]
+                e = {s: math.exp(query[b, h, t].dot(key[b, h, s]).item() / 2) for s in seen}
+                for s in range(n_keys):
+                    expected = e[s] / sum(e.values()) if s in e else 0.0
+                    assert weights[b, h, t, s].item() == pytest.approx(expected, abs=1e-12)
+                mean = sum((weights[b, h, t, s] * value[b, h, s] for s in seen), torch.zeros(3).double())
+                torch.testing.assert_close(out[b, h, t], mean)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.booleans(), st.booleans(), seeds)
+def test_fused_attention_is_the_written_out_one(batch, n_queries, n_earlier, causal, masked, seed):
+    layer = randomise(MultiHeadAttention(TransformerConfig(d_model=8, n_heads=2)), seed)
+    x, memory = normal(seed + 1, batch, n_queries, 8), normal(seed + 2, batch, n_earlier + n_queries, 8)
+    mask = random_mask(seed + 3, batch, 1, 1, memory.shape[1]) if masked else None
+    fused = layer(x, memory, mask, causal)
+    written = layer(x, memory, mask, causal, weights=[])
+    torch.testing.assert_close(fused, written, atol=1e-12, rtol=1e-12)
+
+
+@given(st.integers(1, 3), st.integers(1, 6), st.booleans(), seeds)
+def test_bfloat16_attention_agrees_with_float32(batch, length, causal, seed):
+    """In bfloat16 a CPU runs the written-out form; it is the same function within that type's rounding."""
+    layer = randomise(MultiHeadAttention(TransformerConfig(d_model=8, n_heads=2)), seed).float()
+    x, mask = normal(seed + 1, batch, length, 8).float(), random_mask(seed + 2, batch, 1, 1, length)
+    exact = layer(x, mask=mask, causal=causal)
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = layer(x, mask=mask, causal=causal)
+    assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
+
+
+@given(st.booleans(), st.integers(1, 3), st.integers(1, 5), seeds)
+def test_a_row_that_may_look_nowhere_gives_zero_and_finite_gradients(written, batch, length, seed):
+    tensors = [normal(seed + i, batch, 2, length, 4).requires_grad_() for i in range(3)]
+    mask = random_mask(seed + 3, batch, 1, length, length)
+    mask[0, 0, 0] = False
+    out = attention(*tensors, mask)[0] if written else F.scaled_dot_product_attention(*tensors, mask)
+    assert (out[0, :, 0] == 0).all()
+    out.square().sum().backward()
+    for tensor in tensors:
+        assert tensor.grad.isfinite().all()
+    assert (tensors[0].grad[0, :, 0] == 0).all()
+
+
+@given(configs, st.integers(2, 6), st.integers(1, 3), seeds)
+def test_padding_changes_nothing(config, length, n_padding, seed):
+    """Neither what stands at padded places nor how many there are, left or right."""
+    model = randomise(Transformer(config), seed)
+    x = normal(seed + 1, 2, length, config.d_model)
+    plain = model(x)
+    padding = normal(seed + 2, 2, n_padding, config.d_model) * 100
+    real, no = torch.ones(2, length, dtype=torch.bool), torch.zeros(2, n_padding, dtype=torch.bool)
+    right = model(torch.cat([x, padding], 1), key_mask(torch.cat([real, no], 1)))[:, :length]
+    left = model(torch.cat([padding, x], 1), key_mask(torch.cat([no, real], 1)))[:, n_padding:]
+    torch.testing.assert_close(right, plain, atol=1e-12, rtol=1e-12)
+    torch.testing.assert_close(left, plain, atol=1e-12, rtol=1e-12)
+
+
+@given(configs, st.integers(2, 7), st.data(), seeds)
+def test_the_future_changes_nothing(config, length, data, seed):
+    model = randomise(Transformer(config, causal=True), seed)
+    x = normal(seed + 1, 2, length, config.d_model)
+    now = data.draw(st.integers(1, length - 1))
+    other = torch.cat([x[:, :now], normal(seed + 2, 2, length - now, config.d_model)], dim=1)
+    torch.testing.assert_close(model(other)[:, :now], model(x)[:, :now], atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(model(other)[:, now:], model(x)[:, now:])
+
+
+@given(configs, st.lists(st.integers(1, 3), min_size=1, max_size=4), st.booleans(), st.booleans(), seeds)
+def test_cache_is_no_cache(config, pieces, turned, crossed, seed):
+    """Fed in pieces of any lengths with a cache = fed at once; with rotary positions and cross-attention too."""
+    model = randomise(Transformer(config, causal=True, cross_attention=crossed), seed)
+    length = sum(pieces)
+    x = normal(seed + 1, 2, length, config.d_model)
+    memory = normal(seed + 2, 2, 3, config.d_model) if crossed else None
+    rotary = Rotary(config.head_size).double()
+    positions = torch.arange(length)
+    whole = model(x, memory=memory, rotary=(rotary, positions) if turned else None)
+    caches = model.new_caches(2, length, memory_length=3 if crossed else 0)
+    found, start = [], 0
+    for n in pieces:
+        piece = slice(start, start + n)
+        turn = (rotary, positions[piece]) if turned else None
+        found.append(model(x[:, piece], memory=memory, rotary=turn, caches=caches))
+        start += n
+    torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-12, rtol=1e-12)
+
+
+def test_a_full_cache_is_refused():
+    cache = KeyValueCache(1, 3, 2, 4, torch.zeros(1))
+    cache.append(torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4))
+    with pytest.raises(ValueError, match="holds 3 positions; 4 were asked for"):
+        cache.append(torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4))
+
+
+def test_weights_are_collected_layer_by_layer_and_sum_to_one():
+    model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=3), causal=True)
+    weights = []
+    model(torch.randn(2, 5, 8), weights=weights)
+    assert [w.shape for w in weights] == [(2, 2, 5, 5)] * 3
+    for w in weights:
+        torch.testing.assert_close(w.sum(-1), torch.ones(2, 2, 5))
+        assert (w.triu(1) == 0).all()
+
+
+@given(seeds)
+def test_gelu_forms(seed):
+    x = normal(seed, 50) * 3
+    exact = 0.5 * x * (1 + torch.erf(x / 2**0.5))
+    tanh = 0.5 * x * (1 + torch.tanh((2 / math.pi) ** 0.5 * (x + 0.044715 * x**3)))
+    torch.testing.assert_close(ACTIVATIONS["gelu"](x), exact)
+    torch.testing.assert_close(ACTIVATIONS["gelu_tanh"](x), tanh)
+    torch.testing.assert_close(quick_gelu(x), x / (1 + torch.exp(-1.702 * x)))
+    assert not torch.allclose(exact, tanh)
+
+
+@given(st.sampled_from(list(ACTIVATIONS)), seeds)
+def test_mlp_is_two_matrices_and_an_activation(activation, seed):
+    mlp = randomise(MLP(TransformerConfig(d_model=6, n_heads=2, d_ff=9, activation=activation)), seed)
+    x = normal(seed + 1, 4, 6)
+    hidden = ACTIVATIONS[activation](x @ mlp.fc1.weight.T + mlp.fc1.bias)
+    torch.testing.assert_close(mlp(x), hidden @ mlp.fc2.weight.T + mlp.fc2.bias)
+
+
+def test_dropout_acts_in_training_only_and_on_weights_too():
+    config = TransformerConfig(d_model=8, n_heads=2, n_layers=1, dropout=0.5)
+    model, x = Transformer(config), torch.randn(2, 5, 8)
+    model.eval()
+    assert torch.equal(model(x), model(x))
+    model.train()
+    assert not torch.equal(model(x), model(x))
+    model.blocks[0].dropout.p = 0.0  # what is left is dropout on the attention weights
+    assert not torch.equal(model(x), model(x))
+
+
+@given(st.sampled_from([32, 64, 128]), st.integers(1, 6))
+def test_initial_deviations_are_those_of_the_docstring(d_model, n_layers):
+    blocks = Transformer(TransformerConfig(d_model=d_model, n_heads=2, n_layers=n_layers)).blocks
+    writes = (2 * n_layers) ** -0.5
+    table = {
+        "attention.q_proj": 1,
+        "attention.k_proj": 1,
+        "attention.v_proj": 1,
+        "attention.out_proj": writes,
+    }
+    table |= {"mlp.fc1": 0.5**0.5, "mlp.fc2": writes}
+    for name, factor in table.items():
+        layer = blocks[0].get_submodule(name)
+        deviation = factor * d_model**-0.5
+        # Of n normal draws the deviation strays by deviation / sqrt(2 n): five of those are allowed.
+        tolerance = 5 * deviation / (2 * layer.weight.numel()) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(deviation, abs=tolerance)
+        assert (layer.bias == 0).all()
+
+
+@pytest.mark.parametrize(
+    "values, message",
+    [
+        ({"d_model": 10, "n_heads": 4}, "n_heads=4 does not divide d_model=10"),
+        ({"n_layers": 0}, "n_layers=0 must be at least 1"),
+        ({"dropout": 1.0}, r"dropout=1.0 must lie in \[0, 1\)"),
+    ],
+)
+def test_impossible_configs_are_refused(values, message):
+    with pytest.raises(ValueError, match=message):
+        TransformerConfig(**values)
+
+
+def test_memory_and_cross_attention_belong_together():
+    config, x = TransformerConfig(d_model=8, n_heads=2, n_layers=1), torch.randn(1, 3, 8)
+    with pytest.raises(ValueError, match="memory is needed by a Transformer with cross-attention"):
+        Transformer(config, cross_attention=True)(x)
+    with pytest.raises(ValueError, match="and only by one"):
+        Transformer(config)(x, memory=x)
