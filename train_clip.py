@@ -18,11 +18,13 @@ import torch
 
 from minclip.clip import CLIP, batch_loss
 from minclip.data.dataset import PairDataset
+from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig, questions
 from minclip.evaluate import choice_accuracy, evaluate_records, format_retrieval
 from minclip.gradcache import cached_backward
+from minclip.losses import clip_loss
 from minclip.presets import PRESETS, RunConfig
-from minclip.report import draw_pictures
+from minclip.report import draw_pictures, draw_zero_shot
 from minclip.runs import files_beside_weights, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
@@ -57,7 +59,9 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     torch.manual_seed(config.train.seed)
     model = CLIP(config)
     look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(records):,} training images; {run}")
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(records):,} training images; {run}"
+    )
     fit(
         model,
         Batches(dataset, config.train.batch_size, config.train.seed, config.train.workers),
@@ -65,22 +69,23 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         config.train,
         run,
         inference_files=files_beside_weights(config, tokenizer),
-        evaluate=partial(dev_figures, dev=dev, **look),
+        evaluate=partial(dev_figures, dev=dev, batch_size=config.train.batch_size, **look),
         after_step=model.clamp_logit_scale,
         backward=cached_backward,
     )
 
     evaluation = evaluate_records(model, dev, **look)
     print(format_retrieval(evaluation.figures, evaluation.seconds))
+    draw_pictures(run, dev, evaluation)
     zero_shot = {}
     if isinstance(config.data, ShapesConfig):
-        zero_shot = {
-            name: choice_accuracy(model, questions=asked, **look)
-            for name, asked in questions(config.data).items()
-        }
+        asked = questions(config.data)
+        zero_shot = {name: choice_accuracy(model, questions=asked[name], **look) for name in asked}
         for name, row in zero_shot.items():
-            print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
-    draw_pictures(run, model, dev, evaluation, **look)
+            print(
+                f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)"
+            )
+        draw_zero_shot(run, model, asked["colour"][:2] + asked["shape"][:2] + asked["relation"][:2], **look)
     result = {
         "data": type(config.data).__name__.removesuffix("Config").lower(),
         "split": "dev",
@@ -95,10 +100,18 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     return result
 
 
-def dev_figures(model: CLIP, dev: list, **look) -> dict[str, float]:
-    """What is followed during training: recall@10 on the dev split, both ways."""
-    figures = evaluate_records(model, dev, **look).figures
-    return {f"dev_{way}_recall@10": figures[way]["recall@10"] for way in ("image_to_text", "text_to_image")}
+def dev_figures(model: CLIP, dev: list[Record], batch_size: int, **look) -> dict[str, float]:
+    """What is followed during training: the loss on the dev split, in whole batches, and recall@10 both ways."""
+    evaluation = evaluate_records(model, dev, **look)
+    first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(dev))]
+    images, texts = evaluation.image_embeddings, evaluation.text_embeddings[first_text]
+    batches = list(zip(images.split(batch_size), texts.split(batch_size), strict=True))
+    whole = batches[: len(dev) // batch_size] or batches
+    losses = [clip_loss(image, text, model.logit_scale.detach().cpu()) for image, text in whole]
+    figures = {"dev_loss": float(sum(total for total, _ in losses) / sum(count for _, count in losses))}
+    for way in ("image_to_text", "text_to_image"):
+        figures[f"dev_{way}_recall@10"] = evaluation.figures[way]["recall@10"]
+    return figures
 
 
 def main() -> None:

@@ -11,10 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minclip.losses import clip_logits, clip_loss, contrastive_figures
+from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.vit import VisionTransformer, VisionTransformerConfig
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
+TOWERS = {
+    VisionTransformerConfig: VisionTransformer,
+    ResNetConfig: ResNet,
+    GPTTextConfig: GPTTextEncoder,
+    BertTextConfig: BertTextEncoder,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +34,7 @@ class CLIPConfig:
     temperature: initial temperature; the logits are cosines divided by it
     """
 
-    image: VisionTransformerConfig = field(default_factory=VisionTransformerConfig)
+    image: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
     text: GPTTextConfig | BertTextConfig = field(default_factory=GPTTextConfig)
     embed_dim: int = 128
     temperature: float = 0.07
@@ -45,9 +52,8 @@ class CLIP(nn.Module):
     def __init__(self, config: CLIPConfig):
         super().__init__()
         self.config = config
-        self.image_tower = VisionTransformer(config.image)
-        is_bert = isinstance(config.text, BertTextConfig)
-        self.text_tower = BertTextEncoder(config.text) if is_bert else GPTTextEncoder(config.text)
+        self.image_tower = TOWERS[type(config.image)](config.image)
+        self.text_tower = TOWERS[type(config.text)](config.text)
         self.image_projection = nn.Linear(self.image_tower.width, config.embed_dim, bias=False)
         self.text_projection = nn.Linear(self.text_tower.width, config.embed_dim, bias=False)
         for projection in (self.image_projection, self.text_projection):

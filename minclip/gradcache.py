@@ -4,14 +4,16 @@ A contrastive loss compares every pair with every other, so it is not a sum over
 plain accumulation of gradients computes another loss. Here: 1. embed the parts without a graph, keeping the
 random state before each; 2. the loss of the whole batch, and its gradient at the embeddings; 3. embed each
 part again with a graph and the same random state (so dropout draws the same mask), and let the cached
-gradient flow on into the towers. Every parameter gets the full batch's gradient, logit_scale's included.
+gradient flow on into the towers. Every parameter gets the full batch's gradient, logit_scale's included;
+but BatchNorm, by its nature, normalises each part by that part's own statistics.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from minclip.clip import CLIP
 from minclip.losses import clip_loss, contrastive_figures
@@ -20,6 +22,20 @@ from minlm.training.loop import accumulate, divide_gradients, split
 
 def embed(model: CLIP, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     return model.encode_image(part["images"]), model.encode_text(part["tokens"], part["token_mask"])
+
+
+@contextmanager
+def frozen_statistics(model: nn.Module) -> Iterator[None]:
+    """Inside, BatchNorm keeps its running statistics: each part is embedded twice and must count once."""
+    norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = 0.0
+    try:
+        yield
+    finally:
+        for norm, momentum in zip(norms, momenta, strict=True):
+            norm.momentum = momentum
 
 
 def cached_backward(
@@ -32,7 +48,7 @@ def cached_backward(
     if n_parts == 1:
         return accumulate(model, batch, loss, 1, scale)
     parts, states, embeddings = list(split(batch, n_parts)), [], []
-    with torch.no_grad():
+    with torch.no_grad(), frozen_statistics(model):
         for part in parts:
             states.append(torch.get_rng_state())
             embeddings.append(embed(model, part))

@@ -162,9 +162,10 @@ def attention_maps(
         raise ValueError(
             f"attention weights: {np.count_nonzero(~np.isfinite(weights))} of {weights.size} not finite"
         )
-    if not 0 < max(weights.shape) <= MOST_TOKENS:
+    if not len(weights) or max(weights.shape) > MOST_TOKENS:
+        shape = tuple(weights.shape)
         raise ValueError(
-            f"attention weights {weights.shape}: at most {MOST_TOKENS} heads or tokens can be read, cut them"
+            f"attention weights {shape}: no heads, or more than {MOST_TOKENS} heads or tokens to read"
         )
     n_rows = math.ceil(len(weights) / 4)
     n_columns = math.ceil(len(weights) / n_rows)

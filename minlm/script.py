@@ -1,9 +1,9 @@
 """Movie scripts as found in the wild -> scenes, turns of dialogue, and (line, reply) pairs.
 
 Every line is labelled heading, action, cue, parenthetical, dialogue or mark (page number, CONTINUED), apart
-from scene numbers and revision stars in its margins. The columns of cues and dialogue are learned from the file;
-where nothing is indented, a cue is a name in capitals or `Name:` above its speech, or `NAME: speech`. The words
-of all pieces, in order, are the words of the text: a wrong label misplaces a line but never loses it.
+from scene numbers and revision stars in its margins. The columns of cues and dialogue are learned from the
+file; where nothing is indented, a cue is a name in capitals or `Name:` above its speech, or `NAME: speech`.
+The words of all pieces, in order, are those of the text: a wrong label misplaces a line but never loses it.
 """
 
 import html

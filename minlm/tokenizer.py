@@ -25,10 +25,8 @@ GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|
 GPT2_TOKENS = 50256  # 256 bytes and 50,000 merges; <|endoftext|> is the next id
 SPECIALS = {"end": "<|endoftext|>", "pad": "<|pad|>", "start": "<|start|>"}
 FILE_NAME = "minlm-tokenizer.json"
-GPT2_FILES = (
-    ("encoder.json", "vocab.bpe"),
-    ("vocab.json", "merges.txt"),
-)  # OpenAI's names, Hugging Face's
+# OpenAI's names, then Hugging Face's
+GPT2_FILES = (("encoder.json", "vocab.bpe"), ("vocab.json", "merges.txt"))
 
 
 class CharTokenizer:
@@ -113,7 +111,7 @@ class BPETokenizer:
 def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) -> BPETokenizer:
     """Learns merges on `text` until there are `vocab_size` ids: 256 bytes, merges, then the reserved ids.
 
-    Each step merges the most frequent pair of neighbouring tokens, of equally frequent ones that of lowest ids.
+    Each step merges the most frequent pair of neighbouring tokens; of equal ones, that of lowest ids.
     Words are counted once a type, and a merge only visits the words that hold its pair. ValueError where the
     text yields fewer tokens than asked for.
     """
@@ -146,7 +144,7 @@ def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) ->
         if counts[pair] != -negative_count or negative_count == 0:
             continue  # an old entry: every change of a count pushed a new one
         joined = tokens[pair[0]] + tokens[pair[1]]
-        if joined not in ranks:  # the same bytes can come from two pairs
+        if joined not in ranks:  # should two pairs give the same bytes, they share an id
             ranks[joined] = len(tokens)
             tokens.append(joined)
         changed = Counter()
@@ -230,9 +228,8 @@ def _from_tiktoken(text: str, path: Path) -> BPETokenizer:
         ranks = {base64.b64decode(token, validate=True): int(rank) for token, rank in rows}
     except ValueError:
         raise ValueError(f"{path} is no tokenizer: neither JSON nor lines of base64 and rank") from None
-    if (
-        len(ranks) != GPT2_TOKENS
-    ):  # such a file does not say its pattern: it must be the vocabulary known here
+    # such a file does not say its pattern, so it must be the one vocabulary known here
+    if len(ranks) != GPT2_TOKENS:
         raise ValueError(
             f"{path} holds {len(ranks)} tokens where GPT-2's holds {GPT2_TOKENS}: "
             "only GPT-2's is read, because such a file does not say how words are split"

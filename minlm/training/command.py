@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
@@ -54,7 +55,8 @@ def command_line(presets: dict[str, Any], description: str, arguments: list[str]
             chosen.resume.name, load_config(cls, chosen.resume / "config.json"), chosen.resume, True
         )
     config = load_config(cls, chosen.config) if chosen.config else presets[chosen.preset]
-    parser = OneLineParser(description=description, parents=[first])
+    usage = "%(prog)s [--preset NAME | --config FILE | --resume RUN] [--out DIR] [--OPTION VALUE ...]"
+    parser = OneLineParser(usage=usage, description=description, parents=[first])
     add_options(parser, config)
     options = vars(parser.parse_args(arguments))
     config = override(config, {k: v for k, v in options.items() if k not in vars(chosen)})
@@ -70,9 +72,8 @@ class OneLineParser(argparse.ArgumentParser):
     """argparse without the pages of usage before an error, and without abbreviated options."""
 
     def __init__(self, **arguments: Any):
-        super().__init__(
-            allow_abbrev=False, formatter_class=argparse.RawDescriptionHelpFormatter, **arguments
-        )
+        layout = partial(argparse.RawDescriptionHelpFormatter, width=115, max_help_position=38)
+        super().__init__(allow_abbrev=False, formatter_class=layout, **arguments)
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists the options\n")
@@ -86,31 +87,48 @@ class OneLineParser(argparse.ArgumentParser):
         return known
 
 
-def add_options(parser: argparse.ArgumentParser, config: Any) -> None:
-    """One option a field of the (nested) config, its default shown; a shorthand is a second, shorter name."""
+def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") -> None:
+    """One option a field of the (nested) config, its default shown; some have a shorthand too.
 
-    def add(config: Any, prefix: str, group: argparse._ArgumentGroup) -> None:
-        help_of, hints = field_help(type(config)), get_type_hints(type(config))
-        for field in fields(config):
-            value, name = getattr(config, field.name), prefix + field.name
-            if is_dataclass(value):
-                title = f"{name}: {inspect.cleandoc(type(value).__doc__ or '').splitlines()[0]}"
-                add(value, f"{name}.", parser.add_argument_group(title))
-                continue
-            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            choices = get_args(hints[field.name]) if get_origin(hints[field.name]) is Literal else ()
-            text = help_of[field.name] + (f" [{' | '.join(map(str, choices))}]" if choices else "")
-            short = [f"--{alias}" for alias, option in SHORTHANDS.items() if option == name]
-            group.add_argument(
-                f"--{name}",
-                *short,
-                dest=name,
-                metavar=field.name.upper(),
-                help=f"{text} (default: {shown})".replace("%", "%%"),
-                default=argparse.SUPPRESS,
-            )
+    only: take the fields of this part of the config and leave out the others.
+    """
+    if only:
+        add_part(parser, getattr(config, only), f"{only}.")
+    else:
+        add_part(parser, config, "")
 
-    add(config, "", parser.add_argument_group("model"))
+
+def add_part(parser: argparse.ArgumentParser, config: Any, prefix: str) -> None:
+    help_of, hints = field_help(type(config)), get_type_hints(type(config))
+    first_line = (inspect.getdoc(type(config)) or "").splitlines()[0]
+    group = parser.add_argument_group(f"{prefix.rstrip('.') or 'run'}: {first_line.rstrip('.')}")
+    parts = []
+    for field in fields(config):
+        value, name = getattr(config, field.name), prefix + field.name
+        if is_dataclass(value):
+            parts.append((value, f"{name}."))
+            continue
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+        group.add_argument(
+            f"--{name}",
+            *(f"--{alias}" for alias, option in SHORTHANDS.items() if option == name),
+            dest=name,
+            metavar=metavar(hints[field.name]),
+            help=f"{help_of[field.name]} (default: {shown})".replace("%", "%%"),
+            default=argparse.SUPPRESS,
+        )
+    for value, name in parts:
+        add_part(parser, value, name)
+
+
+def metavar(annotation: Any) -> str:
+    """What may stand behind an option: its choices, or its type in short."""
+    if get_origin(annotation) is Literal:
+        return "|".join(map(str, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return ",".join(metavar(part) for part in get_args(annotation))
+    names = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
+    return next(names[t] for t in (get_args(annotation) or (annotation,)) if t in names)
 
 
 def override(config: Any, options: dict[str, str]) -> Any:

@@ -34,7 +34,7 @@ class Log:
         self.bar.postfix[0] = (
             f"step {row['step']} loss {row['loss']:.3f}{chance} {row['items_per_second']:.0f} items/s"
         )
-        self.bar.update(round(100 * progress, 2) - self.bar.n)
+        self.bar.update(min(100, round(100 * progress, 2)) - self.bar.n)
 
     def evaluation(self, row: dict[str, Any]) -> None:
         self.write(row)

@@ -25,7 +25,14 @@ from minlm.training.checkpoint import (
     truncate_metrics,
 )
 from minlm.training.log import Log
-from minlm.training.optim import AveragedWeights, Schedule, parameter_groups, schedule
+from minlm.training.optim import (
+    AveragedWeights,
+    Muon,
+    Schedule,
+    hidden_matrices,
+    parameter_groups,
+    schedule,
+)
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, Tensor | float]]]
@@ -41,6 +48,7 @@ class TrainConfig:
     batch_size: items a step
     micro_batches: parts a batch is computed in, to save memory; the gradient is the whole batch's
     lr: peak learning rate of AdamW
+    muon_lr: peak learning rate of Muon, which then trains the hidden matrices; 0 = AdamW trains them too
     lr_floor: the last learning rate, as a share of the peak
     warmup: share of the run in which the learning rate rises
     schedule: shape of its fall after that
@@ -62,6 +70,7 @@ class TrainConfig:
     batch_size: int = 128
     micro_batches: int = 1
     lr: float = 1e-3
+    muon_lr: float = 0.0
     lr_floor: float = 0.0
     warmup: float = 0.05
     schedule: Schedule = "cosine"
@@ -159,22 +168,44 @@ def divide_gradients(model: nn.Module, count: int) -> None:
             parameter.grad /= count
 
 
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for every trainable parameter, or for all but the hidden matrices, which Muon trains then."""
+    groups = parameter_groups(model, config.weight_decay)
+    hidden = hidden_matrices(model) if config.muon_lr else []
+    by_muon = {id(p) for p in hidden}
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in by_muon]
+    optimizers = [torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)]
+    if hidden:
+        optimizers.append(Muon(hidden, config.muon_lr, config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
+
+
 class TrainingState:
     """Everything the next step depends on: weights, optimizer, scaler, average, step, time spent."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device):
         self.model, self.config = model, config
-        groups = parameter_groups(model, config.lr, config.weight_decay)
-        self.optimizer = torch.optim.AdamW(groups, betas=(0.9, config.beta2), fused=True)
+        self.optimizers = make_optimizers(model, config)
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = AveragedWeights(model, config.average) if config.average else None
         self.step, self.seconds = 0, 0.0
 
-    def optimize(self) -> float:
-        """Clip the gradients that stand in the parameters and take one step -> the gradient's norm."""
-        self.scaler.unscale_(self.optimizer)
+    def optimize(self, factor: float) -> float:
+        """Clip the gradients that stand in the parameters and take one step -> the gradient's norm.
+
+        factor: the schedule's, on every peak learning rate.
+        """
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or float("inf"))
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            self.scaler.step(optimizer)
         self.scaler.update()
         self.step += 1
         return norm.item()
@@ -188,7 +219,7 @@ class TrainingState:
         training = {
             "step": self.step,
             "seconds": self.seconds,
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "random": random_states(),
         }
@@ -205,7 +236,8 @@ class TrainingState:
             self.average.load_state_dict({"updates": training["updates"], "average": weights})
             weights = training["weights"]
         self.model.load_state_dict(weights)
-        self.optimizer.load_state_dict(training["optimizer"])
+        for optimizer, saved in zip(self.optimizers, training["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(training["scaler"])
         restore_random_states(training["random"])
         self.step, self.seconds = training["step"], training["seconds"]
@@ -250,16 +282,14 @@ def fit(
     while progress() < 1:
         batch = to_device(next(draw), device)
         # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
-        lr = config.lr * schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
-        for group in state.optimizer.param_groups:
-            group["lr"] = lr
-        state.optimizer.zero_grad(set_to_none=True)
+        factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
+        model.zero_grad(set_to_none=True)
         with forward_precision(config.precision, device):
             value, count, figures = backward(model, batch, loss, config.micro_batches, state.scaler.scale)
         if not torch.isfinite(value):
             log.close()
             raise ValueError(f"the loss is {value.item()} at step {state.step + 1}: lower lr={config.lr}")
-        norm = state.optimize()
+        norm = state.optimize(factor)
         if after_step:
             after_step()
         if state.average:
@@ -270,7 +300,7 @@ def fit(
         row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
         row |= {name: float(figure) for name, figure in figures.items()}
         row |= {
-            "lr": lr,
+            "lr": config.lr * factor,
             "gradient_norm": norm,
             "seconds": state.seconds,
             "items_per_second": count / step_seconds,

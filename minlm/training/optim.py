@@ -1,4 +1,4 @@
-"""Parameter groups, AdamW, learning-rate schedules, and the moving average of weights."""
+"""Parameter groups, Muon, learning-rate schedules, and the moving average of weights."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,18 +11,69 @@ from torch import Tensor, nn
 Schedule = Literal["cosine", "linear"]
 
 
-def parameter_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict]:
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     """Two groups that partition the trainable parameters: matrices decay; vectors and scalars do not.
 
     Gains, biases, the class token and logit_scale are not decayed (Radford et al. 2021, section 2.5).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trained if p.dim() >= 2]
-    others = [p for p in trained if p.dim() < 2]
     return [
-        {"params": matrices, "weight_decay": weight_decay, "lr": lr},
-        {"params": others, "weight_decay": 0.0, "lr": lr},
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
     ]
+
+
+def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
+    """The matrices and convolution kernels inside `blocks`: neither embeddings and stems nor projections."""
+    named = model.named_parameters()
+    return [p for name, p in named if p.requires_grad and p.dim() >= 2 and "blocks." in name]
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum whose matrix is made orthogonal before it is applied (Jordan et al. 2024, Muon).
+
+        M <- mu M + (1 - mu) G;   U = orthogonal((1 - mu) G + mu M);   W <- W - lr max(1, rows / columns)^1/2 U
+
+    Every direction of the update then has the same size, which a gradient, nearly of low rank, does not give.
+    For hidden matrices; a convolution's kernel counts as (outputs, the rest). Decoupled weight decay.
+    """
+
+    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self) -> None:
+        for group in self.param_groups:
+            lr, mu = group["lr"], group["momentum"]
+            for parameter in group["params"]:
+                if parameter.grad is None:
+                    continue
+                state = self.state[parameter]
+                if not state:
+                    state["momentum"] = torch.zeros_like(parameter)
+                momentum = state["momentum"].lerp_(parameter.grad, 1 - mu)
+                update = orthogonalise(parameter.grad.lerp(momentum, mu).flatten(1))
+                rows, columns = update.shape
+                parameter.mul_(1 - lr * group["weight_decay"])
+                parameter.add_(update.view_as(parameter), alpha=-lr * max(1, rows / columns) ** 0.5)
+
+
+def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
+    """U V^T of the matrix's singular value decomposition U S V^T, roughly: the singular values come out near 1.
+
+    Newton-Schulz iteration with the quintic of Jordan et al. 2024, X <- a X + (b A + c A A) X, A = X X^T; it
+    needs products only, and bfloat16 is enough. The factors make small singular values grow fast, at the
+    price of ending anywhere in about 0.7 to 1.2.
+    """
+    a, b, c = 3.4445, -4.7750, 2.0315
+    x = matrix.bfloat16()
+    x = x / (x.norm() + 1e-7)
+    tall = x.shape[0] > x.shape[1]
+    x = x.T if tall else x
+    for _ in range(steps):
+        gram = x @ x.T
+        x = a * x + (b * gram + c * gram @ gram) @ x
+    return (x.T if tall else x).to(matrix.dtype)
 
 
 def schedule(progress: float, warmup: float, shape: Schedule, floor: float) -> float:

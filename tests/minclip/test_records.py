@@ -63,6 +63,10 @@ def test_32_bit_and_float_grey(tmp_path):
     np.testing.assert_array_equal(pixels(deep), expected)
     floats = saved(tmp_path, Image.fromarray((grey / 255).astype(np.float32)), "f.tif")
     np.testing.assert_array_equal(pixels(floats), expected)
+    odd = np.array(
+        [[-0.5, 1.5, 1.7 / 255, 1.3 / 255]], dtype=np.float32
+    )  # out of range, and between two greys
+    assert pixels(saved(tmp_path, Image.fromarray(odd), "odd.tif"))[0, :, 0].tolist() == [0, 255, 2, 1]
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
@@ -208,6 +212,7 @@ def test_a_split_parts_the_images_and_sees_only_their_ids(n, seed, parts):
     splits = ids(split_by_image(records, fractions, seed))
     together = [name for names in splits.values() for name in names]
     assert sorted(together) == sorted(record.image_id for record in records)  # covers all, each once
+    assert all(names == sorted(names) for names in splits.values())
     for name, fraction in fractions.items():
         assert abs(len(splits[name]) - fraction * n) <= 1
     rng = random.Random(seed)

@@ -24,7 +24,7 @@ shapes = st.builds(
         "context_length": context_length,
     },
     st.integers(1, 3),
-    st.sampled_from([2, 4]),
+    st.sampled_from([4, 6]),  # at a width of 2 LayerNorm leaves signs only
     st.integers(1, 2),
     st.sampled_from([None, 5]),
     st.sampled_from(["gelu", "quick_gelu"]),
@@ -237,18 +237,16 @@ def test_dropout_acts_on_the_first_tokens_in_training_only(config, batch, seed, 
 
 
 @given(bert_configs, batches, seeds)
-def test_positions_tell_equal_tokens_apart(config, batch, seed):
-    """With equal positions everywhere the order of a BERT text is not seen; with the drawn ones it is."""
+def test_only_positions_tell_berts_tokens_apart(config, batch, seed):
+    """Tokens permuted with their positions: the same mean, padding at its new places hidden too."""
     config = replace(config, pool="mean")
     model, length = encoder(config, seed), config.context_length
-    tokens = words(config, seed, batch, length)
-    tokens[:, 0] = (tokens[:, 1] + 1) % config.vocab_size
-    token_mask, order = torch.ones_like(tokens, dtype=torch.bool), torch.arange(length)
-    order[:2] = torch.tensor([1, 0])
-    assert (model(tokens, token_mask) - model(tokens[:, order], token_mask)).abs().max() > 1e-9
+    tokens, token_mask = words(config, seed, batch, length), prefix_mask(config, seed, batch, length)
+    before = model(tokens, token_mask)
+    order = torch.randperm(length, generator=torch.Generator().manual_seed(seed))
     with torch.no_grad():
-        model.embedding.positions.weight[:] = model.embedding.positions.weight[0]
-    same(model(tokens, token_mask), model(tokens[:, order], token_mask))
+        model.embedding.positions.weight[:] = model.embedding.positions.weight[order]
+    same(model(tokens[:, order], token_mask[:, order]), before)
 
 
 @pytest.mark.parametrize("config_class", [GPTTextConfig, BertTextConfig])

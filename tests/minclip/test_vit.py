@@ -26,7 +26,7 @@ configs = st.builds(
         **fields,
     ),
     st.integers(1, 3),
-    st.sampled_from([2, 4]),
+    st.sampled_from([4, 6]),  # at a width of 2 LayerNorm leaves signs only
     st.integers(1, 2),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     grids,

@@ -1,6 +1,7 @@
 """fit(): resume = uninterrupted bit for bit, accumulated = full batch, limits, schedule and log."""
 
 import json
+from collections import OrderedDict
 from contextlib import suppress
 
 import pytest
@@ -36,7 +37,9 @@ class Points(Dataset):
 
 def model_with_dropout():
     torch.manual_seed(1)
-    return nn.Sequential(nn.Linear(4, 8), nn.Dropout(0.3), nn.ReLU(), nn.BatchNorm1d(8), nn.Linear(8, 2))
+    blocks = nn.Sequential(nn.Linear(8, 8), nn.Dropout(0.3), nn.ReLU(), nn.BatchNorm1d(8))
+    layers = {"stem": nn.Linear(4, 8), "blocks": blocks, "head": nn.Linear(8, 2)}
+    return nn.Sequential(OrderedDict(layers))
 
 
 def squared_error(model, batch):
@@ -77,8 +80,11 @@ def rows(run, *left_out):
     st.sampled_from([0.0, 0.8]),
     st.lists(st.integers(0, 7), max_size=3),
     st.sampled_from(["float32", "bf16"]),
+    st.sampled_from([0.0, 0.02]),
 )
-def test_resumed_is_uninterrupted_bit_for_bit(tmp_path_factory, save_every, average, stops, precision):
+def test_resumed_is_uninterrupted_bit_for_bit(
+    tmp_path_factory, save_every, average, stops, precision, muon_lr
+):
     """Killed at any steps: the same weights, the same log line by line, dropout and batches included."""
     config = TrainConfig(
         steps=11,
@@ -88,6 +94,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(tmp_path_factory, save_every, aver
         evaluate_every=3,
         average=average,
         precision=precision,
+        muon_lr=muon_lr,
     )
     folder = tmp_path_factory.mktemp("runs")
     evaluate = {

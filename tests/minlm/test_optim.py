@@ -6,7 +6,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minlm.training.optim import AveragedWeights, parameter_groups, schedule
+from minlm.training.loop import TrainConfig, make_optimizers
+from minlm.training.optim import (
+    AveragedWeights,
+    Muon,
+    hidden_matrices,
+    orthogonalise,
+    parameter_groups,
+    schedule,
+)
 from minlm.transformer import Transformer, TransformerConfig
 
 seeds = st.integers(0, 10**6)
@@ -17,7 +25,7 @@ def test_groups_partition_the_trainable_parameters(n_layers, frozen):
     model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=n_layers))
     if frozen:
         model.blocks[0].requires_grad_(False)
-    decayed, plain = parameter_groups(model, lr=0.1, weight_decay=0.3)
+    decayed, plain = parameter_groups(model, weight_decay=0.3)
     grouped = [id(p) for p in decayed["params"] + plain["params"]]
     assert sorted(grouped) == sorted(id(p) for p in model.parameters() if p.requires_grad)
     assert decayed["weight_decay"] == 0.3
@@ -90,3 +98,63 @@ def test_swapping_the_average_in_and_out_restores_the_weights(seed):
     with pytest.raises(RuntimeError, match="inside"), average.swapped_into(model):
         raise RuntimeError("inside")
     assert torch.equal(model[0].weight, own["0.weight"])
+
+
+@given(st.integers(1, 12), st.integers(1, 12), seeds)
+def test_orthogonalised_updates_have_singular_values_near_one(rows, columns, seed):
+    """And the same singular vectors: U^T X V is diagonal where X = U S V^T."""
+    matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
+    u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
+    core = u.T @ orthogonalise(matrix) @ vt.T
+    clear = s > 0.1 * s[0]  # smaller ones have not grown up to one after five steps
+    diagonal = core.diagonal()[clear]
+    assert (diagonal > 0.6).all()
+    assert (diagonal < 1.3).all()
+    assert (core - torch.diag(core.diagonal())).abs().max() < 0.12  # bfloat16's rounding
+
+
+@given(st.integers(1, 6), st.integers(4, 8), st.booleans(), st.integers(1, 4), seeds)
+def test_muon_is_torchs_muon(short, more, tall, n_steps, seed):
+    """On matrices far from square: near a singular one, bfloat16's rounding is all that is left."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (short + more, short) if tall else (short, short + more)
+    start = torch.randn(shape, generator=generator)
+    ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
+    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    muons = Muon([ours], **options), torch.optim.Muon([theirs], nesterov=True, **options)
+    for _ in range(n_steps):
+        ours.grad = torch.randn(shape, generator=generator)
+        theirs.grad = ours.grad.clone()
+        for muon in muons:
+            muon.step()
+    torch.testing.assert_close(ours, theirs, atol=0.1 * 0.02 * n_steps, rtol=0)
+
+
+def test_muon_takes_a_kernel_as_a_matrix():
+    kernel = nn.Parameter(torch.randn(4, 3, 2, 2))
+    flat = nn.Parameter(kernel.detach().flatten(1).clone())
+    kernel.grad = torch.randn(4, 3, 2, 2)
+    flat.grad = kernel.grad.flatten(1).clone()
+    for parameter in (kernel, flat):
+        Muon([parameter], lr=0.1, weight_decay=0.0).step()
+    assert torch.equal(kernel.flatten(1), flat)
+
+
+def test_hidden_matrices_are_those_inside_the_blocks():
+    model = nn.ModuleDict(
+        {"stem": nn.Linear(3, 4), "blocks": nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])}
+    )
+    assert hidden_matrices(model) == [model["blocks"][0].weight]
+    model["blocks"].requires_grad_(False)
+    assert hidden_matrices(model) == []
+
+
+def test_muon_and_adamw_share_the_parameters_out():
+    model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=2))
+    adamw, muon = make_optimizers(model, TrainConfig(steps=1, lr=0.1, muon_lr=0.3))
+    held = [id(p) for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(held) == sorted(id(p) for p in model.parameters())
+    assert {p.dim() for group in muon.param_groups for p in group["params"]} == {2}
+    assert {group["peak_lr"] for group in adamw.param_groups} == {0.1}
+    assert {group["peak_lr"] for group in muon.param_groups} == {0.3}
+    assert len(make_optimizers(model, TrainConfig(steps=1))) == 1

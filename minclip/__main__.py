@@ -1,0 +1,162 @@
+"""Use a trained CLIP from the command line: python -m minclip COMMAND ..., each with --help.
+
+    python -m minclip classify --checkpoint RUN --image cat.jpg --labels "cat,dog" --templates "a photo of a {}"
+    python -m minclip search --checkpoint RUN --folder pictures --text "a dog on a beach" --picture found.png
+    python -m minclip caption --checkpoint RUN --image cat.jpg --captions captions.txt
+    python -m minclip evaluate --checkpoint RUN [--preset NAME] [--data.root DIR] [--json figures.json]
+    python -m minclip doctor --preset flickr8k --data.root DIR
+
+RUN is the folder of a training run.
+"""
+
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from minclip.data.records import Record, open_image
+from minclip.doctor import examine
+from minclip.evaluate import embed_classes, embed_images, embed_texts, evaluate_records, format_retrieval
+from minclip.plots import SHOWN, search_results
+from minclip.presets import PRESETS, RunConfig
+from minclip.runs import load
+from minlm.training.checkpoint import last_checkpoint, replace_text
+from minlm.training.command import OneLineParser, add_options, command_line, override, run_main
+from minlm.training.config import load_config
+
+IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def parser_of(command: Callable) -> OneLineParser:
+    """A parser with what every command takes; its description is the command's docstring."""
+    parser = OneLineParser(prog=f"python -m minclip {command.__name__}", description=inspect.getdoc(command))
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run's folder")
+    return parser
+
+
+def pictures(paths: list[Path]) -> list[Record]:
+    """Image files as records, as evaluation takes them; they have no caption yet."""
+    return [Record(str(path), partial(open_image, path), ("",), i) for i, path in enumerate(paths)]
+
+
+def classify(arguments: list[str]) -> None:
+    """Probabilities of labels: softmax of exp(logit_scale) * cosine (Radford et al. 2021, section 3.1)."""
+    parser = parser_of(classify)
+    parser.add_argument("--image", type=Path, nargs="+", required=True)
+    parser.add_argument("--labels", required=True, help="separated by commas")
+    parser.add_argument(
+        "--templates", nargs="+", default=["a photo of a {}"], help="prompts; {} is the label"
+    )
+    given = parser.parse_args(arguments)
+    model, tokenizer, transform = load(given.checkpoint)
+    labels = [label.strip() for label in given.labels.split(",")]
+    classes = embed_classes(model, tokenizer, labels, given.templates)  # (labels, E)
+    images = embed_images(model, pictures(given.image), transform)  # (N, E)
+    probabilities = (model.logit_scale.exp().item() * images @ classes.T).softmax(dim=-1)  # (N, labels)
+    for path, row in zip(given.image, probabilities, strict=True):
+        print(path)
+        for i in row.argsort(descending=True).tolist():
+            print(f"  {row[i]:7.2%}  {labels[i]}")
+
+
+def search(arguments: list[str]) -> None:
+    """The images of a folder, and of the folders in it, that are closest to a text."""
+    parser = parser_of(search)
+    parser.add_argument("--folder", type=Path, required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--top", type=int, default=5, help="how many to name")
+    parser.add_argument("--picture", type=Path, metavar="PNG", help="write the first five as a picture")
+    given = parser.parse_args(arguments)
+    if not given.folder.is_dir():
+        raise ValueError(f"no folder {given.folder}: name one that holds images with --folder")
+    paths = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
+    if not paths:
+        raise ValueError(f"no image in {given.folder}: looked for names ending in {', '.join(IMAGE_ENDINGS)}")
+    model, tokenizer, transform = load(given.checkpoint)
+    records = pictures(paths)
+    text = embed_texts(model, tokenizer, [given.text])[0]  # (E)
+    cosines = embed_images(model, records, transform) @ text  # (N)
+    best = cosines.argsort(descending=True)[: given.top].tolist()
+    for i in best:
+        print(f"{cosines[i]:.4f}  {paths[i]}")
+    if given.picture:
+        shown = best[:SHOWN]
+        search_results(given.text, [records[i].open() for i in shown], cosines[shown].tolist(), given.picture)
+        print(f"picture: {given.picture}")
+
+
+def caption(arguments: list[str]) -> None:
+    """The best of given captions for an image."""
+    parser = parser_of(caption)
+    parser.add_argument("--image", type=Path, required=True)
+    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="one caption a line")
+    parser.add_argument("--top", type=int, default=5, help="how many to name")
+    given = parser.parse_args(arguments)
+    try:
+        lines = given.captions.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(
+            f"cannot read {given.captions} ({error}): give one caption a line, in UTF-8"
+        ) from None
+    captions = [line.strip() for line in lines if line.strip()]
+    model, tokenizer, transform = load(given.checkpoint)
+    image = embed_images(model, pictures([given.image]), transform)[0]  # (E)
+    cosines = embed_texts(model, tokenizer, captions) @ image  # (M)
+    for i in cosines.argsort(descending=True)[: given.top].tolist():
+        print(f"{cosines[i]:.4f}  {captions[i]}")
+
+
+def evaluate(arguments: list[str]) -> None:
+    """Retrieval figures of a checkpoint: on the data it was trained with, or on a preset's."""
+    parser = parser_of(evaluate)
+    parser.add_argument("--preset", choices=PRESETS, help="evaluate on this preset's kind of data")
+    parser.add_argument("--split", default="dev")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    given, _ = parser.parse_known_args(arguments)  # which options there are depends on the data
+    config: RunConfig = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
+    if given.preset:
+        config = replace(config, data=PRESETS[given.preset].data)
+    add_options(parser, config, only="data")
+    options = vars(parser.parse_args(arguments))
+    config = override(config, {name: text for name, text in options.items() if name.startswith("data.")})
+    splits = config.data.read()
+    if given.split not in splits:
+        raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
+    model, tokenizer, transform = load(given.checkpoint)
+    evaluation = evaluate_records(model, splits[given.split], transform, tokenizer)
+    print(format_retrieval(evaluation.figures, evaluation.seconds))
+    if given.json:
+        figures = {"split": given.split, **evaluation.figures, "seconds": evaluation.seconds}
+        replace_text(given.json, json.dumps(figures, indent=2) + "\n")
+
+
+def doctor(arguments: list[str]) -> None:
+    """What will go wrong with this data and config, before step 0; the options are train_clip.py's.
+
+    Exit status 1 where something is a problem.
+    """
+    levels = []
+    for level, text in examine(command_line(PRESETS, inspect.getdoc(doctor), arguments).config):
+        levels.append(level)
+        print(f"{level:>7}: {text}")
+    sys.exit(1 if "problem" in levels else 0)
+
+
+COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, doctor)}
+
+
+def main() -> None:
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(__doc__)
+    elif name in COMMANDS:
+        COMMANDS[name](arguments)
+    else:
+        raise ValueError(f"unknown command {name!r}: there are {', '.join(COMMANDS)}")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,107 @@
+"""What will go wrong with this data and this config, said before step 0."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import combinations
+from math import ceil, log
+
+from tqdm import tqdm
+
+from minclip.data.records import Record
+from minclip.presets import RunConfig
+from minclip.runs import make_tokenizer
+from minclip.tokenizer import WordPiece, encode_batch
+from minclip.vit import VisionTransformerConfig
+from minlm.training.loop import TrainConfig
+
+FEW_PATCHES = 16
+MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem
+Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
+
+
+def examine(config: RunConfig) -> Iterator[Finding]:
+    """Everything that can be known of a run before it starts. ValueError where the data cannot be read."""
+    splits = config.data.read()
+    for name, records in splits.items():
+        captions = sum(len(record.captions) for record in records)
+        yield "ok", f"split {name}: {len(records):,} images, {captions:,} captions"
+    yield from examine_captions(splits["train"], config)
+    if isinstance(config.image, VisionTransformerConfig):
+        n = config.image.n_patches
+        few = n < FEW_PATCHES
+        advice = ", too few to see much: use a smaller patch_size or larger images" if few else ""
+        yield "problem" if few else "ok", f"the image tower sees {n} patches{advice}"
+    yield from examine_schedule(config.train, len(splits["train"]))
+    yield from examine_images(splits)
+
+
+def examine_captions(records: Sequence[Record], config: RunConfig) -> Iterator[Finding]:
+    """Truncation, unknown words, and captions that stand with several images."""
+    captions = [caption for record in records for caption in record.captions]
+    tokenizer, length = make_tokenizer(config, records), config.text.context_length
+    tokens, _, cut = encode_batch(tokenizer, captions, length)
+    text = f"{cut:,} of {len(captions):,} captions ({cut / len(captions):.2%}) are cut at context_length={length}"
+    text += f"; the longest row has {tokens.shape[1]} tokens"
+    yield "problem" if cut > MAX_SHARE * len(captions) else "note" if cut else "ok", text
+    if isinstance(tokenizer, WordPiece):
+        unknown = int((tokens == tokenizer.unk_id).sum())
+        yield "note" if unknown else "ok", f"{unknown:,} words of the captions are unknown to the vocabulary"
+
+    images_of = Counter(caption for record in records for caption in set(record.captions))
+    shared = sum(count for count in images_of.values() if count > 1)
+    grouped = len({record.group for record in records}) < len(records)
+    text = f"{shared:,} captions stand with more than one image"
+    if shared:
+        text += "; the data groups them" if grouped else "; in one batch they are false negatives"
+    yield "note" if shared and not grouped else "ok", text
+
+
+def examine_schedule(train: TrainConfig, n_images: int) -> Iterator[Finding]:
+    """Run length, warm-up, and the loss of a model that knows nothing."""
+    steps_per_epoch = n_images // train.batch_size
+    if not steps_per_epoch:
+        yield (
+            "problem",
+            f"batch_size={train.batch_size} is more than the {n_images:,} training images: lower it",
+        )
+        return
+    limits = [n for n in (train.steps, ceil(train.epochs * steps_per_epoch)) if n]
+    if limits:
+        steps = min(limits)
+        warm = round(train.warmup * steps)
+        text = (
+            f"at most {steps:,} steps, {steps / steps_per_epoch:.1f} epochs; warm-up takes {warm:,} of them"
+        )
+        yield "problem" if train.warmup and warm < 1 else "ok", text
+    if train.minutes:
+        warm = 60 * train.minutes * train.warmup
+        yield "ok", f"at most {train.minutes:g} minutes; warm-up takes {warm:.0f} s of them"
+    chance = f"ln({train.batch_size}) = {log(train.batch_size):.3f}"
+    yield "ok", f"the loss of a model that knows nothing is {chance}: a run that stays there does not learn"
+
+
+def examine_images(splits: dict[str, list[Record]]) -> Iterator[Finding]:
+    """Decode every image once: damaged files by name, and pictures that stand in two splits."""
+    digests: dict[str, set[str]] = {}
+    with ThreadPoolExecutor(2) as pool:
+        for name, records in splits.items():
+            bar = tqdm(pool.map(look, records), f"decoding {name}", len(records), unit="image", leave=False)
+            found = list(bar)
+            damaged = [message for digest, message in found if not digest]
+            digests[name] = {digest for digest, _ in found if digest}
+            text = f"split {name}: {len(damaged):,} of {len(records):,} images cannot be decoded"
+            text += "".join(f"; {message}" for message in damaged[:3])
+            yield "problem" if len(damaged) > MAX_SHARE * len(records) else "note" if damaged else "ok", text
+    for first, second in combinations(digests, 2):
+        both = len(digests[first] & digests[second])
+        yield "problem" if both else "ok", f"{both:,} pictures stand both in {first} and in {second}"
+
+
+def look(record: Record) -> tuple[str, str]:
+    """(digest of the picture, "") or ("", why it cannot be decoded)."""
+    try:
+        return hashlib.sha256(record.open().tobytes()).hexdigest(), ""
+    except ValueError as error:
+        return "", str(error)

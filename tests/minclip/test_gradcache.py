@@ -1,0 +1,191 @@
+"""Cached embeddings give the whole batch's gradient, whatever the parts; plain accumulation does not."""
+
+import copy
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minclip.clip import CLIP, CLIPConfig, batch_loss
+from minclip.gradcache import cached_backward
+from minclip.losses import clip_loss, contrastive_figures
+from minclip.text import BertTextConfig
+from minlm.training.loop import accumulate, to_device
+from tests.minclip.test_clip import SMALL, batch_of, clip_configs, model_of, pair_of, resnet_clip_configs
+
+seeds = st.integers(0, 10**6)
+sizes = st.integers(2, 9)
+parts = st.integers(2, 9)
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
+DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
+# Embeddings in float32 round each gradient; in float64 the law holds to rounding.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def plain(total: torch.Tensor) -> torch.Tensor:
+    return total
+
+
+def gradients(model: CLIP) -> dict[str, torch.Tensor]:
+    return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+
+def run(backward, model: CLIP, batch: dict, n_parts: int, scale=plain) -> tuple:
+    """(mean, count, figures, gradients) of one backward, from a clean model."""
+    model.zero_grad(set_to_none=True)
+    value, count, figures = backward(model, batch, batch_loss, n_parts, scale)
+    assert not value.requires_grad
+    return value, count, figures, gradients(model)
+
+
+def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
+    """The reference: embed the slices one after another, all with a graph; one loss, one backward."""
+    model.zero_grad(set_to_none=True)
+    pairs = [pair_of(model, {name: value[part] for name, value in batch.items()}) for part in slices]
+    images, texts = (torch.cat(side) for side in zip(*pairs, strict=True))
+    total, count = clip_loss(images, texts, model.logit_scale, batch["groups"])
+    (total / count).backward()
+    figures = contrastive_figures(images, texts, model.logit_scale, batch["groups"])
+    return total.detach() / count, count, figures, gradients(model)
+
+
+def same_run(found: tuple, expected: tuple, dtype: torch.dtype) -> None:
+    """Every gradient to the tolerance times the largest one: some are zero by symmetry (keys' biases)."""
+    tolerance = TOLERANCE[dtype]
+    torch.testing.assert_close(found[0], expected[0], atol=tolerance, rtol=tolerance)
+    assert found[1] == expected[1]
+    assert found[2].keys() == expected[2].keys()
+    for name, figure in expected[2].items():
+        torch.testing.assert_close(found[2][name], figure, atol=tolerance, rtol=tolerance, msg=name)
+    assert found[3].keys() == expected[3].keys()
+    largest = max(1.0, *(gradient.abs().max().item() for gradient in expected[3].values()))
+    for name, gradient in expected[3].items():
+        torch.testing.assert_close(found[3][name], gradient, atol=tolerance * largest, rtol=0, msg=name)
+
+
+def chunks(n: int, n_parts: int) -> list[slice]:
+    size = math.ceil(n / n_parts)
+    return [slice(start, start + size) for start in range(0, n, size)]
+
+
+def with_dropout(config: CLIPConfig, dropout: float) -> CLIPConfig:
+    return replace(
+        config,
+        image=replace(config.image, dropout=dropout),
+        text=replace(config.text, dropout=dropout),
+        temperature=max(config.temperature, 0.05),
+    )
+
+
+@given(clip_configs, sizes, parts, seeds)
+def test_every_gradient_is_the_whole_batchs(config, n, n_parts, seed):
+    """logit_scale's too; parts of unequal size, groups that cross them, more parts than pairs."""
+    model, batch = model_of(with_dropout(config, 0.0), seed).train(), batch_of(config, n, seed)
+    dtype = pair_of(model, batch)[0].dtype
+    expected = whole_batch(model, batch, [slice(n)])
+    same_run(run(cached_backward, model, batch, n_parts), expected, dtype)
+    assert all(gradient is not None for gradient in expected[3].values())
+
+
+@pytest.mark.parametrize("device", DEVICES)
+@given(clip_configs, sizes, parts, seeds, st.sampled_from([0.1, 0.5]))
+def test_with_dropout_both_passes_draw_the_same_masks(device, config, n, n_parts, seed, dropout):
+    """And leave the device's generator where one pass over the parts leaves it."""
+    model = model_of(with_dropout(config, dropout), seed).train().to(device)
+    batch = to_device(batch_of(config, n, seed), torch.device(device))
+    get_state = torch.cuda.get_rng_state if device == "cuda" else torch.get_rng_state
+    dtype = pair_of(model, batch)[0].dtype
+    torch.manual_seed(seed)
+    expected = whole_batch(model, batch, chunks(n, n_parts))
+    after = get_state()
+    torch.manual_seed(seed)
+    same_run(run(cached_backward, model, batch, n_parts), expected, dtype)
+    assert torch.equal(get_state(), after)
+
+
+@given(clip_configs, sizes, seeds)
+def test_one_part_is_the_plain_backward(config, n, seed):
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    found, expected = run(cached_backward, model, batch, 1), run(accumulate, model, batch, 1)
+    assert torch.equal(found[0], expected[0])
+    assert all(torch.equal(found[3][name], gradient) for name, gradient in expected[3].items())
+
+
+@given(clip_configs, sizes, parts, seeds)
+def test_a_loss_scale_multiplies_gradients_and_not_the_loss(config, n, n_parts, seed):
+    """As fp16's scaler asks; the scale is divided out again before the step."""
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    dtype = pair_of(model, batch)[0].dtype
+    expected = run(cached_backward, model, batch, n_parts)
+    *found, scaled = run(cached_backward, model, batch, n_parts, lambda total: total * 1024)
+    same_run((*found, {name: gradient / 1024 for name, gradient in scaled.items()}), expected, dtype)
+
+
+@given(clip_configs, sizes, parts, seeds)
+def test_no_graph_is_wider_than_a_part(config, n, n_parts, seed):
+    """What it is for: each part is embedded without a graph, then once more with one."""
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    seen = {"image": [], "text": []}
+    for name, tower in (("image", model.image_tower), ("text", model.text_tower)):
+        tower.register_forward_pre_hook(
+            lambda module, inputs, name=name: seen[name].append((torch.is_grad_enabled(), len(inputs[0])))
+        )
+    cached_backward(model, batch, batch_loss, n_parts, plain)
+    lengths = [len(range(n)[part]) for part in chunks(n, n_parts)]
+    expected = [(with_graph, length) for with_graph in (False, True) for length in lengths]
+    assert seen == {"image": expected, "text": expected}
+
+
+@given(resnet_clip_configs, sizes, parts, seeds)
+def test_batchnorm_counts_every_part_once(config, n, n_parts, seed):
+    """Its statistics are those of one pass over the parts, though each is embedded twice."""
+    model, batch = model_of(config, seed).train(), batch_of(config, n, seed)
+    reference = copy.deepcopy(model)
+    whole_batch(reference, batch, chunks(n, n_parts))
+    cached_backward(model, batch, batch_loss, n_parts, plain)
+    for (name, found), (_, expected) in zip(model.named_buffers(), reference.named_buffers(), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12, msg=name)
+    momenta = [module.momentum for module in model.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+    assert momenta == [torch.nn.BatchNorm2d(1).momentum] * len(momenta)
+
+
+@pytest.mark.parametrize(
+    "text", [SMALL.text, BertTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=20)]
+)
+def test_under_autocast_every_parameter_still_gets_its_gradient(text):
+    """autocast remembers weights cast in the pass without a graph; used again, they would end the gradient."""
+    config = replace(SMALL, text=text)
+    model, batch = CLIP(config), batch_of(config, 8, 0)
+    batch["images"] = batch["images"].float()
+    results = []
+    for n_parts in (1, 3):
+        with torch.autocast("cpu", torch.bfloat16):
+            results.append(run(cached_backward, model, batch, n_parts)[3])
+    for name, gradient in results[0].items():
+        if not name.endswith("k_proj.bias"):  # zero but for rounding: softmax sees differences of scores only
+            cosine = torch.cosine_similarity(gradient.flatten(), results[1][name].flatten(), dim=0)
+            assert cosine > 0.98, name
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_plain_accumulation_is_another_gradient(seed):
+    """Each part compared with itself alone: smaller batches, not a larger one. So the laws above have teeth."""
+    model, batch = CLIP(SMALL).double(), batch_of(SMALL, 8, seed)
+    batch["groups"] = torch.arange(8)
+    expected, cached, accumulated = (
+        run(backward, model, batch, n_parts)
+        for backward, n_parts in ((accumulate, 1), (cached_backward, 4), (accumulate, 4))
+    )
+
+    def direction(result):
+        return torch.cat([gradient.flatten() for gradient in result[3].values()])
+
+    def likeness(result):
+        return torch.cosine_similarity(direction(result), direction(expected), dim=0)
+
+    assert likeness(cached) > 1 - 1e-9
+    assert likeness(accumulated) < 0.97
+    assert accumulated[0] < expected[0] - 0.5  # ln 2 is what chance is worth among two, ln 8 among eight

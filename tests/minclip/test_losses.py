@@ -1,0 +1,197 @@
+"""The contrastive loss against its equation in plain loops, and its laws: order, rotation, groups, chance, floor."""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minclip.losses import clip_logits, clip_loss, contrastive_figures
+from tests.minlm.test_transformer import normal
+
+seeds = st.integers(0, 10**6)
+sizes = st.integers(1, 7)
+scales = st.floats(0, math.log(100))
+# Logits of up to 100 in float32 are good to 1e-5; in float64 the same laws hold to rounding.
+TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
+
+
+def same(found: torch.Tensor, expected: torch.Tensor | float) -> None:
+    expected = torch.as_tensor(expected, dtype=torch.float64)
+    tolerance = TOLERANCE[found.dtype]
+    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+
+
+def unit(seed: int, n: int, embed_dim: int) -> torch.Tensor:
+    return F.normalize(normal(seed, n, embed_dim), dim=-1)
+
+
+def draw(seed: int, n: int, embed_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, texts, and groups of which several have several members."""
+    groups = torch.randint(max(1, 2 * n // 3), (n,), generator=torch.Generator().manual_seed(seed))
+    return unit(seed, n, embed_dim), unit(seed + 1, n, embed_dim), groups
+
+
+def log_scale(scale: float) -> torch.Tensor:
+    return torch.tensor(scale, dtype=torch.float64)
+
+
+def written_out(images, texts, scale, groups) -> torch.Tensor:
+    """The equation of clip_loss, loop by loop; every argument may carry a gradient."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(images)):
+        compared = [j for j in range(len(images)) if j == i or groups[j] != groups[i]]
+        to_texts = torch.stack([scale.exp() * images[i].dot(texts[j]) for j in compared])
+        to_images = torch.stack([scale.exp() * images[j].dot(texts[i]) for j in compared])
+        own = scale.exp() * images[i].dot(texts[i])
+        total = total + (to_texts.logsumexp(0) - own) / 2 + (to_images.logsumexp(0) - own) / 2
+    return total
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_the_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, seed):
+    images, texts, groups = draw(seed, n, embed_dim)
+    results = []
+    for loss in (lambda *inputs: clip_loss(*inputs)[0], written_out):
+        inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
+        value = loss(*inputs, groups)
+        value.backward()
+        results.append((value, inputs))
+    (value, inputs), (expected, expected_inputs) = results
+    same(value, expected)
+    for mine, theirs in zip(inputs, expected_inputs, strict=True):
+        tolerance = TOLERANCE[value.dtype] * max(1.0, theirs.grad.abs().max().item())
+        torch.testing.assert_close(mine.grad, theirs.grad, atol=tolerance, rtol=0)
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_the_gradient_of_the_scale_is_the_slope_of_the_loss(n, embed_dim, scale, seed):
+    images, texts, groups = draw(seed, n, embed_dim)
+    parameter, step = log_scale(scale).requires_grad_(), 1e-5
+    clip_loss(images, texts, parameter, groups)[0].backward()
+    above, below = (written_out(images, texts, log_scale(scale + d), groups) for d in (step, -step))
+    slope = (above - below) / (2 * step)
+    torch.testing.assert_close(parameter.grad, slope, atol=1e-3, rtol=1e-4)
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_the_count_is_the_number_of_pairs(n, embed_dim, scale, seed):
+    images, texts, groups = draw(seed, n, embed_dim)
+    assert clip_loss(images, texts, log_scale(scale), groups)[1] == n
+    assert clip_loss(images, texts, log_scale(scale))[1] == n
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_the_loss_is_symmetric_and_sees_neither_order_nor_basis(n, embed_dim, scale, seed):
+    images, texts, groups = draw(seed, n, embed_dim)
+    scale = log_scale(scale)
+    value = clip_loss(images, texts, scale, groups)[0]
+    same(clip_loss(texts, images, scale, groups)[0], value)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    same(clip_loss(images[order], texts[order], scale, groups[order])[0], value)
+    rotation = torch.linalg.qr(normal(seed + 2, embed_dim, embed_dim))[0]
+    same(clip_loss(images @ rotation, texts @ rotation, scale, groups)[0], value)
+    names = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 3)) + 10**9
+    assert torch.equal(clip_loss(images, texts, scale, names[groups])[0], value)  # groups are only names
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_unique_groups_are_plain_infonce(n, embed_dim, scale, seed):
+    """Radford et al. 2021, figure 3; bit for bit."""
+    images, texts, _ = draw(seed, n, embed_dim)
+    scale = log_scale(scale)
+    plain = clip_loss(images, texts, scale)[0]
+    unique = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    assert torch.equal(clip_loss(images, texts, scale, unique)[0], plain)
+    logits, labels = scale.exp() * (images @ texts.T), torch.arange(n)
+    figure_3 = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
+    same(plain / n, figure_3)
+
+
+@given(st.integers(2, 7), scales, seeds)
+def test_a_group_never_pushes_its_own_members_away(n, scale, seed):
+    """With one-hot images, coordinate i of text j meets image i alone: its gradient is pair (i, j)'s."""
+    groups, scale = draw(seed, n, n)[2], log_scale(scale)
+    for swapped in (False, True):
+        one_hot, others = torch.eye(n, dtype=torch.float64), unit(seed, n, n).requires_grad_()
+        pair = (others, one_hot) if swapped else (one_hot, others)
+        clip_loss(*pair, scale, groups)[0].backward()
+        for i in range(n):
+            for j in range(n):
+                gradient = others.grad[j, i]
+                if i == j:
+                    assert gradient <= 0  # pulled
+                elif groups[i] == groups[j]:
+                    assert gradient == 0
+                else:
+                    assert gradient >= 0  # pushed
+    apart = groups[:, None] != groups
+    if scale < 1:  # where no weight has vanished: every compared pair has its push
+        assert (others.grad.T[apart] > 0).all()
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_one_group_leaves_nothing_to_learn(n, embed_dim, scale, seed):
+    images, texts, _ = draw(seed, n, embed_dim)
+    inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
+    value = clip_loss(*inputs, torch.full((n,), 5))[0]
+    value.backward()
+    assert value == 0
+    assert all((x.grad == 0).all() for x in inputs)  # and not NaN, of the excluded pairs' infinities
+
+
+@given(sizes, st.integers(1, 8), seeds)
+def test_without_temperature_the_loss_is_chance(n, embed_dim, seed):
+    """exp(s) -> 0 makes all logits equal: ln B for unique groups, the mean of ln |N(i)| in general."""
+    images, texts, groups = draw(seed, n, embed_dim)
+    scale = log_scale(-40.0)
+    same(clip_loss(images, texts, scale)[0] / n, math.log(n))
+    chance = contrastive_figures(images, texts, scale, groups)["chance"]
+    same(clip_loss(images, texts, scale, groups)[0] / n, chance.double())
+    sizes_compared = [1 + sum(int(g != h) for h in groups) for g in groups]
+    same(chance, sum(map(math.log, sizes_compared)) / n)
+
+
+@given(st.integers(2, 40), scales, seeds)
+def test_perfect_embeddings_reach_the_floor_of_their_temperature(n, scale, seed):
+    """Orthogonal pairs: ln(1 + (B - 1) exp(-exp(s))) each, next to nothing at the largest scale."""
+    rotation = torch.linalg.qr(normal(seed, n, n))[0]
+    floor = math.log1p((n - 1) * math.exp(-math.exp(scale)))
+    same(clip_loss(rotation, rotation, log_scale(scale))[0] / n, floor)
+    assert clip_loss(rotation, rotation, log_scale(math.log(100)))[0] < 1e-6
+
+
+@given(sizes, sizes, st.integers(1, 8), scales, seeds)
+def test_logits_are_scaled_cosines(n_images, n_texts, embed_dim, scale, seed):
+    images, texts = unit(seed, n_images, embed_dim), unit(seed + 1, n_texts, embed_dim)
+    logits = clip_logits(images, texts, log_scale(scale))
+    cosines = F.cosine_similarity(images[:, None], texts[None], dim=-1)
+    same(logits, math.exp(scale) * cosines)
+
+
+@given(sizes, st.integers(1, 8), scales, seeds, st.booleans())
+def test_figures_are_those_of_plain_loops(n, embed_dim, scale, seed, coarse):
+    """Coarse: coordinates -1/4, 0, 1/4, whose products are exact and often tie; a tie is not a hit."""
+    images, texts, groups = draw(seed, n, embed_dim)
+    if coarse:
+        images, texts = (x.sign() * (x.abs() > 0.3) / 4 for x in (images, texts))
+    figures = contrastive_figures(images.requires_grad_(), texts, log_scale(scale), groups)
+    assert not any(figure.requires_grad for figure in figures.values())
+    cosine = (images @ texts.T).tolist()
+    others = [(i, j) for i in range(n) for j in range(n) if groups[i] != groups[j]]
+    hits = [all(cosine[i][i] > cosine[i][j] for k, j in others if k == i) for i in range(n)]
+    same(figures["top1"], sum(hits) / n)
+    same(figures["positive_cosine"], sum(cosine[i][i] for i in range(n)) / n)
+    same(figures["negative_cosine"], sum(cosine[i][j] for i, j in others) / max(1, len(others)))
+    same(figures["scale"], math.exp(scale))
+
+
+@given(st.integers(2, 7), st.integers(1, 8), seeds)
+def test_a_collapsed_model_has_no_hit(n, embed_dim, seed):
+    """Every embedding the same: all cosines tie, and the loss is chance at any scale."""
+    one = torch.eye(embed_dim, dtype=torch.float64)[seed % embed_dim].repeat(n, 1)
+    figures = contrastive_figures(one, one, log_scale(3.0), torch.arange(n))
+    assert figures["top1"] == 0
+    same(figures["chance"], math.log(n))
+    same(clip_loss(one, one, log_scale(3.0))[0] / n, math.log(n))

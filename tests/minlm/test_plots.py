@@ -1,0 +1,182 @@
+"""What is drawn is what the run's files say: read back from the figure's lines, cells and labels."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from matplotlib import pyplot
+from PIL import Image
+
+from minlm.plots import (
+    attention_maps,
+    loss_curve,
+    new_figure,
+    read_metrics,
+    running_mean,
+    save_figure,
+    visible,
+)
+
+
+def write(path, rows, ending="\n"):
+    path.write_text("\n".join(json.dumps(row) for row in rows) + ending, encoding="utf-8")
+    return path
+
+
+def training_row(step, loss, chance=4.85):
+    return {"step": step, "loss": loss, "chance": chance, "lr": 0.001 * step}
+
+
+def lines_of(axes):
+    return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def test_the_curves_are_the_runs_numbers(tmp_path):
+    rows = [training_row(step, 5 / step) for step in range(1, 121)]
+    evaluations = [
+        {"step": 60, "dev_loss": 0.5, "recall": 0.1},
+        {"step": 120, "dev_loss": 0.3, "test_loss": 0.4},
+    ]
+    write(tmp_path / "metrics.jsonl", rows[:60] + evaluations[:1] + rows[60:] + evaluations[1:])
+    figure = loss_curve(tmp_path, tmp_path / "loss.png")
+    top, bottom = figure.axes
+    drawn = lines_of(top)
+    assert drawn["training"] == [[row["step"], row["loss"]] for row in rows]
+    assert drawn["dev loss"] == [[60, 0.5], [120, 0.3]]
+    assert drawn["test loss"] == [[120, 0.4]]
+    assert drawn["chance level (4.85)"] == [[row["step"], 4.85] for row in rows]
+    middle = drawn["training, running mean of 5"][49]
+    assert middle == [50, pytest.approx(sum(5 / step for step in range(48, 53)) / 5)]
+    assert [line.get_xydata().tolist() for line in bottom.get_lines()] == [
+        [[r["step"], r["lr"]] for r in rows]
+    ]
+    styles = {line.get_label(): line.get_linestyle() for line in top.get_lines()}
+    assert [label for label, style in styles.items() if style == "--"] == ["chance level (4.85)"]
+    assert {text.get_text() for text in top.get_legend().get_texts()} == set(drawn)
+    assert top.get_ylabel() == "loss (nats)"
+    assert (bottom.get_xlabel(), bottom.get_ylabel()) == ("optimizer step", "learning rate")
+    assert "step 120" in top.get_title()
+
+
+def test_the_picture_is_written_whole_and_pyplot_is_left_alone(tmp_path):
+    run = write(tmp_path / "metrics.jsonl", [training_row(step, 5 / step) for step in range(1, 40)])
+    figure = loss_curve(run, tmp_path / "new" / "loss.png")
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["loss.png"]
+    with Image.open(tmp_path / "new" / "loss.png") as image:
+        assert image.format == "PNG"
+        assert image.size == tuple((figure.get_size_inches() * figure.dpi).astype(int))
+        assert len(image.convert("RGB").getcolors(1 << 20)) > 50
+    assert pyplot.get_fignums() == []
+
+
+def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
+    path = tmp_path / "old.png"
+    path.write_bytes(b"old picture")
+    figure = new_figure(2, 2)
+
+    def half_written(temporary, format):
+        temporary.write_bytes(b"half a pic")
+        raise OSError("disk full")
+
+    monkeypatch.setattr(figure, "savefig", half_written)
+    with pytest.raises(OSError, match="disk full"):
+        save_figure(figure, path)
+    assert [(some.name, some.read_bytes()) for some in tmp_path.iterdir()] == [("old.png", b"old picture")]
+
+
+def test_a_run_of_one_step_shows_its_points(tmp_path):
+    figure = loss_curve(write(tmp_path / "m.jsonl", [{"step": 1, "loss": 2.5}]), tmp_path / "loss.png")
+    (training, smooth) = figure.axes[0].get_lines()
+    assert training.get_marker() == "o"
+    assert smooth.get_xydata().tolist() == [[1, 2.5]]
+
+
+@given(st.lists(st.floats(-100, 100) | st.just(math.nan), min_size=1, max_size=40), st.integers(0, 9))
+def test_running_mean_is_brute_force(values, reach):
+    wanted = []
+    for place in range(len(values)):
+        some = [value for value in values[max(0, place - reach) : place + reach + 1] if not math.isnan(value)]
+        wanted.append(sum(some) / len(some) if some else math.nan)
+    np.testing.assert_allclose(running_mean(np.array(values), reach), wanted, atol=1e-9)
+
+
+def test_metrics_are_in_order_and_without_the_line_being_written(tmp_path):
+    path = write(tmp_path / "metrics.jsonl", [{"step": 2}, {"step": 1}], ending='\n{"step": 3, "lo')
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}]
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ("", "holds no complete line"),
+        ('{"step": 1}', "holds no complete line"),
+        ('{"step": 1}\n{"st\n', r"line 2: not JSON .*: '\{\"st'"),
+        ('{"loss": 1}\n', 'line 1: not an object with a "step"'),
+        ("3\n", 'line 1: not an object with a "step"'),
+        ('{"step": 1, "lr": 2}\n', r'no "loss" in the metrics of .*: found only \[\'lr\', \'step\'\]'),
+    ],
+)
+def test_loss_curve_refuses(tmp_path, text, message):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    with pytest.raises(ValueError, match=message):
+        loss_curve(tmp_path, tmp_path / "loss.png")
+
+
+def test_no_metrics_and_no_png(tmp_path):
+    with pytest.raises(ValueError, match=r"no metrics at .*: give a run's folder"):
+        loss_curve(tmp_path, tmp_path / "loss.png")
+    run = write(tmp_path / "metrics.jsonl", [{"step": 1, "loss": 1.0}])
+    with pytest.raises(ValueError, match=r"must end in \.png"):
+        loss_curve(run, tmp_path / "loss.pdf")
+
+
+@pytest.mark.parametrize("n_heads, panels", [(1, (1, 1)), (5, (2, 3)), (8, (2, 4))])
+def test_attention_maps_show_the_weights(tmp_path, n_heads, panels):
+    weights = torch.randn(n_heads, 3, 4).softmax(-1)
+    figure = attention_maps(
+        weights, ["ein", " Hund", "\n"], tmp_path / "maps.png", ["a", " dog", "", "$5 $6"]
+    )
+    maps = [axes for axes in figure.axes if axes.get_title().startswith("head")]
+    assert [axes.get_title() for axes in maps] == [f"head {head}" for head in range(n_heads)]
+    grid = maps[0].get_subplotspec().get_gridspec()
+    assert (grid.nrows, grid.ncols) == panels
+    for axes, head in zip(maps, weights, strict=True):
+        (drawn,) = axes.get_images()
+        np.testing.assert_array_equal(drawn.get_array(), head.numpy())
+        assert drawn.get_clim() == (0, pytest.approx(weights.max().item()))
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["ein", "␣Hund", "↵"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "␣dog", "∅", "$5␣$6"]
+    assert (tmp_path / "maps.png").stat().st_size > 5000
+
+
+def test_self_attention_labels_both_sides_alike(tmp_path):
+    figure = attention_maps(np.eye(2)[None], ["a", "b"], tmp_path / "maps.png")
+    for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
+        assert [label.get_text() for label in labels] == ["a", "b"]
+
+
+def test_every_token_can_be_seen():
+    assert [visible(token) for token in ("a b", "\t", "\n\n", "")] == ["a␣b", "⇥", "↵↵", "∅"]
+
+
+@pytest.mark.parametrize(
+    "weights, tokens, message",
+    [
+        (torch.ones(2, 3, 3), ["a", "b"], r"must be \(heads, 2, 2\) for these labels: got \(2, 3, 3\)"),
+        (torch.ones(3, 3), ["a", "b", "c"], r"must be \(heads, 3, 3\) for these labels: got \(3, 3\)"),
+        (torch.tensor([[[1.0, math.nan]] * 2]), ["a", "b"], "attention weights: 2 of 4 not finite"),
+        (
+            torch.ones(1, 65, 65),
+            ["a"] * 65,
+            r"attention weights \(1, 65, 65\): .* more than 64 heads or tokens",
+        ),
+        (torch.ones(0, 2, 2), ["a", "b"], r"attention weights \(0, 2, 2\): no heads"),
+    ],
+)
+def test_attention_maps_refuse(tmp_path, weights, tokens, message):
+    with pytest.raises(ValueError, match=message):
+        attention_maps(weights, tokens, tmp_path / "maps.png")

@@ -1,0 +1,125 @@
+"""What the README says of the code's structure, checked: imports, repetition, the tree, the tests' names."""
+
+import ast
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SOURCES = sorted([*ROOT.glob("minlm/**/*.py"), *ROOT.glob("minclip/**/*.py"), *ROOT.glob("*.py")])
+# What minclip may take from minlm: the Transformer's parts and the tools that know nothing of language.
+OPEN_TO_MINCLIP = ("masks", "transformer", "embeddings", "tokenizer", "plots", "pretrained", "training")
+ALLOWED = {
+    "torch",
+    "numpy",
+    "PIL",
+    "tiktoken",
+    "matplotlib",
+    "tqdm",
+    "safetensors",
+    "pyarrow",
+    "minlm",
+    "minclip",
+}
+
+
+def name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def imports(path: Path) -> list[str]:
+    found = []
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found += [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name(path)}: relative import"
+            found += [f"{node.module}.{alias.name}" for alias in node.names]
+    return found
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_imports_go_one_way(path):
+    package = name(path).split("/")[0]
+    for module in imports(path):
+        top, *rest = module.split(".")
+        assert top in ALLOWED or top in sys.stdlib_module_names, f"imports {module}"
+        if package == "minlm":
+            assert top != "minclip", f"minlm imports {module}"
+        if package == "minclip" and top == "minlm":
+            assert rest[0] in OPEN_TO_MINCLIP, f"minclip imports {module}"
+        if name(path).startswith("minlm/training/"):
+            assert top != "minlm" or rest[0] == "training", f"minlm/training imports {module}"
+
+
+def telling_lines(path: Path) -> list[tuple[int, str]]:
+    """(number, line) without blanks, comments, imports, docstrings' quotes and lone brackets."""
+    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
+    stripped = [(number, " ".join(line.split())) for number, line in lines]
+    idle = re.compile(r"(#.*|import .*|from .*|[\])}({\[,:\"']*|else:|try:|return|pass)$")
+    return [(number, line) for number, line in stripped if line and not idle.match(line)]
+
+
+def test_no_six_lines_stand_twice():
+    seen: dict[tuple[str, ...], str] = {}
+    for path in SOURCES:
+        lines = telling_lines(path)
+        for start in range(len(lines) - 5):
+            window = tuple(line for _, line in lines[start : start + 6])
+            here = f"{name(path)}:{lines[start][0]}"
+            assert window not in seen, f"{here} repeats {seen[window]}"
+            seen[window] = here
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.parent != ROOT and p.read_text()], ids=name)
+def test_every_module_has_a_docstring_and_a_test_of_its_name(path):
+    assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
+    package = name(path).split("/")[0]
+    if path.stem in ("__init__",):
+        return
+    stem = "main" if path.stem == "__main__" else path.stem
+    assert (ROOT / "tests" / package / f"test_{stem}.py").is_file(), f"no tests/{package}/test_{stem}.py"
+
+
+def readme_tree() -> set[str]:
+    """Paths of the README's tree: the code block whose lines begin with a path, indented by folder."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    block = re.search(r"## The tree\n.*?```\n(.*?)```", text, re.DOTALL).group(1)
+    paths, folders = set(), []
+    for line in block.splitlines():
+        if not line.strip():
+            continue
+        depth = (len(line) - len(line.lstrip())) // 2
+        for entry in re.split(r"\s{2,}", line.strip())[0].split():
+            folders = folders[:depth]
+            paths.add("/".join([*folders, entry.rstrip("/")]))
+        if entry.endswith("/"):
+            folders.append(entry.rstrip("/"))
+    return paths
+
+
+def test_the_readmes_tree_is_the_real_one():
+    real = {name(path) for path in SOURCES if path.name != "__init__.py"}
+    real |= {name(path) for path in ROOT.glob("benchmarks/*.py")}
+    real |= {
+        name(parent)
+        for path in SOURCES
+        for parent in path.parents
+        if parent != ROOT and ROOT in parent.parents
+    }
+    real |= {
+        "requirements.txt",
+        "README.md",
+        "LICENSE",
+        "pyproject.toml",
+        ".ci",
+        ".ci/run",
+        "tests",
+        "benchmarks",
+    }
+    told = {path for path in readme_tree() if not path.startswith("tests/")}
+    assert told == real
+    for path in readme_tree():
+        assert (ROOT / path).exists(), f"the README names {path}"
