@@ -30,7 +30,6 @@ from minclip.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import replace_text
 from minlm.training.command import command_line, run_main
-from minlm.training.config import save_config
 from minlm.training.loop import fit
 
 
@@ -56,7 +55,9 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         cache_bytes=int(config.cache_gib * 2**30),
     )
     dataset.fill_cache(workers=2, progress=True)
-    torch.manual_seed(config.train.seed)
+    settings = config.train
+    batches = Batches(dataset, settings.batch_size, settings.seed, settings.workers, settings.neighbours)
+    torch.manual_seed(settings.seed)
     model = CLIP(config)
     look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
     print(
@@ -64,7 +65,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     )
     fit(
         model,
-        Batches(dataset, config.train.batch_size, config.train.seed, config.train.workers),
+        batches,
         batch_loss,
         config.train,
         run,
@@ -77,15 +78,13 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     evaluation = evaluate_records(model, dev, **look)
     print(format_retrieval(evaluation.figures, evaluation.seconds))
     draw_pictures(run, dev, evaluation)
-    zero_shot = {}
-    if isinstance(config.data, ShapesConfig):
-        asked = questions(config.data)
-        zero_shot = {name: choice_accuracy(model, questions=asked[name], **look) for name in asked}
-        for name, row in zero_shot.items():
-            print(
-                f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)"
-            )
-        draw_zero_shot(run, model, asked["colour"][:2] + asked["shape"][:2] + asked["relation"][:2], **look)
+    asked = questions(config.data) if isinstance(config.data, ShapesConfig) else {}
+    zero_shot = {name: choice_accuracy(model, questions=some, **look) for name, some in asked.items() if some}
+    for name, row in zero_shot.items():
+        print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
+    if zero_shot:
+        shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
+        draw_zero_shot(run, model, shown, **look)
     result = {
         "data": type(config.data).__name__.removesuffix("Config").lower(),
         "split": "dev",

@@ -6,6 +6,7 @@ from minclip.clip import CLIPConfig
 from minclip.data.flickr8k import Flickr8kConfig
 from minclip.data.shapes import ShapesConfig
 from minclip.data.table import TableConfig
+from minclip.resnet import ResNetConfig
 from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.tokenizer import ClipBPE, WordPiece
 from minclip.transforms import ImageTransform, TransformConfig
@@ -32,7 +33,7 @@ class RunConfig(CLIPConfig):
     train: TrainConfig
 
     def image_transform(self, train: bool) -> ImageTransform:
-        return ImageTransform(replace(self.transform, image_size=self.image.image_size), train)
+        return ImageTransform(self.transform, self.image.image_size, train)
 
     def with_tokenizer(self, tokenizer: WordPiece | ClipBPE) -> "RunConfig":
         """This config with what the text tower must know of the tokenizer."""
@@ -44,19 +45,43 @@ class RunConfig(CLIPConfig):
 
 PRESETS = {
     "shapes": RunConfig(
-        image=VisionTransformerConfig(d_model=128, n_heads=4, n_layers=4, image_size=(64, 64), patch_size=(8, 8)),
-        text=GPTTextConfig(d_model=128, n_heads=4, n_layers=2, vocab_size=400, context_length=64),
+        image=VisionTransformerConfig(
+            d_model=128, n_heads=4, n_layers=4, image_size=(64, 64), patch_size=(8, 8)
+        ),
+        text=GPTTextConfig(d_model=128, n_heads=4, n_layers=2, vocab_size=400, context_length=48),
         embed_dim=128,
         data=ShapesConfig(train_size=20_000),
-        train=TrainConfig(steps=400, batch_size=256, lr=1e-3, warmup=0.1, weight_decay=0.1, average=0.99),
+        train=TrainConfig(
+            steps=400,
+            minutes=4,
+            batch_size=256,
+            neighbours=4,
+            lr=1e-3,
+            muon_lr=0.02,
+            warmup=0.1,
+            average=0.99,
+            evaluate_every=100,
+            save_every=100,
+        ),
     ),
     "flickr8k": RunConfig(
-        image=VisionTransformerConfig(d_model=192, n_heads=3, n_layers=6, image_size=(64, 64), patch_size=(8, 8)),
-        text=BertTextConfig(d_model=192, n_heads=3, n_layers=2, vocab_size=4000, context_length=40),
-        embed_dim=192,
-        transform=TransformConfig(crop_scale=(0.4, 1.0), flip=True),
+        image=ResNetConfig(image_size=(96, 96), block="basic", depths=(1, 1, 1), d_model=64, stem="small"),
+        text=BertTextConfig(
+            d_model=256, n_heads=4, n_layers=1, vocab_size=4000, context_length=40, dropout=0.2
+        ),
+        embed_dim=256,
+        transform=TransformConfig(crop_scale=(0.35, 1.0), flip=True, interpolation="bilinear"),
         data=Flickr8kConfig(root=""),
-        train=TrainConfig(minutes=20, batch_size=256, lr=1e-3, warmup=0.1, weight_decay=0.2, average=0.99),
+        train=TrainConfig(
+            minutes=20,
+            batch_size=256,
+            lr=1e-3,
+            muon_lr=0.02,
+            warmup=0.05,
+            average=0.99,
+            evaluate_every=115,
+            save_every=115,
+        ),
     ),
     "pairs": RunConfig(
         transform=TransformConfig(crop_scale=(0.4, 1.0), flip=True),

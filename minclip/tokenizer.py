@@ -85,7 +85,7 @@ def learn_pieces(words: Counter[str], n_pieces: int) -> list[str]:
     Ties go to the first pair in alphabetical order, so that the order of the texts does not matter. A pair that occurs
     once is not merged: it would spell a single word of the corpus.
     """
-    spelled = [([word[0], *(CONTINUES + c for c in word[1:])], words[word]) for word in sorted(words)]
+    spelled = [([word[0], *(CONTINUES + c for c in word[1:])], count) for word, count in words.items()]
     counts, where = Counter(), defaultdict(set)
     for i, (symbols, count) in enumerate(spelled):
         for pair in itertools.pairwise(symbols):

@@ -26,7 +26,6 @@ CACHE_MARGIN = 1.25  # pictures kept for training have a shorter side of this ti
 class TransformConfig:
     """How pictures become tensors.
 
-    image_size: height and width of the tensors, in pixels
     mean: subtracted from each colour, which lies in 0 to 1 (default: CLIP's)
     std: each colour is divided by it (default: CLIP's)
     interpolation: how pictures are resampled
@@ -34,7 +33,6 @@ class TransformConfig:
     flip: mirror half of the training pictures; leave it off where captions say left and right
     """
 
-    image_size: tuple[int, int] = (64, 64)
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
@@ -42,8 +40,6 @@ class TransformConfig:
     flip: bool = False
 
     def __post_init__(self):
-        if len(self.image_size) != 2 or min(self.image_size) < 1:
-            raise ValueError(f"image_size {self.image_size} must be a height and a width of at least 1 pixel")
         if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
             raise ValueError(f"mean {self.mean} and std {self.std} need three colours each, std above 0")
         if self.interpolation not in RESAMPLING:
@@ -61,8 +57,9 @@ class ImageTransform:
     from nothing else; otherwise the result is that of CLIP's evaluation, bit for bit.
     """
 
-    def __init__(self, config: TransformConfig, train: bool):
-        self.config = config
+    def __init__(self, config: TransformConfig, image_size: tuple[int, int], train: bool):
+        """image_size: height and width of the tensors, in pixels."""
+        self.config, self.image_size = config, image_size
         self.crops = train and min(config.crop_scale) < 1
         self.flips = train and config.flip
         self.mean = torch.tensor(config.mean).view(3, 1, 1)
@@ -86,7 +83,7 @@ class ImageTransform:
         the longer side is rounded down, the crop's corner to the nearest (half to even). For other targets
         the side that needs the larger scale is made to fit exactly and the other one is cropped.
         """
-        height, width = self.config.image_size
+        height, width = self.image_size
         if height * image.width >= width * image.height:
             resized = (int(height * image.width / image.height), height)
         else:
@@ -101,7 +98,7 @@ class ImageTransform:
         Area: uniform in `crop_scale`. Stretch: width over height, relative to the target's, log-uniform
         within MAX_STRETCH. When no attempt fits into the picture, its centre is taken as in evaluation.
         """
-        height, width = self.config.image_size
+        height, width = self.image_size
         for _ in range(CROP_ATTEMPTS):
             area = image.width * image.height * rng.uniform(*self.config.crop_scale)
             limit = math.log(MAX_STRETCH)
@@ -122,7 +119,7 @@ class ImageTransform:
         """
         if not self.crops:
             return self.cover(image)
-        side = math.ceil(CACHE_MARGIN * max(self.config.image_size))
+        side = math.ceil(CACHE_MARGIN * max(self.image_size))
         if min(image.size) <= side:
             return image
         scale = side / min(image.size)

@@ -29,6 +29,7 @@ class ShapesConfig:
 
     seed: decides which combinations are held out, and every scene
     train_size: scenes to train on
+    variants: training scenes, one after the other, that show the same objects in other places
     dev_size: scenes in each of the splits dev and seen
     held_out: share of the 64 colour-shape combinations that training never sees, in eighths up to a half
     image_size: side of the drawn pictures, in pixels
@@ -36,6 +37,7 @@ class ShapesConfig:
 
     seed: int = 0
     train_size: int = 20_000
+    variants: int = 4
     dev_size: int = 500
     held_out: float = 0.25
     image_size: int = 64
@@ -45,8 +47,8 @@ class ShapesConfig:
             raise ValueError(
                 f"held_out {self.held_out} is not in whole eighths: use 0.125, 0.25, 0.375 or 0.5"
             )
-        if self.train_size < 1:
-            raise ValueError(f"train_size {self.train_size} leaves nothing to train on: use 1 or more")
+        if self.train_size < 1 or self.variants < 1:
+            raise ValueError(f"train_size {self.train_size} and variants {self.variants} must be at least 1")
         # Only half of the scenes of one object, so that the draw of different ones stays quick.
         most = 3 * round(self.held_out * len(COLOURS) * len(SHAPES)) * len(RADII) * len(PATTERNS) * 9 // 2
         if not 3 <= self.dev_size <= most:
@@ -77,40 +79,50 @@ def combinations(config: ShapesConfig) -> tuple[list[tuple[str, str]], list[tupl
 
 
 def make_scene(config: ShapesConfig, split: Split, index: int) -> Scene:
-    """Scene `index` of an endless series, from (seed, split, index) only; index % 3 + 1 objects.
+    """Scene `index` of an endless series, from (seed, split, index) only; one, two and three objects in turn.
 
-    `dev` and `seen` leave out the scenes of this series whose attributes came before: see `scenes`.
+    In `train` each run of `variants` scenes shows the same objects in other places, a hard lesson in where
+    things are. `dev` and `seen` leave out the scenes of this series whose attributes came before: see `scenes`.
     """
     seen, held_out = combinations(config)
-    return _make_scene(held_out if split == "dev" else seen, f"{config.seed}/{split}/{index}", index % 3 + 1)
+    number = index // config.variants if split == "train" else index
+    things = _make_things(
+        held_out if split == "dev" else seen, f"{config.seed}/{split}/{number}", number % 3 + 1
+    )
+    return _place(things, f"{config.seed}/{split}/{index}/places")
 
 
 def scenes(config: ShapesConfig, split: Split) -> list[Scene]:
     """All scenes of a split, in order; in `dev` and `seen` no two have the same attributes."""
-    seen, held_out = combinations(config)
-    chosen = held_out if split == "dev" else seen
     if split == "train":
-        return [_make_scene(chosen, f"{config.seed}/train/{n}", n % 3 + 1) for n in range(config.train_size)]
+        return [make_scene(config, split, index) for index in range(config.train_size)]
     found: dict[tuple, Scene] = {}
     series = [itertools.count(start, 3) for start in range(3)]  # the indices of one, two and three objects
     while len(found) < config.dev_size:
-        index = next(series[len(found) % 3])
-        scene = _make_scene(chosen, f"{config.seed}/{split}/{index}", index % 3 + 1)
+        scene = make_scene(config, split, next(series[len(found) % 3]))
         found.setdefault(scene.attributes, scene)
     return list(found.values())
 
 
-def _make_scene(allowed: list[tuple[str, str]], key: str, count: int) -> Scene:
-    """A random scene of that many objects, all of different combinations, each one of the allowed."""
+def _make_things(allowed: list[tuple[str, str]], key: str, count: int) -> list[tuple[str, str, str, str]]:
+    """Shape, colour, size and pattern of that many objects, all of different combinations, each allowed."""
     rng = random.Random(key)
-    layout = rng.choice([name for name, centres in LAYOUTS.items() if len(centres) == count])
+    return [
+        (shape, colour, rng.choice(list(RADII)), rng.choice(PATTERNS))
+        for colour, shape in rng.sample(allowed, count)
+    ]
+
+
+def _place(things: list[tuple[str, str, str, str]], key: str) -> Scene:
+    """A scene of these objects, in any order in any layout for so many."""
+    rng = random.Random(key)
+    layout = rng.choice([name for name, centres in LAYOUTS.items() if len(centres) == len(things)])
     drift = rng.uniform(-DRIFT, DRIFT)
     objects = []
-    for (x, y), (colour, shape) in zip(LAYOUTS[layout], rng.sample(allowed, count), strict=True):
+    for (x, y), thing in zip(LAYOUTS[layout], rng.sample(things, len(things)), strict=True):
         x += rng.uniform(-JITTER, JITTER) + (drift if layout == "column" else 0)
         y += rng.uniform(-JITTER, JITTER) + (drift if layout == "row" else 0)
-        size, pattern = rng.choice(list(RADII)), rng.choice(PATTERNS)
-        objects.append(Object(shape, colour, size, pattern, round(x, 4), round(y, 4)))
+        objects.append(Object(*thing, round(x, 4), round(y, 4)))
     grey = rng.randint(206, 234)
     red, green, blue = (grey + rng.randint(-6, 6) for _ in range(3))
     return Scene(layout, tuple(objects), (red, green, blue))

@@ -13,21 +13,23 @@ from torch.utils.data import DataLoader, Dataset
 Key = tuple[int, int]  # (epoch, index): what a dataset needs to draw an item again exactly
 
 
-def epoch_order(n_items: int, seed: int, epoch: int) -> list[int]:
-    order = list(range(n_items))
-    random.Random(f"{seed}/{epoch}").shuffle(order)
-    return order
+def epoch_order(n_items: int, seed: int, epoch: int, neighbours: int = 1) -> list[int]:
+    """A permutation of the items in which runs of `neighbours` items stay together."""
+    starts = list(range(0, n_items, neighbours))
+    random.Random(f"{seed}/{epoch}").shuffle(starts)
+    return [i for start in starts for i in range(start, min(start + neighbours, n_items))]
 
 
 class Batches:
     """Batches of a dataset that is indexed by (epoch, index) and offers `collate(items)`.
 
     workers: processes that draw items ahead; 0 draws in the training process. The batches are the same.
-    Raises ValueError where the data does not fill one batch.
+    neighbours: see `epoch_order`. Raises ValueError where the data does not fill one batch.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, workers: int = 0):
+    def __init__(self, dataset: Dataset, batch_size: int, seed: int, workers: int = 0, neighbours: int = 1):
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
+        self.neighbours = neighbours
         self.steps_per_epoch = len(dataset) // batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -42,7 +44,7 @@ class Batches:
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_kept", (None,))[0] != epoch:
-            self._kept = (epoch, epoch_order(len(self.dataset), self.seed, epoch))
+            self._kept = (epoch, epoch_order(len(self.dataset), self.seed, epoch, self.neighbours))
         return self._kept[1]
 
     def _key_batches(self, step: int) -> Iterator[list[Key]]:

@@ -46,6 +46,7 @@ class TrainConfig:
     steps: optimizer steps; 0 = no such limit
     minutes: wall time, for which the learning rate is then scheduled; 0 = no such limit
     batch_size: items a step
+    neighbours: items that lie one after the other in the data and come into a batch together: hard negatives
     micro_batches: parts a batch is computed in, to save memory; the gradient is the whole batch's
     lr: peak learning rate of AdamW
     muon_lr: peak learning rate of Muon, which then trains the hidden matrices; 0 = AdamW trains them too
@@ -55,7 +56,8 @@ class TrainConfig:
     weight_decay: decoupled decay of matrices, times the learning rate a step
     beta2: AdamW's memory of squared gradients (beta1 is 0.9)
     clip_norm: largest norm of the whole gradient; 0 = no clipping
-    precision: of matrix products in the forward pass; weights and optimizer stay float32; fp16 is for GPUs
+    precision: of matrix products in the forward pass; weights and optimizer stay float32; auto = bf16 where the
+        hardware multiplies it, else float32; fp16 is for GPUs
     average: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
     evaluate_every: steps between evaluations; 0 = only at the end
     save_every: steps between checkpoints; 0 = only at the end
@@ -68,6 +70,7 @@ class TrainConfig:
     steps: int = 0
     minutes: float = 0.0
     batch_size: int = 128
+    neighbours: int = 1
     micro_batches: int = 1
     lr: float = 1e-3
     muon_lr: float = 0.0
@@ -77,7 +80,7 @@ class TrainConfig:
     weight_decay: float = 0.1
     beta2: float = 0.98
     clip_norm: float = 1.0
-    precision: Literal["float32", "bf16", "fp16"] = "float32"
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
     average: float = 0.0
     evaluate_every: int = 0
     save_every: int = 0
@@ -94,9 +97,11 @@ class TrainConfig:
             raise ValueError(
                 f"average={self.average} is the decay of a moving average: it must lie in [0, 1)"
             )
-        for name in ("batch_size", "micro_batches"):
+        for name in ("batch_size", "neighbours", "micro_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.neighbours:
+            raise ValueError(f"neighbours={self.neighbours} does not divide batch_size={self.batch_size}")
         if self.batch_size < self.micro_batches:
             raise ValueError(f"micro_batches={self.micro_batches} is more than batch_size={self.batch_size}")
         if self.lr <= 0:
@@ -127,11 +132,20 @@ def choose_device(name: str) -> torch.device:
 
 def forward_precision(precision: str, device: torch.device) -> Any:
     """The autocast context for a forward pass; ValueError for fp16 on a CPU."""
+    if precision == "auto":
+        precision = "bf16" if multiplies_bfloat16(device) else "float32"
     if precision == "float32":
         return nullcontext()
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision=fp16 needs a GPU: use bf16 or float32 on a CPU")
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def multiplies_bfloat16(device: torch.device) -> bool:
+    """Whether the hardware has bfloat16 products; elsewhere they are emulated, and slower than float32."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:

@@ -62,7 +62,7 @@ bert_configs = st.builds(
 )
 resnet_configs = st.builds(
     ResNetConfig,
-    image_size=st.tuples(st.integers(8, 11), st.integers(8, 11)),
+    image_size=st.tuples(st.integers(16, 18), st.integers(16, 18)),
     block=st.sampled_from(["basic", "bottleneck"]),
     depths=st.lists(st.integers(1, 2), min_size=1, max_size=2).map(tuple),
     d_model=st.integers(2, 5),

@@ -39,7 +39,10 @@ def make_records(n: int, damaged: tuple[int, ...] = (), size: tuple[int, int] = 
 
 
 def make(records: list[Record], train: bool = True, **options) -> PairDataset:
-    transform = ImageTransform(TransformConfig(**options.pop("fields", SMALL)), train)
+    fields = dict(options.pop("fields", SMALL))
+    transform = ImageTransform(
+        image_size=fields.pop("image_size"), config=TransformConfig(**fields), train=train
+    )
     return PairDataset(records, transform, TOKENIZER, 12, **{"seed": 0, **options})
 
 

@@ -179,8 +179,9 @@ def test_scores_are_exact():
 
 
 def test_low_precision_embeddings_are_accepted():
-    images = units(6, 64, 0).bfloat16()
-    assert retrieval(images, images, torch.arange(6))["text_to_image"]["recall@1"] == 1.0
+    images = units(64, 3, 0).bfloat16()
+    assert (images.double().norm(dim=1) - 1).abs().max() > 0.002  # bfloat16 is that coarse
+    assert retrieval(images, images, torch.arange(64))["text_to_image"]["recall@10"] == 1.0
 
 
 # chance

@@ -205,6 +205,18 @@ def test_a_larger_split_begins_with_the_smaller_one():
     assert scenes(small, "train") == [make_scene(small, "train", index) for index in range(30)]
 
 
+@given(seed=SEEDS, variants=st.integers(1, 5))
+def test_a_run_of_variants_shows_the_same_objects_in_other_places(seed, variants):
+    config = ShapesConfig(seed=seed, train_size=30 * variants, variants=variants)
+    chosen = scenes(config, "train")
+    things = [sorted(thing.attributes for thing in scene.objects) for scene in chosen]
+    runs = [things[start : start + variants] for start in range(0, len(things), variants)]
+    assert all(run == [run[0]] * variants for run in runs)
+    assert len({str(run[0]) for run in runs}) > 20  # of 30: the next run shows other objects
+    assert [len(run[0]) for run in runs] == [1, 2, 3] * 10
+    assert len(set(chosen)) == len(chosen)
+
+
 def test_other_seeds_and_other_splits_give_other_scenes():
     series = {
         (seed, split): [make_scene(ShapesConfig(seed=seed), split, index) for index in range(20)]
@@ -258,8 +270,23 @@ def test_records_survive_pickling_and_have_ids_of_their_own():
 
 
 @given(seed=SEEDS, split=SPLITS, index=INDICES)
-def test_objects_lie_inside_and_apart_where_the_layout_says(seed, split, index):
-    scene = make_scene(ShapesConfig(seed=seed), split, index)
+def test_objects_lie_inside_and_apart(seed, split, index):
+    assert_inside_and_apart(make_scene(ShapesConfig(seed=seed), split, index))
+
+
+@given(seed=SEEDS, split=SPLITS, index=INDICES, image_size=st.sampled_from([48, 64, 161]))
+def test_the_picture_shows_what_the_caption_says(seed, split, index, image_size):
+    assert_shows_what_is_said(make_scene(ShapesConfig(seed=seed), split, index), image_size)
+
+
+def test_the_dev_pictures_show_what_their_captions_say():
+    for scene in scenes(CONFIG, "dev"):  # all layouts, and jitter and drift out to their ends
+        assert_inside_and_apart(scene)
+        assert_shows_what_is_said(scene, 64)
+
+
+def assert_inside_and_apart(scene):
+    """The boxes of the objects lie in the picture and do not overlap."""
     for thing in scene.objects:
         assert RADII[thing.size] <= min(thing.x, thing.y)
         assert max(thing.x, thing.y) <= 1 - RADII[thing.size]
@@ -267,9 +294,8 @@ def test_objects_lie_inside_and_apart_where_the_layout_says(seed, split, index):
         assert max(abs(a.x - b.x), abs(a.y - b.y)) >= RADII[a.size] + RADII[b.size]
 
 
-@given(seed=SEEDS, split=SPLITS, index=INDICES, image_size=st.sampled_from([48, 64, 161]))
-def test_the_picture_shows_what_the_caption_says(seed, split, index, image_size):
-    scene = make_scene(ShapesConfig(seed=seed), split, index)
+def assert_shows_what_is_said(scene, image_size):
+    """Size, colour, pattern and place of every object, measured in the picture, are those of the caption."""
     picture = np.asarray(draw(scene, image_size), dtype=float)
     drawn = np.abs(picture - scene.background).max(axis=2) > 8
     centres = []
@@ -404,7 +430,8 @@ def asked_value(name, question):
         ({"held_out": 0.2}, r"held_out 0\.2 is not in whole eighths: use 0\.125, 0\.25, 0\.375 or 0\.5"),
         ({"held_out": 0.0}, r"held_out 0\.0 is not in whole eighths"),
         ({"held_out": 0.625}, r"held_out 0\.625 is not in whole eighths"),
-        ({"train_size": 0}, r"train_size 0 leaves nothing to train on: use 1 or more"),
+        ({"train_size": 0}, r"train_size 0 and variants 4 must be at least 1"),
+        ({"variants": 0}, r"train_size 20000 and variants 0 must be at least 1"),
         ({"dev_size": 2}, r"dev_size 2 is not in 3\.\.1296, the range for held_out 0\.25"),
         ({"dev_size": 1297}, r"dev_size 1297 is not in 3\.\.1296"),
         ({"dev_size": 649, "held_out": 0.125}, r"dev_size 649 is not in 3\.\.648"),

@@ -132,6 +132,16 @@ def test_columns_given_by_hand_win(tmp_path):
     assert captions_of(splits) == {"a.png": ("yes",), "b.png": ("yes",)}
 
 
+def test_a_separator_must_show_both_columns(tmp_path):
+    path = write(tmp_path, "image,caption,split,a;text;b;c;d\na.png,yes,train,no\n")
+    assert captions_of(quietly(path)) == {"a.png": ("yes",)}
+
+
+def test_empty_captions_of_a_list_are_dropped(tmp_path):
+    path = write(tmp_path, '{"image": "a.png", "captions": [" x ", "", null, "y"], "split": "train"}\n')
+    assert captions_of(quietly(path)) == {"a.png": ("x", "y")}
+
+
 def test_the_first_usual_name_wins(tmp_path):
     path = write(tmp_path, "title,text,path,filename,split\nno,yes,no.png,a.png,train\n")
     assert captions_of(quietly(path)) == {"a.png": ("yes",)}

@@ -61,6 +61,7 @@ def bert(data_root) -> WordPiece:
         ("ÀÉÎõü\u0327 Ångström", ["aeiou", "angstrom"]),
         ("don't $5 a_b ^x`", ["don", "'", "t", "$", "5", "a", "_", "b", "^", "x", "`"]),
         ("a中文b\uf900", ["a", "中", "文", "b", "\u8c48"]),
+        ("a\ufa0eb", ["a", "\ufa0e", "b"]),  # the same block; this one has no other form
         ("カタカナ ひら", ["カタカナ", "ひら"]),
         ("a\x00b\x0bc\ufffdd\u200be\u00adf\ue000g\ud800h", ["abcdefgh"]),
         ("a\tb\nc\rd\u00a0e\u2028f\u3000g", ["a", "b", "c", "d", "e", "f", "g"]),

@@ -26,8 +26,8 @@ def gradient(height: int, width: int) -> Image.Image:
     return Image.fromarray(np.stack([right, down, 0 * down], axis=-1).astype(np.uint8))
 
 
-def make(train: bool, **fields) -> ImageTransform:
-    return ImageTransform(TransformConfig(**fields), train)
+def make(train: bool, image_size: tuple[int, int], **fields) -> ImageTransform:
+    return ImageTransform(TransformConfig(**fields), image_size, train)
 
 
 def plain(image: Image.Image, transform: ImageTransform) -> torch.Tensor:
@@ -218,7 +218,6 @@ def test_grey_pictures_get_three_colours():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"image_size": (0, 4)}, r"image_size \(0, 4\) must be"),
         ({"mean": (0.5,)}, "three colours"),
         ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
         ({"interpolation": "nearest"}, "'nearest' must be one of bilinear, bicubic"),

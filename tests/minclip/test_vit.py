@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minclip.vit import VisionTransformer, VisionTransformerConfig, resize_positions
@@ -151,6 +151,7 @@ def test_images_of_another_size_are_refused(config, size, seed):
 
 
 @given(st.tuples(st.integers(0, 12), st.integers(0, 12)), st.tuples(st.integers(0, 6), st.integers(0, 6)))
+@example((0, 4), (2, 2))
 def test_a_patch_divides_the_image_or_is_refused(size, patch):
     fits = [0 < p <= side and side % p == 0 for side, p in zip(size, patch, strict=True)]
     if all(fits):
@@ -246,3 +247,13 @@ def test_a_tower_with_resized_positions_takes_images_of_the_new_size(config, gri
     with torch.no_grad():
         large.positions[:] = small.positions[0]
     torch.testing.assert_close(found, unfolded(large, images), atol=1e-4, rtol=1e-4)
+
+
+@given(st.sampled_from([64, 128, 192]), st.sampled_from([4, 8, 16]), seeds)
+def test_positions_start_at_the_size_of_the_embedded_patches(d_model, patch, seed):
+    """So that the first attention can tell places apart: within a factor of three for normalised pictures."""
+    torch.manual_seed(seed)
+    config = VisionTransformerConfig(d_model=d_model, image_size=(2 * patch, 2 * patch), patch_size=(patch, patch))
+    model = VisionTransformer(config)
+    content = model.patch_embedding(torch.randn(64, 3, *config.image_size))
+    assert 1 / 3 < (model.positions.std() / content.std()).item() < 3

@@ -248,6 +248,13 @@ def test_impossible_training_is_refused(values, message):
         TrainConfig(**values)
 
 
+def test_auto_precision_is_bf16_where_the_hardware_multiplies_it(monkeypatch):
+    for native, kind in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda native=native: native)
+        with forward_precision("auto", torch.device("cpu")):
+            assert nn.Linear(2, 2)(torch.zeros(1, 2)).dtype == kind
+
+
 def test_no_silent_fallback_of_device_or_precision():
     with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
         forward_precision("fp16", torch.device("cpu"))

@@ -361,6 +361,18 @@ class TestFacts:
         assert exits > 20
         assert hands > 50
 
+    def test_who_is_asked_answers(self):
+        asked = 0
+        for text, _ in SCENES:
+            for block, following in pairwise(text.split("\n\n")):
+                if question := re.search(r"\n    (\w+), (why|where) did", block):
+                    asked += 1
+                    cue, *_, answer = re.split(r"\n(?= {4}\S)", following)[:2]
+                    assert cue.split()[0] == question[1].upper()
+                    openings = {"why": ("Because", "To", "Out"), "where": ("In", "Between")}[question[2]]
+                    assert answer.strip().startswith(openings)
+        assert asked > 50
+
     def test_every_kind_of_fact_occurs(self):
         text = "".join(t for t, _ in SCENES)
         for group in (scene.MINE, scene.THEIRS, scene.CARRIED_OFF, scene.LEFT_LYING, scene.SETTLED.values()):

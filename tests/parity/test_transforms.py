@@ -23,5 +23,5 @@ def test_evaluation_is_bit_for_bit_that_of_clip(size, side, seed):
             theirs.Normalize(OPENAI_MEAN, OPENAI_STD),
         ]
     )
-    ours = ImageTransform(TransformConfig(image_size=(side, side)), train=False)
+    ours = ImageTransform(TransformConfig(), (side, side), train=False)
     assert torch.equal(ours(image), published(image))

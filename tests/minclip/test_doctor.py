@@ -1,0 +1,120 @@
+"""The doctor names each thing that will go wrong, and nothing where all is well."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from minclip.data.table import TableConfig
+from minclip.doctor import examine, examine_schedule
+from minclip.presets import PRESETS
+from minclip.vit import VisionTransformerConfig
+from minlm.training.loop import TrainConfig
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Twenty different pictures, each with a caption of its own; the last five are `dev`."""
+    rng = np.random.default_rng(0)
+    lines = ["image,caption,split"]
+    for i in range(20):
+        Image.fromarray(rng.integers(0, 255, (24, 24, 3), dtype=np.uint8)).save(tmp_path / f"{i}.png")
+        lines.append(f"{i}.png,picture number {'i' * (i + 1)},{'train' if i < 15 else 'dev'}")
+    (tmp_path / "captions.csv").write_text("\n".join(lines) + "\n")
+    return tmp_path
+
+
+def findings(folder, **changes):
+    config = replace(
+        PRESETS["pairs"],
+        data=TableConfig(path=str(folder / "captions.csv")),
+        train=TrainConfig(steps=100, batch_size=5),
+        **changes,
+    )
+    return list(examine(config))
+
+
+def problems(found):
+    return [text for level, text in found if level == "problem"]
+
+
+def rewrite(folder, old, new):
+    path = folder / "captions.csv"
+    path.write_text(path.read_text().replace(old, new))
+
+
+def test_nothing_is_wrong_with_good_data(folder):
+    found = findings(folder)
+    assert {level for level, _ in found} == {"ok"}
+    said = "\n".join(text for _, text in found)
+    assert "split train: 15 images, 15 captions" in said
+    assert "split dev: 5 images, 5 captions" in said
+    assert "0 pictures stand both in train and in dev" in said
+    assert "ln(5) = 1.609" in said
+
+
+def test_damaged_files_are_counted_and_named(folder):
+    (folder / "3.png").write_bytes((folder / "3.png").read_bytes()[:200])
+    found = findings(folder)
+    [(level, text)] = [(level, text) for level, text in found if "3.png" in text]
+    assert level == "problem"  # one of fifteen is more than five per cent
+    assert "split train: 1 of 15 images cannot be decoded" in text
+
+
+def test_one_picture_in_two_splits_is_leakage(folder):
+    (folder / "19.png").write_bytes((folder / "2.png").read_bytes())
+    assert problems(findings(folder)) == ["1 pictures stand both in train and in dev"]
+
+
+def test_captions_too_long_are_counted(folder):
+    rewrite(
+        folder, "picture number i,", "a b c d e f g h i j k l m n o p q r s t u v w x y z a b c d e f g h i,"
+    )
+    [text] = problems(findings(folder))
+    assert text.startswith("1 of 15 captions (6.67%) are cut at context_length=32")
+
+
+def test_captions_of_several_images_are_false_negatives(folder):
+    rewrite(folder, "picture number ii,", "picture number i,")
+    [(level, text)] = [(level, text) for level, text in findings(folder) if "more than one image" in text]
+    assert (level, text) == (
+        "note",
+        "2 captions stand with more than one image; in one batch they are false negatives",
+    )
+
+
+def test_four_patches_are_too_few(folder):
+    image = VisionTransformerConfig(image_size=(32, 32), patch_size=(16, 16))
+    [text] = problems(findings(folder, image=image))
+    assert text.startswith("the image tower sees 4 patches, too few to see much")
+
+
+@pytest.mark.parametrize(
+    "train, level, text",
+    [
+        (
+            TrainConfig(steps=100, batch_size=10, warmup=0.1),
+            "ok",
+            "at most 100 steps, 1.0 epochs; warm-up takes 10",
+        ),
+        (
+            TrainConfig(epochs=2, batch_size=10, warmup=0.1),
+            "ok",
+            "at most 200 steps, 2.0 epochs; warm-up takes 20",
+        ),
+        (
+            TrainConfig(steps=5, batch_size=10, warmup=0.05),
+            "problem",
+            "at most 5 steps, 0.1 epochs; warm-up takes 0",
+        ),
+        (TrainConfig(minutes=2, warmup=0.1), "ok", "at most 2 minutes; warm-up takes 12 s"),
+        (
+            TrainConfig(steps=5, batch_size=2000),
+            "problem",
+            "batch_size=2000 is more than the 1,000 training images",
+        ),
+    ],
+)
+def test_run_length_and_warm_up(train, level, text):
+    assert any(found == level and said.startswith(text) for found, said in examine_schedule(train, 1000))

@@ -1,0 +1,215 @@
+"""python -m minclip: each command on a trained folder, against the same figures computed here."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from minclip import load
+from minclip.__main__ import COMMANDS, main
+from minclip.data.shapes import ShapesConfig
+from minclip.evaluate import embed_images, embed_texts
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of three pictures."""
+    folder = tmp_path_factory.mktemp("pictures")
+    (folder / "deeper").mkdir()
+    records = ShapesConfig(train_size=3, dev_size=3).read()["train"]
+    for record, name in zip(records, ("a.png", "b.jpg", "deeper/c.png"), strict=True):
+        record.open().save(folder / name)
+    (folder / "notes.txt").write_text("not a picture")
+    return folder
+
+
+def said_by(capsys, command, *arguments):
+    COMMANDS[command]([str(argument) for argument in arguments])
+    return capsys.readouterr().out.splitlines()
+
+
+def cosines(run, records, texts):
+    model, tokenizer, transform = load(run)
+    return embed_images(model, records, transform) @ embed_texts(
+        model, tokenizer, texts
+    ).T, model.logit_scale.exp()
+
+
+def pictures_in(files):
+    from minclip.__main__ import pictures
+
+    return pictures([files / "a.png", files / "b.jpg", files / "deeper/c.png"])
+
+
+def test_classify_gives_the_softmax_over_the_labels(tiny_run, files, capsys):
+    said = said_by(
+        capsys,
+        "classify",
+        "--checkpoint",
+        tiny_run,
+        "--image",
+        files / "a.png",
+        "--labels",
+        "red circle, blue star",
+        "--templates",
+        "a {}",
+    )
+    scores, scale = cosines(tiny_run, pictures_in(files)[:1], ["a red circle", "a blue star"])
+    expected = (scale * scores[0]).softmax(dim=0)
+    assert said[0] == str(files / "a.png")
+    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[1:]}
+    assert shown["red circle"] == pytest.approx(expected[0].item(), abs=1e-4)
+    assert shown["blue star"] == pytest.approx(expected[1].item(), abs=1e-4)
+    assert [float(line.split("%")[0]) for line in said[1:]] == sorted(shown_percent(said), reverse=True)
+
+
+def shown_percent(said):
+    return [float(line.split("%")[0]) for line in said[1:]]
+
+
+def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
+    picture = tmp_path / "found.png"
+    said = said_by(
+        capsys,
+        "search",
+        "--checkpoint",
+        tiny_run,
+        "--folder",
+        files,
+        "--text",
+        "a red circle",
+        "--top",
+        2,
+        "--picture",
+        picture,
+    )
+    scores, _ = cosines(tiny_run, pictures_in(files), ["a red circle"])
+    names = [str(files / "a.png"), str(files / "b.jpg"), str(files / "deeper/c.png")]
+    best = scores[:, 0].argsort(descending=True)[:2].tolist()
+    assert said[:2] == [f"{scores[i, 0]:.4f}  {names[i]}" for i in best]
+    assert picture.stat().st_size > 5000
+
+
+def test_caption_ranks_the_given_captions(tiny_run, files, capsys, tmp_path):
+    captions = ["a red circle", "a blue star", "a green ring"]
+    (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n\n")
+    said = said_by(
+        capsys,
+        "caption",
+        "--checkpoint",
+        tiny_run,
+        "--image",
+        files / "b.jpg",
+        "--captions",
+        tmp_path / "captions.txt",
+        "--top",
+        3,
+    )
+    scores, _ = cosines(tiny_run, pictures_in(files)[1:2], captions)
+    assert said == [f"{scores[0, i]:.4f}  {captions[i]}" for i in scores[0].argsort(descending=True).tolist()]
+
+
+def test_evaluate_gives_the_figures_of_the_run(tiny_run, capsys, tmp_path):
+    said = said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--json", tmp_path / "figures.json")
+    figures, result = (
+        json.loads(path.read_text()) for path in (tmp_path / "figures.json", tiny_run / "result.json")
+    )
+    for key in ("images", "captions", "image_to_text", "text_to_image", "chance"):
+        assert figures[key] == result[key]
+    assert said[0].startswith("image to text: recall@1")
+    assert "chance" in said[0]
+    assert "90 images, 450 captions" in said[0]
+
+
+def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
+    said_by(
+        capsys,
+        "evaluate",
+        "--checkpoint",
+        tiny_run,
+        "--data.dev_size",
+        6,
+        "--json",
+        tmp_path / "figures.json",
+    )
+    assert json.loads((tmp_path / "figures.json").read_text())["images"] == 6
+    with pytest.raises(ValueError, match="no split 'test' in this data: there are train, dev, seen"):
+        said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
+
+
+def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
+    small = ["--data.train_size", "300", "--data.dev_size", "6"]
+    with pytest.raises(SystemExit) as good:
+        said_by(capsys, "doctor", *small)
+    assert "     ok: " in capsys.readouterr().out
+    with pytest.raises(SystemExit) as bad:
+        said_by(capsys, "doctor", *small, "--train.batch_size", "301")
+    assert (good.value.code, bad.value.code) == (0, 1)
+    assert "problem: batch_size=301 is more than the 300 training images" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (
+            ["classify", "--checkpoint", "nowhere", "--image", "x", "--labels", "a"],
+            "no checkpoint in nowhere",
+        ),
+        (["search", "--checkpoint", "RUN", "--folder", "nowhere", "--text", "a"], "no folder nowhere"),
+        (["search", "--checkpoint", "RUN", "--folder", "EMPTY", "--text", "a"], "no image in"),
+        (
+            ["caption", "--checkpoint", "RUN", "--image", "x.png", "--captions", "nowhere"],
+            "cannot read nowhere",
+        ),
+        (
+            ["classify", "--checkpoint", "RUN", "--image", "x.png", "--labels", "a"],
+            "cannot decode image 'x.png'",
+        ),
+        (
+            ["classify", "--checkpoint", "RUN", "--image", "x.png", "--labels", "a", "--templates", "b"],
+            r"\{\}",
+        ),
+        (["doctor", "--preset", "flickr8k", "--data.root", "nowhere"], "nowhere"),
+        (["paint"], "unknown command 'paint': there are classify, search, caption, evaluate, doctor"),
+    ],
+)
+def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, arguments, message):
+    places = {"RUN": str(tiny_run), "EMPTY": str(tmp_path)}
+    monkeypatch.setattr(sys, "argv", ["minclip", *(places.get(word, word) for word in arguments)])
+    with pytest.raises(ValueError, match=message) as error:
+        main()
+    assert "\n" not in str(error.value)
+
+
+def test_the_module_runs_and_exits_with_two_on_bad_input():
+    command = [
+        sys.executable,
+        "-m",
+        "minclip",
+        "search",
+        "--checkpoint",
+        "nowhere",
+        "--folder",
+        ".",
+        "--text",
+        "a",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert done.stderr.count("\n") == 1
+    assert done.stderr.startswith("__main__.py: error: ")
+
+
+def test_help_names_every_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minclip"])
+    main()
+    said = capsys.readouterr().out
+    assert all(f"minclip {command} " in said for command in COMMANDS)
+
+
+def test_inference_needs_no_gradients(tiny_run):
+    model, tokenizer, _ = load(tiny_run)
+    assert not embed_texts(model, tokenizer, ["a red circle"]).requires_grad
+    assert torch.is_grad_enabled()

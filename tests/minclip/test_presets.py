@@ -1,0 +1,38 @@
+"""What a run is: presets that build, and the tokenizer's facts written into the config."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minclip.clip import CLIP
+from minclip.presets import PRESETS
+from minclip.text import GPTTextConfig
+from minclip.tokenizer import WordPiece
+from minlm.training.config import from_dict, to_dict
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_presets_build_and_survive_json(name):
+    config = PRESETS[name]
+    assert from_dict(type(config), to_dict(config)) == config
+    assert CLIP(config).logit_scale.exp().item() == pytest.approx(1 / config.temperature)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+@given(st.sampled_from(["a red dog", "zwei Hunde", "q"]))
+def test_the_tokenizers_facts_are_written_into_the_config(name, text):
+    tokenizer = WordPiece.train([text], 60)
+    config = PRESETS[name].with_tokenizer(tokenizer)
+    assert config.text.vocab_size == tokenizer.vocab_size
+    assert config.text.vocab_digest == tokenizer.digest
+    if isinstance(config.text, GPTTextConfig):
+        assert config.text.end_id == tokenizer.end_id
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_transform_gives_what_the_tower_takes(name):
+    config = PRESETS[name]
+    for train in (True, False):
+        transform = config.image_transform(train)
+        assert transform.image_size == config.image.image_size
+        assert transform.crops == (train and config.transform.crop_scale[0] < 1)

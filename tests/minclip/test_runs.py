@@ -1,0 +1,113 @@
+"""A run's checkpoint is the model again, with its own vocabulary and transform; damaged ones are refused."""
+
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minclip
+from minclip.clip import CLIP
+from minclip.data.shapes import ShapesConfig
+from minclip.presets import PRESETS
+from minclip.runs import files_beside_weights, load, make_tokenizer
+from minclip.text import BertTextConfig
+from minclip.tokenizer import encode_batch
+from minclip.vit import VisionTransformerConfig
+from minlm.training.checkpoint import save_checkpoint
+
+TINY = replace(
+    PRESETS["shapes"],
+    image=VisionTransformerConfig(d_model=8, n_heads=2, n_layers=1, image_size=(32, 48), patch_size=(16, 16)),
+    text=BertTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=120, context_length=20),
+    embed_dim=6,
+    data=ShapesConfig(train_size=20, dev_size=6),
+)
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory):
+    """(run folder, the model in it, its tokenizer)."""
+    records = TINY.data.read()["train"]
+    tokenizer = make_tokenizer(TINY, records)
+    config = TINY.with_tokenizer(tokenizer)
+    model = CLIP(config).eval()
+    run = tmp_path_factory.mktemp("run")
+    save_checkpoint(run, 3, model.state_dict(), {}, files_beside_weights(config, tokenizer))
+    return run, model, tokenizer
+
+
+@pytest.fixture
+def copy(saved, tmp_path):
+    """A checkpoint folder that a test may damage."""
+    return shutil.copytree(saved[0] / "step-00000003", tmp_path / "copy")
+
+
+def test_loaded_is_saved(saved):
+    run, model, tokenizer = saved
+    for path in (run, run / "step-00000003", str(run)):
+        loaded, words, transform = load(path)
+        assert words.tokens == tokenizer.tokens
+        assert not loaded.training
+        assert loaded.config == model.config
+        for name, value in model.state_dict().items():
+            assert torch.equal(loaded.state_dict()[name], value)
+        assert transform.image_size == (32, 48)
+    tokens, token_mask, _ = encode_batch(words, ["a red circle", "a big blue star"], 20)
+    images = torch.randn(3, 3, 32, 48)
+    assert torch.equal(loaded(images, tokens, token_mask), model(images, tokens, token_mask))
+
+
+def test_the_package_offers_it(saved):
+    assert minclip.load is load
+
+
+def test_a_loaded_model_can_be_trained_on(saved):
+    model, _, _ = load(saved[0])
+    assert all(parameter.requires_grad for parameter in model.parameters())
+    model.encode_image(torch.randn(1, 3, 32, 48)).sum().backward()
+
+
+def test_another_vocabulary_of_the_same_size_is_refused(copy):
+    lines = (copy / "vocab.txt").read_text().splitlines()
+    lines[-1], lines[-2] = lines[-2], lines[-1]
+    (copy / "vocab.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(ValueError, match="has digest .* the model was trained with"):
+        load(copy)
+
+
+def test_another_shape_in_the_config_is_refused(copy):
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps(config | {"embed_dim": 7}))
+    with pytest.raises(
+        ValueError, match=r"image_projection.weight is \(6, 8\), config.json makes it \(7, 8\)"
+    ):
+        load(copy)
+
+
+def test_missing_and_extra_tensors_are_named(copy):
+    weights = load_file(copy / "model.safetensors")
+    scale = weights.pop("logit_scale")
+    save_file(weights | {"stranger": scale}, copy / "model.safetensors")
+    with pytest.raises(ValueError, match=r"tensors \['logit_scale', 'stranger'\] are on one side only"):
+        load(copy)
+
+
+@pytest.mark.parametrize("name", ["config.json", "vocab.txt", "model.safetensors"])
+def test_missing_and_torn_files_are_named(copy, name):
+    whole = (copy / name).read_bytes()
+    (copy / name).write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=str(copy)):
+        load(copy)
+    (copy / name).unlink()
+    with pytest.raises(ValueError, match=r"config.json|vocab|no checkpoint in"):
+        load(copy)
+
+
+def test_a_vocabulary_file_is_taken_where_the_config_names_one(saved, tmp_path):
+    _, _, tokenizer = saved
+    tokenizer.save(tmp_path)
+    named = make_tokenizer(replace(TINY, vocabulary=str(tmp_path / "vocab.txt")), [])
+    assert named.tokens == tokenizer.tokens

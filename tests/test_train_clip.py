@@ -1,0 +1,160 @@
+"""train_clip.py from the outside: what a run leaves behind, and that kills change nothing."""
+
+import json
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import train_clip
+from minlm.training.checkpoint import last_checkpoint, load_weights
+from minlm.training.command import run_main
+
+ROOT = Path(__file__).resolve().parents[1]
+TINY = [
+    *("--image.d_model", "16", "--image.n_heads", "2", "--image.n_layers", "1", "--image.image_size", "32"),
+    *("--text.d_model", "16", "--text.n_heads", "2", "--text.n_layers", "1", "--text.dropout", "0.1"),
+    *(
+        "--data.train_size",
+        "200",
+        "--data.dev_size",
+        "90",
+        "--data.image_size",
+        "32",
+        "--train.batch_size",
+        "16",
+    ),
+]
+
+
+def train(*arguments, **options):
+    command = [sys.executable, str(ROOT / "train_clip.py"), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600, **options)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "tiny"
+    done = train("--out", folder, "--steps", 8, "--train.evaluate_every", 4, *TINY)
+    assert done.returncode == 0, done.stderr
+    return folder, done.stdout
+
+
+def test_a_run_leaves_everything_behind(run):
+    folder, said = run
+    result = json.loads((folder / "result.json").read_text())
+    assert (result["data"], result["split"], result["images"], result["captions"]) == (
+        "shapes",
+        "dev",
+        240,
+        1200,
+    )
+    for way in ("image_to_text", "text_to_image"):
+        assert result[way].keys() == {"recall@1", "recall@5", "recall@10", "median_rank"}
+        assert 0 <= result[way]["recall@1"] <= result[way]["recall@5"] <= result[way]["recall@10"] <= 1
+        assert f"recall@1 {result[way]['recall@1']:.1%}" in said
+    assert result["chance"]["text_to_image"]["recall@1"] == pytest.approx(1 / 240)
+    assert {"colour", "shape", "relation"} <= result["zero_shot"].keys()
+    assert result["zero_shot"]["colour"]["chance"] == pytest.approx(1 / 8)
+    assert (result["seed"], result["corrupt_images"]) == (0, 0)
+    assert result["seconds"] > 0
+    for picture in ("loss", "similarity", "retrieval", "zero_shot"):
+        with Image.open(folder / f"{picture}.png") as image:
+            assert min(image.size) > 300
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
+    assert [row["step"] for row in rows if "dev_loss" in row] == [4, 8]
+    assert {"chance", "top1", "scale", "positive_cosine", "negative_cosine", "lr"} <= rows[0].keys()
+    assert rows[0]["chance"] == pytest.approx(torch.tensor(16.0).log().item(), abs=0.1)
+    assert last_checkpoint(folder).name == "step-00000008"
+    assert json.loads((folder / "config.json").read_text())["data"]["type"] == "ShapesConfig"
+
+
+def test_the_same_command_gives_the_same_weights(run, tmp_path):
+    done = train("--out", tmp_path / "again", "--steps", 8, "--train.evaluate_every", 4, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert equal_weights(run[0], tmp_path / "again")
+
+
+def equal_weights(first: Path, second: Path) -> bool:
+    ours, theirs = (load_weights(last_checkpoint(folder)) for folder in (first, second))
+    return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--preset", "flickr8k", "--data.root", "nowhere"], "nowhere"),
+        (["--preset", "pairs", "--data.path", "nowhere.csv"], "nowhere.csv"),
+        (["--image.n_heads", "3"], "n_heads=3 does not divide d_model=128"),
+        (["--image.patch_size", "7"], "patch_size height 7 does not divide image_size height 64"),
+        (["--train.lr", "fast"], "--train.lr='fast' is not a float"),
+        (["--resume", "nowhere"], "no config at nowhere"),
+        (["--vocabulary", "nowhere.txt"], "nowhere.txt"),
+        (["--layers", "3"], "unknown option --layers"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(tmp_path, monkeypatch, capsys, arguments, message):
+    out = [] if "--resume" in arguments else ["--out", str(tmp_path / "run")]
+    monkeypatch.setattr(sys, "argv", ["train_clip.py", *arguments, *out])
+    with pytest.raises(SystemExit) as exit:
+        run_main(train_clip.main)
+    assert exit.value.code == 2
+    said = capsys.readouterr().err
+    assert message in said
+    assert said.count("\n") == 1
+    assert not (tmp_path / "run" / "last").exists()
+
+
+def test_a_failing_command_says_so_to_the_shell(tmp_path):
+    done = train("--out", tmp_path / "run", "--image.n_heads", "3")
+    assert done.returncode == 2
+    assert (
+        done.stderr == "train_clip.py: error: n_heads=3 does not divide d_model=128: choose heads that do\n"
+    )
+
+
+@pytest.mark.slow
+def test_killed_three_times_at_random_the_weights_are_the_undisturbed_ones(tmp_path):
+    options = ["--steps", 60, "--train.save_every", 5, "--train.average", 0.9, "--train.muon_lr", 0.02, *TINY]
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert train("--out", whole, *options).returncode == 0
+    rng = random.Random(time.time_ns())
+    command = [sys.executable, str(ROOT / "train_clip.py"), "--out", str(killed), *map(str, options)]
+    for _ in range(3):
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, cwd=ROOT)
+        wanted = steps_of(killed) + rng.randint(1, 18)
+        while steps_of(killed) < wanted and process.poll() is None:
+            time.sleep(0.02)
+        time.sleep(rng.random() * 0.2)
+        assert process.poll() is None, "the run ended before it could be killed"
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        command = [sys.executable, str(ROOT / "train_clip.py"), "--resume", str(killed)]
+    done = train("--resume", killed)
+    assert done.returncode == 0, done.stderr
+    assert equal_weights(whole, killed)
+    clock = {"seconds", "items_per_second"}
+    rows = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in clock}
+            for line in open(folder / "metrics.jsonl")
+        ]
+        for folder in (whole, killed)
+    ]
+    assert rows[0] == rows[1]
+
+
+def steps_of(run: Path) -> int:
+    """The last step in a run's log."""
+    try:
+        lines = [line for line in (run / "metrics.jsonl").read_text().splitlines() if line.endswith("}")]
+    except OSError:
+        return 0
+    return json.loads(lines[-1])["step"] if lines else 0
