@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minclip.losses import clip_logits, clip_loss, contrastive_figures
+from minclip.losses import clip_logits, clip_loss, contrastive_figures, full_precision
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.vit import VisionTransformer, VisionTransformerConfig
@@ -62,12 +62,12 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> embeddings (B, E) of unit length."""
-        return F.normalize(self.image_projection(self.image_tower(images)).float(), dim=-1)  # (B, E)
+        return F.normalize(full_precision(self.image_projection(self.image_tower(images))), dim=-1)  # (B, E)
 
     def encode_text(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) True = real -> embeddings (B, E) of unit length."""
         return F.normalize(
-            self.text_projection(self.text_tower(tokens, token_mask)).float(), dim=-1
+            full_precision(self.text_projection(self.text_tower(tokens, token_mask))), dim=-1
         )  # (B, E)
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from minclip.clip import CLIP
 from minclip.losses import clip_loss, contrastive_figures
+from minlm.training.checkpoint import random_states, restore_random_states
 from minlm.training.loop import accumulate, divide_gradients, split
 
 
@@ -28,14 +29,13 @@ def embed(model: CLIP, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
 def frozen_statistics(model: nn.Module) -> Iterator[None]:
     """Inside, BatchNorm keeps its running statistics: each part is embedded twice and must count once."""
     norms = [module for module in model.modules() if isinstance(module, nn.BatchNorm2d)]
-    momenta = [norm.momentum for norm in norms]
     for norm in norms:
-        norm.momentum = 0.0
+        norm.track_running_stats = False
     try:
         yield
     finally:
-        for norm, momentum in zip(norms, momenta, strict=True):
-            norm.momentum = momentum
+        for norm in norms:
+            norm.track_running_stats = True
 
 
 def cached_backward(
@@ -50,9 +50,8 @@ def cached_backward(
     parts, states, embeddings = list(split(batch, n_parts)), [], []
     with torch.no_grad(), frozen_statistics(model):
         for part in parts:
-            states.append(torch.get_rng_state())
+            states.append(random_states())
             embeddings.append(embed(model, part))
-    after = torch.get_rng_state()
 
     image, text = (torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True))  # (B, E) each
     total, n_pairs = clip_loss(image, text, model.logit_scale, batch["groups"])
@@ -62,9 +61,8 @@ def cached_backward(
     for part, state, *cached in zip(
         parts, states, image.grad.split(sizes), text.grad.split(sizes), strict=True
     ):
-        torch.set_rng_state(state)
+        restore_random_states(state)
         torch.autograd.backward(embed(model, part), cached)
-    torch.set_rng_state(after)
     divide_gradients(model, n_pairs)
     figures = contrastive_figures(image.detach(), text.detach(), model.logit_scale, batch["groups"])
     return total.detach() / n_pairs, n_pairs, figures

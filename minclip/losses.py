@@ -5,9 +5,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
+def full_precision(x: Tensor) -> Tensor:
+    """float32 instead of a 16-bit type; float32 and float64 stay."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 def clip_logits(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
     """logits_per_image (B, B): exp(logit_scale) * cosine of image i and text j. Embeddings are unit vectors."""
-    return logit_scale.exp() * image_embeddings @ text_embeddings.T
+    # Outside autocast: a logit of 50 in bfloat16 is good to 0.25 only, and near cosines would tie.
+    with torch.autocast(image_embeddings.device.type, enabled=False):
+        return logit_scale.exp() * image_embeddings @ text_embeddings.T
 
 
 def clip_loss(
@@ -22,7 +29,7 @@ def clip_loss(
     image, or equal captions) are never each other's negatives. With unique groups, or none, this is the loss
     of Radford et al. 2021, figure 3 (van den Oord et al. 2018, equation 4). At chance it is ln B.
     """
-    logits = clip_logits(image_embeddings, text_embeddings, logit_scale).float()  # (B, B)
+    logits = clip_logits(image_embeddings, text_embeddings, logit_scale)  # (B, B)
     n_pairs = len(logits)
     own = torch.eye(n_pairs, dtype=torch.bool, device=logits.device)
     if groups is not None:
@@ -43,7 +50,7 @@ def contrastive_figures(
     chance: the loss of a model that knows nothing, the mean of ln |N(i)|; top1: share of images whose own text
     scores strictly best among those compared; scale: exp(logit_scale); mean cosine of pairs and non-pairs.
     """
-    cosine = (image_embeddings @ text_embeddings.T).float()  # (B, B)
+    cosine = clip_logits(image_embeddings, text_embeddings, torch.zeros_like(logit_scale))  # (B, B)
     other = groups[:, None] != groups  # (B, B)
     own = cosine.diagonal()
     best_other = torch.where(other, cosine, -2.0).amax(dim=1)  # (B)

@@ -52,10 +52,10 @@ PRESETS = {
         embed_dim=128,
         data=ShapesConfig(train_size=20_000),
         train=TrainConfig(
-            steps=400,
+            steps=550,
             minutes=4,
             batch_size=256,
-            neighbours=4,
+            neighbours=2,
             lr=1e-3,
             muon_lr=0.02,
             warmup=0.1,

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 import train_clip
+from minclip.presets import PRESETS
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import run_main
 
@@ -87,6 +88,18 @@ def equal_weights(first: Path, second: Path) -> bool:
     return ours.keys() == theirs.keys() and all(torch.equal(ours[name], theirs[name]) for name in ours)
 
 
+@pytest.mark.parametrize("preset", PRESETS)
+def test_help_shows_the_presets_options_with_their_values(preset, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["train_clip.py", "--preset", preset, "--help"])
+    with pytest.raises(SystemExit) as exit:
+        train_clip.main()
+    assert exit.value.code == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "python train_clip.py --resume runs/NAME" in said
+    assert f"peak learning rate of AdamW (default: {PRESETS[preset].train.lr})" in said
+    assert f"(default: {','.join(map(str, PRESETS[preset].image.image_size))})" in said
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
@@ -141,13 +154,10 @@ def test_killed_three_times_at_random_the_weights_are_the_undisturbed_ones(tmp_p
     assert done.returncode == 0, done.stderr
     assert equal_weights(whole, killed)
     clock = {"seconds", "items_per_second"}
-    rows = [
-        [
-            {k: v for k, v in json.loads(line).items() if k not in clock}
-            for line in open(folder / "metrics.jsonl")
-        ]
-        for folder in (whole, killed)
-    ]
+    rows = []
+    for folder in (whole, killed):
+        lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
+        rows.append([{k: v for k, v in line.items() if k not in clock} for line in lines])
     assert rows[0] == rows[1]
 
 

@@ -37,7 +37,7 @@ class ShapesConfig:
 
     seed: int = 0
     train_size: int = 20_000
-    variants: int = 4
+    variants: int = 2
     dev_size: int = 500
     held_out: float = 0.25
     image_size: int = 64

@@ -126,7 +126,7 @@ def metavar(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:
-        return ",".join(metavar(part) for part in get_args(annotation))
+        return ",".join("..." if part is Ellipsis else metavar(part) for part in get_args(annotation))
     names = {int: "N", float: "X", bool: "true|false", str: "TEXT"}
     return next(names[t] for t in (get_args(annotation) or (annotation,)) if t in names)
 

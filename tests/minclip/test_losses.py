@@ -195,3 +195,14 @@ def test_a_collapsed_model_has_no_hit(n, embed_dim, seed):
     assert figures["top1"] == 0
     same(figures["chance"], math.log(n))
     same(clip_loss(one, one, log_scale(3.0))[0] / n, math.log(n))
+
+
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_the_loss_is_the_same_under_autocast(n, embed_dim, scale, seed):
+    """Its logits stay in float32: at scale 100, bfloat16 would round them to multiples of 1/2."""
+    images, texts, groups = (x.float() if x.is_floating_point() else x for x in draw(seed, n, embed_dim))
+    inputs = (images, texts, log_scale(scale).float(), groups)
+    with torch.autocast("cpu", torch.bfloat16):
+        value, figures = clip_loss(*inputs)[0], contrastive_figures(*inputs)
+    assert torch.equal(value, clip_loss(*inputs)[0])
+    assert figures == contrastive_figures(*inputs)

@@ -74,7 +74,7 @@ def test_another_vocabulary_of_the_same_size_is_refused(copy):
     lines = (copy / "vocab.txt").read_text().splitlines()
     lines[-1], lines[-2] = lines[-2], lines[-1]
     (copy / "vocab.txt").write_text("\n".join(lines) + "\n")
-    with pytest.raises(ValueError, match="has digest .* the model was trained with"):
+    with pytest.raises(ValueError, match=r"has digest .* the model was trained with"):
         load(copy)
 
 

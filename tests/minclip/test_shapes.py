@@ -215,6 +215,9 @@ def test_a_run_of_variants_shows_the_same_objects_in_other_places(seed, variants
     assert len({str(run[0]) for run in runs}) > 20  # of 30: the next run shows other objects
     assert [len(run[0]) for run in runs] == [1, 2, 3] * 10
     assert len(set(chosen)) == len(chosen)
+    orders = [[thing.attributes for thing in scene.objects] for scene in chosen]
+    swapped = [a != b for a, b in itertools.pairwise(orders) if sorted(a) == sorted(b)]
+    assert any(swapped) == (variants > 1)  # left and right change places too
 
 
 def test_other_seeds_and_other_splits_give_other_scenes():
@@ -430,8 +433,8 @@ def asked_value(name, question):
         ({"held_out": 0.2}, r"held_out 0\.2 is not in whole eighths: use 0\.125, 0\.25, 0\.375 or 0\.5"),
         ({"held_out": 0.0}, r"held_out 0\.0 is not in whole eighths"),
         ({"held_out": 0.625}, r"held_out 0\.625 is not in whole eighths"),
-        ({"train_size": 0}, r"train_size 0 and variants 4 must be at least 1"),
-        ({"variants": 0}, r"train_size 20000 and variants 0 must be at least 1"),
+        ({"train_size": 0, "variants": 3}, r"train_size 0 and variants 3 must be at least 1"),
+        ({"train_size": 9, "variants": 0}, r"train_size 9 and variants 0 must be at least 1"),
         ({"dev_size": 2}, r"dev_size 2 is not in 3\.\.1296, the range for held_out 0\.25"),
         ({"dev_size": 1297}, r"dev_size 1297 is not in 3\.\.1296"),
         ({"dev_size": 649, "held_out": 0.125}, r"dev_size 649 is not in 3\.\.648"),

@@ -224,6 +224,7 @@ def test_grey_pictures_get_three_colours():
         ({"crop_scale": (0.0, 1.0)}, r"crop_scale \(0.0, 1.0\) must be"),
         ({"crop_scale": (0.9, 0.5)}, "low <= high <= 1"),
         ({"crop_scale": (0.9, 1.5)}, "low <= high <= 1"),
+        ({"jitter": 1.5}, "jitter 1.5 must be a share"),
     ],
 )
 def test_config_refuses(fields, message):
@@ -231,8 +232,36 @@ def test_config_refuses(fields, message):
         TransformConfig(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"flip": True}, {"crop_scale": (0.5, 1.0)}])
+@pytest.mark.parametrize("fields", [{"flip": True}, {"crop_scale": (0.5, 1.0)}, {"jitter": 0.1}])
 def test_a_random_view_needs_a_random_state(fields):
     with pytest.raises(ValueError, match="call it with rng="):
         make(True, image_size=(4, 4), **fields)(picture(4, 4))
     assert make(False, image_size=(4, 4), **fields)(picture(4, 4)).shape == (3, 4, 4)  # evaluation needs none
+
+
+@given(st.floats(0.01, 1), SEEDS)
+def test_colours_change_as_the_equation_says(jitter, seed):
+    """One at a time: brightness scales, contrast spreads about the mean grey, saturation spreads about each grey."""
+    transform = make(True, image_size=(4, 5), jitter=jitter)
+    colours = torch.from_numpy(np.random.default_rng(seed).uniform(0.3, 0.5, (3, 4, 5)))
+    changed = transform.change_colours(colours, random.Random(seed))
+    rng = random.Random(seed)
+    b, c, s = (rng.uniform(1 - jitter, 1 + jitter) for _ in range(3))
+    mean = colours.mean().item()
+    for y in range(4):
+        for x in range(5):
+            grey = sum(colours[k, y, x].item() for k in range(3)) / 3
+            for k in range(3):
+                expected = b * (mean + c * (grey - mean) + c * s * (colours[k, y, x].item() - grey))
+                assert changed[k, y, x].item() == pytest.approx(min(1, max(0, expected)), abs=1e-9)
+
+
+def test_jitter_is_for_training_only_and_keeps_the_range():
+    image = picture(8, 8)
+    fields = {"image_size": (8, 8), "jitter": 0.9}
+    assert torch.equal(make(False, **fields)(image), plain(image, make(False, image_size=(8, 8))))
+    transform = make(True, **fields)
+    views = [transform(image, random.Random(seed)) for seed in range(40)]
+    assert len({tuple(view.flatten().tolist()) for view in views}) == 40
+    lowest, highest = ((v - transform.mean) / transform.std for v in (0, 1))
+    assert all((view >= lowest - 1e-6).all() and (view <= highest + 1e-6).all() for view in views)

@@ -253,7 +253,9 @@ def test_a_tower_with_resized_positions_takes_images_of_the_new_size(config, gri
 def test_positions_start_at_the_size_of_the_embedded_patches(d_model, patch, seed):
     """So that the first attention can tell places apart: within a factor of three for normalised pictures."""
     torch.manual_seed(seed)
-    config = VisionTransformerConfig(d_model=d_model, image_size=(2 * patch, 2 * patch), patch_size=(patch, patch))
+    config = VisionTransformerConfig(
+        d_model=d_model, image_size=(2 * patch, 2 * patch), patch_size=(patch, patch)
+    )
     model = VisionTransformer(config)
     content = model.patch_embedding(torch.randn(64, 3, *config.image_size))
     assert 1 / 3 < (model.positions.std() / content.std()).item() < 3

@@ -298,11 +298,16 @@ He falls.
                     REX
           Oh
                                                        13.
-          no.
+          no. Say
+
+          13.
 He nods.
 """
     )
-    assert script.turns == [Turn("ANNA", "So STOP! Now.", ("(beat)",), 0), Turn("REX", "Oh no.", (), 0)]
+    assert script.turns == [
+        Turn("ANNA", "So STOP! Now.", ("(beat)",), 0),
+        Turn("REX", "Oh no. Say 13.", (), 0),
+    ]
     assert [element for element in script.scenes[0].elements if isinstance(element, str)] == [
         "BANG He falls.",
         "He nods.",
@@ -341,6 +346,17 @@ He goes.
 def test_a_few_indented_lines_do_not_make_columns():
     script = one_script("   THE HEIST/  a film//INT. A - DAY//ANNA/Yes.//ROD/No.//ANNA/Yes.//ROD/Oh.")
     assert [turn.line for turn in script.turns][-4:] == ["Yes.", "No.", "Yes.", "Oh."]
+
+
+def test_a_heading_ends_a_speech():
+    script = one_script("ANNA/Yes./INT. B - DAY/He goes.//ROD/Oh.")
+    assert [scene.heading for scene in script.scenes] == ["", "INT. B - DAY"]
+    assert script.scenes[1].elements == ("He goes.", Turn("ROD", "Oh.", (), 1))
+
+
+def test_plain_text_is_plain():
+    assert plain_text("\ufeffa\r\nb\rc\fd\te\xa0f &amp;") == "a\nb\nc\nd       e f &amp;"
+    assert plain_text("<html><style>x</style><p>A &amp; <i>b</i><br/>c</html>") == "\nA & b\nc"
 
 
 def test_parentheses_that_are_speech():

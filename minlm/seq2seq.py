@@ -1,0 +1,134 @@
+"""EncoderDecoder: one text read, another written (Vaswani et al. 2017, Attention Is All You Need, figure 1).
+
+Shapes: B batch, S source tokens, T target tokens, D d_model, V vocabulary.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor, nn
+
+from minlm.lm import Caches, TextEmbedding, check_sizes, token_positions
+from minlm.masks import key_mask
+from minlm.transformer import Activation, Transformer, TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seq2SeqConfig(TransformerConfig):
+    """An encoder and a decoder of n_layers Blocks each, over one vocabulary.
+
+    vocab_size: ids of source and target; set from the tokenizer
+    vocab_digest: SHA-256 of their vocabulary; set from the tokenizer
+    context_length: longest source, and longest target, in tokens
+    start_id: the token every target begins with; set from the tokenizer
+    """
+
+    activation: Activation = "relu"
+    norm_first: bool = False
+    dropout: float = 0.1
+    vocab_size: int = 256
+    vocab_digest: str = ""
+    context_length: int = 128
+    start_id: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        check_sizes(self.vocab_size, self.context_length)
+        if not 0 <= self.start_id < self.vocab_size:
+            raise ValueError(f"start_id={self.start_id} is outside the vocabulary of {self.vocab_size}")
+
+
+class EncoderDecoder(nn.Module):
+    """The probability of each next target token, from the whole source and the targets before it.
+
+    One matrix embeds source and target, times sqrt(D), and is the head (section 3.4). Positions are sines.
+
+    Initial deviations: embedding.tokens.weight 1/sqrt(D); the Blocks as in `Transformer`.
+
+    Differences from the paper:
+    - the deviations (its code drew the projections uniformly, with a deviation of about 1/sqrt(D) everywhere);
+    - query, key, value and output projections have biases; the paper writes them without;
+    - dropout also falls on attention weights, as in its code;
+    - norm_first gives the pre-norm form of its later code, with a LayerNorm at the end of each stack.
+    """
+
+    def __init__(self, config: Seq2SeqConfig):
+        super().__init__()
+        self.config = config
+        sizes = config.vocab_size, config.context_length, config.d_model
+        self.embedding = TextEmbedding(*sizes, positions="sinusoidal")
+        self.dropout = nn.Dropout(config.dropout)
+        self.encoder = Transformer(config)
+        self.decoder = Transformer(config, causal=True, cross_attention=True)
+
+    def embed(self, tokens: Tensor, token_mask: Tensor | None, caches: Caches | None = None) -> Tensor:
+        positions = token_positions(tokens, token_mask, caches, self.config.context_length)
+        return self.dropout(self.embedding(tokens, positions))  # (B, T, D)
+
+    def encode(
+        self, source: Tensor, source_mask: Tensor | None = None, weights: list[Tensor] | None = None
+    ) -> Tensor:
+        """source (B, S), source_mask (B, S) True = a real token -> memory (B, S, D).
+
+        Padding, left or right, is seen by no token; what memory holds at its places means nothing.
+        """
+        return self.encoder(
+            self.embed(source, source_mask), mask=maybe_key_mask(source_mask), weights=weights
+        )
+
+    def features(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        source_mask: Tensor | None = None,
+        caches: Caches | None = None,
+        target_mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """What the head reads: target (B, T) -> (B, T, D). Arguments as for `decode`."""
+        return self.decoder(
+            self.embed(target, target_mask, caches),
+            mask=maybe_key_mask(target_mask),
+            memory=memory,
+            memory_mask=maybe_key_mask(source_mask),
+            caches=caches,
+            weights=weights,
+        )
+
+    def to_logits(self, features: Tensor) -> Tensor:
+        """features (..., D) -> (..., V)."""
+        return self.embedding.head(features)  # (..., V)
+
+    def decode(
+        self,
+        target: Tensor,
+        memory: Tensor,
+        source_mask: Tensor | None = None,
+        caches: Caches | None = None,
+        target_mask: Tensor | None = None,
+        weights: list[Tensor] | None = None,
+    ) -> Tensor:
+        """target (B, T), memory (B, S, D) -> logits (B, T, V), at place t those of the token that follows it.
+
+        caches: from `new_caches`; target is then the next tokens, and target_mask includes the earlier ones.
+        weights: a list that receives (B, H, T, T) and (B, H, T, S) of each layer in turn.
+        """
+        return self.to_logits(self.features(target, memory, source_mask, caches, target_mask, weights))
+
+    def forward(
+        self,
+        source: Tensor,
+        target: Tensor,
+        source_mask: Tensor | None = None,
+        target_mask: Tensor | None = None,
+    ) -> Tensor:
+        """source (B, S), target (B, T) with start_id at its head -> logits (B, T, V)."""
+        memory = self.encode(source, source_mask)
+        return self.decode(target, memory, source_mask, target_mask=target_mask)
+
+    def new_caches(self, batch: int, memory_length: int) -> Caches:
+        """Empty caches for targets of up to context_length tokens and a memory of memory_length."""
+        return self.decoder.new_caches(batch, self.config.context_length, memory_length)
+
+
+def maybe_key_mask(token_mask: Tensor | None) -> Tensor | None:
+    return None if token_mask is None else key_mask(token_mask)

@@ -1,0 +1,113 @@
+"""Every command of the README is run, on tiny data and budgets, in a folder that has the files it names."""
+
+import csv
+import re
+import shlex
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import train_clip
+from minclip.__main__ import COMMANDS
+from minclip.__main__ import main as minclip_main
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+LINES = [
+    line
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+    if line
+]
+SMALL = {  # what makes a training command of the README one of seconds
+    "shapes": "--steps 2 --image.n_layers 1 --data.train_size 64 --data.dev_size 90 --train.batch_size 16",
+    "flickr8k": "--minutes 0 --steps 2 --image.d_model 8 --train.batch_size 4",
+    "pairs": "--epochs 0 --steps 2 --image.n_layers 1 --train.batch_size 4",
+}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    """A folder with the files that the README's commands name."""
+    folder = tmp_path_factory.mktemp("readme")
+    rng = np.random.default_rng(0)
+
+    def picture(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
+
+    picture(folder / "cat.jpg")
+    rows = []
+    for i in range(20):
+        for root in ("pictures", "flickr8k/Images"):
+            picture(folder / root / f"{i}.jpg")
+        rows += [(f"{i}.jpg", f"picture {i}, caption {k} .") for k in range(2)]
+    for name, prefix in (("flickr8k/captions.txt", ""), ("captions.csv", "pictures/")):
+        with (folder / name).open("w", newline="") as file:
+            csv.writer(file).writerows(
+                [("image", "caption"), *((prefix + image, text) for image, text in rows)]
+            )
+    (folder / "captions.txt").write_text("a cat\na dog\n")
+    return folder
+
+
+def call(function, words, monkeypatch):
+    """Run a command line in this process; its exit status."""
+    monkeypatch.setattr(sys, "argv", words)
+    try:
+        function()
+    except SystemExit as exit:
+        return exit.code
+    return 0
+
+
+def train(words, monkeypatch):
+    options = words[2:]
+    if "--resume" not in options:
+        preset = options[options.index("--preset") + 1] if "--preset" in options else "shapes"
+        options = [*options, *SMALL[preset].split()]
+    return call(train_clip.main, ["train_clip.py", *options], monkeypatch)
+
+
+def test_the_commands_run(place, monkeypatch, capsys):
+    """In the README's order, in one folder; the first run stands for runs/NAME."""
+    monkeypatch.chdir(place)
+    ran = []
+    for line in LINES:
+        words = shlex.split(line.removeprefix("pip install -r requirements.txt && "))
+        if words[:2] == ["python", "train_clip.py"]:
+            assert train(words, monkeypatch) == 0, line
+            if not Path("runs/NAME").exists():
+                shutil.copytree(next(Path("runs").glob("shapes-*")), "runs/NAME")
+        elif words[:3] == ["python", "-m", "minclip"]:
+            assert call(minclip_main, ["minclip", *words[3:]], monkeypatch) in (0, 1), (
+                line
+            )  # the doctor may find fault
+        else:
+            assert words in (["pytest"], ["python", "benchmarks/attention.py"]), f"nothing here runs: {line}"
+        ran.append(" ".join(words[:4]))
+    for command in COMMANDS:
+        assert any(f"minclip {command}" in line for line in ran), f"the README does not show {command}"
+    assert Path("found.png").is_file()
+    assert Path("figures.json").is_file()
+    assert Path("runs/mine/result.json").is_file()
+
+    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
+        scope: dict = {}
+        exec(block, scope)  # the README's own lines
+        assert scope["model"].config.text.vocab_size == scope["tokenizer"].vocab_size
+
+
+def test_ci_runs_the_readmes_test_command():
+    assert "pip install -r requirements.txt && pytest" in LINES
+    ci = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+    assert re.search(r"^pip install .*-r requirements.txt\npytest$", ci, re.MULTILINE)
+
+
+def test_the_files_it_names_are_there():
+    for path in re.findall(r"`((?:minlm|minclip|tests|benchmarks)/[\w/.]+)`", README):
+        assert (ROOT / path).exists(), path
