@@ -67,16 +67,17 @@ PRESETS = {
     "flickr8k": RunConfig(
         image=ResNetConfig(image_size=(96, 96), block="basic", depths=(1, 1, 1), d_model=64, stem="small"),
         text=BertTextConfig(
-            d_model=256, n_heads=4, n_layers=1, vocab_size=4000, context_length=40, dropout=0.2
+            d_model=256, n_heads=4, n_layers=1, vocab_size=4000, context_length=40, dropout=0.3
         ),
         embed_dim=256,
-        transform=TransformConfig(crop_scale=(0.35, 1.0), flip=True, interpolation="bilinear"),
+        transform=TransformConfig(crop_scale=(0.25, 1.0), flip=True, jitter=0.4, interpolation="bilinear"),
         data=Flickr8kConfig(root=""),
         train=TrainConfig(
             minutes=20,
             batch_size=256,
             lr=1e-3,
             muon_lr=0.02,
+            weight_decay=0.3,
             warmup=0.05,
             average=0.99,
             evaluate_every=115,

@@ -74,7 +74,7 @@ class ImageTransform:
         """RGB picture -> (C, h, w). Raises ValueError where a random view is wanted and there is no `rng`."""
         if rng is None and (self.crops or self.flips or self.jitters):
             raise ValueError(
-                "a training transform draws crops and flips: call it with rng=random.Random(seed)"
+                "a training transform draws crops, flips and colours: call it with rng=random.Random(seed)"
             )
         image = self.random_crop(image, rng) if self.crops else self.cover(image)
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()  # (C, h, w)

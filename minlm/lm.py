@@ -50,8 +50,8 @@ def check_sizes(vocab_size: int, context_length: int) -> None:
 class TextEmbedding(nn.Module):
     """A vector a token plus, unless positions are rotary, a vector a position: (B, T) -> (B, T, D).
 
-    With sinusoidal positions the token's vector is multiplied by sqrt(D) (Vaswani et al. 2017, section 3.4);
-    drawn with deviation 1/sqrt(D), it then has the size of the sines it is added to.
+    With sinusoidal positions the token's vector is multiplied by sqrt(D) (Vaswani et al. 2017, section 3.4),
+    so that it is not lost beside the sines.
     """
 
     def __init__(self, vocab_size: int, context_length: int, d_model: int, positions: PositionForm):
@@ -59,7 +59,7 @@ class TextEmbedding(nn.Module):
         sines = positions == "sinusoidal"
         self.scale = sqrt(d_model) if sines else 1.0
         self.tokens = nn.Embedding(vocab_size, d_model)
-        nn.init.normal_(self.tokens.weight, std=1 / sqrt(d_model) if sines else 0.02)
+        nn.init.normal_(self.tokens.weight, std=0.02)
         self.positions = None if positions == "rotary" else Positions(context_length, d_model, not sines)
 
     def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
@@ -98,14 +98,14 @@ class TransformerLM(nn.Module):
 
     Initial deviations, L = n_layers:
 
-        embedding.tokens.weight                  0.02; 1/sqrt(D) with sinusoidal positions
-        embedding.positions.weight               0.01
+        embedding.tokens.weight                      0.02
+        embedding.positions.weight                   0.01
         q_proj.weight k_proj.weight v_proj.weight    1/sqrt(D)
-        fc1.weight                               1/sqrt(2*D)
-        out_proj.weight fc2.weight               1/sqrt(2*L*D)
-        head.weight                              0.02
-        every bias                               0
-        every gain of a LayerNorm                0, around 1
+        fc1.weight                                   1/sqrt(2*D)
+        out_proj.weight fc2.weight                   1/sqrt(2*L*D)
+        head.weight                                  0.02
+        every bias                                   0
+        every gain of a LayerNorm                    0, around 1
 
     Differences from GPT-2:
     - the deviations inside the Blocks (its are 0.02, and 0.02/sqrt(2*L) for out_proj and fc2; see Transformer);
@@ -128,13 +128,7 @@ class TransformerLM(nn.Module):
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
             nn.init.normal_(self.head.weight, std=0.02)
 
-    def features(
-        self,
-        tokens: Tensor,
-        token_mask: Tensor | None = None,
-        caches: Caches | None = None,
-        weights: list[Tensor] | None = None,
-    ) -> Tensor:
+    def features(self, tokens: Tensor, token_mask=None, caches=None, weights=None) -> Tensor:
         """What the head reads: tokens (B, T) -> (B, T, D). Arguments as for `forward`."""
         positions = token_positions(tokens, token_mask, caches, self.config.context_length)
         return self.transformer(

@@ -42,10 +42,11 @@ class EncoderDecoder(nn.Module):
 
     One matrix embeds source and target, times sqrt(D), and is the head (section 3.4). Positions are sines.
 
-    Initial deviations: embedding.tokens.weight 1/sqrt(D); the Blocks as in `Transformer`.
+    Initial deviations: embedding.tokens.weight 0.02; the Blocks as in `Transformer`.
 
     Differences from the paper:
-    - the deviations (its code drew the projections uniformly, with a deviation of about 1/sqrt(D) everywhere);
+    - the deviations. Its code had 1/sqrt(D) for the embedding; a head that is the same matrix then begins by
+      predicting the very token it reads, at a loss far above chance;
     - query, key, value and output projections have biases; the paper writes them without;
     - dropout also falls on attention weights, as in its code;
     - norm_first gives the pre-norm form of its later code, with a LayerNorm at the end of each stack.
@@ -76,13 +77,7 @@ class EncoderDecoder(nn.Module):
         )
 
     def features(
-        self,
-        target: Tensor,
-        memory: Tensor,
-        source_mask: Tensor | None = None,
-        caches: Caches | None = None,
-        target_mask: Tensor | None = None,
-        weights: list[Tensor] | None = None,
+        self, target: Tensor, memory: Tensor, source_mask=None, caches=None, target_mask=None, weights=None
     ) -> Tensor:
         """What the head reads: target (B, T) -> (B, T, D). Arguments as for `decode`."""
         return self.decoder(

@@ -22,6 +22,7 @@ from minlm.generate import (
     window,
 )
 from minlm.lm import LMConfig, TransformerLM
+from minlm.seq2seq import EncoderDecoder
 from minlm.training.config import field_help
 from tests.minlm.test_lm import lm_configs
 from tests.minlm.test_seq2seq import seq2seq_configs
@@ -31,7 +32,6 @@ seeds = st.integers(0, 10**6)
 short_contexts = st.integers(1, 7)
 lms = lm_configs(context_lengths=short_contexts)
 any_config = st.one_of(lms, seq2seq_configs(short_contexts))
-decoders = st.booleans()
 samplings = st.builds(
     lambda **options: SamplingConfig(max_new_tokens=9, **options),
     temperature=st.sampled_from([0.0, 0.7, 1.5]),
@@ -45,8 +45,6 @@ greedy = SamplingConfig(max_new_tokens=9, temperature=0)
 
 
 def model_of(config, seed):
-    from minlm.seq2seq import EncoderDecoder
-
     return randomise((TransformerLM if isinstance(config, LMConfig) else EncoderDecoder)(config), seed)
 
 
@@ -187,7 +185,7 @@ def test_the_same_seed_gives_the_same_text_and_another_another():
     assert texts[0][0] != texts[0][1]  # nor do equal prompts of a batch give equal texts
 
 
-@pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.3}])
+@pytest.mark.parametrize("options", [{}, {"temperature": 2.0}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.6}])
 def test_tokens_come_as_often_as_they_are_probable(options):
     model, n = model_of(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=6), 5), 2000
     config = SamplingConfig(max_new_tokens=1, **options)
@@ -407,7 +405,7 @@ def test_a_model_in_training_mode_is_refused():
 def test_impossible_beams_are_refused(change):
     ((name, value),) = change.items()
     options = {"max_new_tokens": 3, "width": 2} | change
-    with pytest.raises(ValueError, match=f"{name}={value}.*must be at least 1, length_penalty=.* at least 0"):
+    with pytest.raises(ValueError, match=f"{name}={value}[, ].*at least 0"):
         beam_search(model_of(LMConfig(n_layers=1), 0), [[1]], **options)
 
 

@@ -64,9 +64,8 @@ def test_what_stands_at_padding_changes_nothing(shape, smoothing, seed, junk):
 @given(sizes, smoothings, seeds)
 def test_parts_add_up_to_the_whole(shape, smoothing, seed):
     logits, targets, token_mask = drawn(seed, *shape)
-    parts = [
-        token_loss(*part, smoothing) for part in zip(*(x.split(1) for x in (logits, targets, token_mask)))
-    ]  # noqa: B905
+    drawn_parts = zip(logits.split(1), targets.split(1), token_mask.split(1), strict=True)
+    parts = [token_loss(*part, smoothing) for part in drawn_parts]
     total, count = token_loss(logits, targets, token_mask, smoothing)
     torch.testing.assert_close(sum(part for part, _ in parts), total)
     assert sum(n for _, n in parts) == count

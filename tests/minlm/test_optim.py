@@ -127,7 +127,7 @@ def test_muon_is_torchs_muon(short, more, tall, n_steps, seed):
         theirs.grad = ours.grad.clone()
         for muon in muons:
             muon.step()
-    torch.testing.assert_close(ours, theirs, atol=0.1 * 0.02 * n_steps, rtol=0)
+    torch.testing.assert_close(ours, theirs, atol=0.2 * 0.02 * n_steps, rtol=0)
 
 
 def test_muon_takes_a_kernel_as_a_matrix():

@@ -253,19 +253,11 @@ def one_script(text):
 
 def test_pairs_are_of_different_characters_in_one_scene():
     script = one_script(
-        "INT. A - DAY//ANNA/One.//ROD/(nods)//ROD/Two.//He sits.//ROD (CONT'D)/Three.//ANNA/Four.//"
-        "INT. B - DAY//ROD/Five.//ANNA/(nods)//ROD/Six."
+        "INT. A - DAY//ANNA/One.//ROD/(nods)//ROD/Two.//He sits.//ROD (CONT'D)/Three.//He waits.//"
+        "ROD/(nods)//ANNA/Four.//INT. B - DAY//ROD/Five.//ANNA/(nods)//ROD/Six."
     )
-    assert [turn.line for turn in script.turns] == [
-        "One.",
-        "",
-        "Two.",
-        "Three.",
-        "Four.",
-        "Five.",
-        "",
-        "Six.",
-    ]
+    lines = [turn.line for turn in script.turns]
+    assert lines == ["One.", "", "Two.", "Three.", "", "Four.", "Five.", "", "Six."]
     assert reply_pairs(script) == [("One.", "Two. Three."), ("Two. Three.", "Four.")]
 
 

@@ -58,13 +58,11 @@ def test_it_is_torchs_transformer(config, seed, batch, data):
     places = (~padded).cumsum(1).sub(1).clamp(min=0)
     table = model.embedding.tokens.weight
     sines = sinusoidal_positions(config.context_length, config.d_model).double()
+    hollow = nn.Identity()  # given stacks of ours it would initialise their parameters anew
     theirs = nn.Transformer(
-        config.d_model,
-        config.n_heads,
-        custom_encoder=torch_stack(model.encoder),
-        custom_decoder=torch_stack(model.decoder),
-        batch_first=True,
+        config.d_model, config.n_heads, custom_encoder=hollow, custom_decoder=hollow, batch_first=True
     )
+    theirs.encoder, theirs.decoder = torch_stack(model.encoder), torch_stack(model.decoder)
     out = theirs(
         table[source] * sqrt(config.d_model) + sines[places],
         table[target] * sqrt(config.d_model) + sines[: target.shape[1]],
