@@ -12,6 +12,7 @@ SOURCES = sorted([*ROOT.glob("minlm/**/*.py"), *ROOT.glob("minclip/**/*.py"), *R
 # What minclip may take from minlm: the Transformer's parts and the tools that know nothing of language.
 OPEN_TO_MINCLIP = ("masks", "transformer", "embeddings", "tokenizer", "plots", "pretrained", "training")
 ALLOWED = {
+    "regex",  # tiktoken's own requirement, for the pattern that it splits text by
     "torch",
     "numpy",
     "PIL",

@@ -302,6 +302,19 @@ def divisor(length, length_penalty):
     return ((5 + length) / 6) ** length_penalty
 
 
+def best_of_all(model, prompt, n_new, stop, length_penalty):
+    """Brute force: all sequences of n tokens, and where there is a stop id all shorter ones that end in it."""
+    candidates = [
+        list(sequence)
+        for length in range(1, n_new + 1)
+        for sequence in itertools.product(range(model.config.vocab_size), repeat=length)
+        if stop not in sequence[:-1] and (length == n_new or sequence[-1] == stop)
+    ]
+    scores = [log_probability(model, prompt, c) / divisor(len(c), length_penalty) for c in candidates]
+    best = candidates[max(range(len(scores)), key=scores.__getitem__)]
+    return best[:-1] if best[-1] == stop else best, max(scores)
+
+
 @settings(max_examples=8)
 @given(
     st.one_of(lm_configs(context_lengths=st.integers(1, 4)), seq2seq_configs(st.integers(1, 4))),
@@ -313,7 +326,6 @@ def divisor(length, length_penalty):
     st.data(),
 )
 def test_a_beam_as_wide_as_the_tree_finds_the_best(config, seed, n_new, stops, length_penalty, cached, data):
-    """Brute force: every sequence of n tokens, and where there is a stop id every shorter one that ends in it."""
     config = type(config)(
         **vars(config) | {"vocab_size": 3} | ({} if isinstance(config, LMConfig) else {"start_id": 1})
     )
@@ -321,16 +333,16 @@ def test_a_beam_as_wide_as_the_tree_finds_the_best(config, seed, n_new, stops, l
     stop = data.draw(st.integers(0, 2)) if stops else None
     found = beam_search(model, prompts, n_new, 3**n_new, stop, length_penalty, cached)
     for prompt, (reply, score) in zip(prompts, found, strict=True):
-        candidates = [
-            list(sequence)
-            for length in range(1, n_new + 1)
-            for sequence in itertools.product(range(3), repeat=length)
-            if stop not in sequence[:-1] and (length == n_new or sequence[-1] == stop)
-        ]
-        scores = [log_probability(model, prompt, c) / divisor(len(c), length_penalty) for c in candidates]
-        best = candidates[max(range(len(scores)), key=scores.__getitem__)]
-        assert score == pytest.approx(max(scores), abs=1e-9)
-        assert reply == (best[:-1] if best[-1] == stop else best)
+        best, best_score = best_of_all(model, prompt, n_new, stop, length_penalty)
+        assert (reply, score) == (best, pytest.approx(best_score, abs=1e-9))
+
+
+def test_a_beam_goes_on_where_a_long_reply_may_be_better():
+    """To a model that finds all tokens nearly alike, with such a penalty, the longest is the best."""
+    model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=2)).double().eval()
+    best, best_score = best_of_all(model, [0], 5, stop=1, length_penalty=6.0)
+    assert best[:4] == [0] * 4
+    assert beam_search(model, [[0]], 5, 32, 1, 6.0) == [(best, pytest.approx(best_score, abs=1e-9))]
 
 
 @given(any_config, seeds, st.integers(1, 4), st.sampled_from([0.0, 0.6]), st.booleans(), st.data())
