@@ -25,7 +25,7 @@ TINY = [
         "--data.train_size",
         "200",
         "--data.dev_size",
-        "90",
+        "240",
         "--data.image_size",
         "32",
         "--train.batch_size",
