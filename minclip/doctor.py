@@ -14,7 +14,7 @@ from minclip.presets import RunConfig
 from minclip.runs import make_tokenizer
 from minclip.tokenizer import WordPiece, encode_batch
 from minclip.vit import VisionTransformerConfig
-from minlm.training.loop import TrainConfig
+from minlm.training.state import TrainConfig
 
 FEW_PATCHES = 16
 MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem

@@ -11,7 +11,7 @@ from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.tokenizer import ClipBPE, WordPiece
 from minclip.transforms import ImageTransform, TransformConfig
 from minclip.vit import VisionTransformerConfig
-from minlm.training.loop import TrainConfig
+from minlm.training.state import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

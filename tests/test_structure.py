@@ -82,7 +82,12 @@ PART_OF = {
         "continuity": "minlm/test_screenplay",
     },
     **{"shapes_scene": "minclip/test_shapes", "shapes_text": "minclip/test_shapes"},
-    **{"report": "test_train_clip", "__main__": "minclip/test_main", "__init__": "minclip/test_runs"},
+    **{
+        "report": "test_train_clip",
+        "state": "minlm/test_loop",
+        "__main__": "minclip/test_main",
+        "__init__": "minclip/test_runs",
+    },
 }
 
 

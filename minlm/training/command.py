@@ -99,6 +99,7 @@ def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") ->
 
 
 def add_part(parser: argparse.ArgumentParser, config: Any, prefix: str) -> None:
+    """One group of options for the fields of a config, then one for each config nested in it."""
     help_of, hints = field_help(type(config)), get_type_hints(type(config))
     first_line = (inspect.getdoc(type(config)) or "").splitlines()[0]
     group = parser.add_argument_group(f"{prefix.rstrip('.') or 'run'}: {first_line.rstrip('.')}")

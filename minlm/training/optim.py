@@ -43,6 +43,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
+        """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             lr, mu = group["lr"], group["momentum"]
             for parameter in group["params"]:

@@ -10,7 +10,7 @@ from minclip.data.shapes import ShapesConfig
 from minclip.presets import PRESETS, RunConfig
 from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
-from minlm.training.loop import TrainConfig
+from minlm.training.state import TrainConfig
 
 
 @pytest.fixture(scope="session")

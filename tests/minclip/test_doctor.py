@@ -10,7 +10,7 @@ from minclip.data.table import TableConfig
 from minclip.doctor import examine, examine_schedule
 from minclip.presets import PRESETS
 from minclip.vit import VisionTransformerConfig
-from minlm.training.loop import TrainConfig
+from minlm.training.state import TrainConfig
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from minlm.training.command import command_line, run_main
 from minlm.training.config import save_config
-from minlm.training.loop import TrainConfig
+from minlm.training.state import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)

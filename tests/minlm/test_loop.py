@@ -13,7 +13,8 @@ from torch.utils.data import Dataset
 
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import last_checkpoint, load_weights
-from minlm.training.loop import TrainConfig, accumulate, choose_device, due, fit, forward_precision
+from minlm.training.loop import accumulate, choose_device, due, fit, forward_precision
+from minlm.training.state import TrainConfig
 
 
 class Points(Dataset):

@@ -6,7 +6,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minlm.training.loop import TrainConfig, make_optimizers
 from minlm.training.optim import (
     AveragedWeights,
     Muon,
@@ -15,6 +14,7 @@ from minlm.training.optim import (
     parameter_groups,
     schedule,
 )
+from minlm.training.state import TrainConfig, make_optimizers
 from minlm.transformer import Transformer, TransformerConfig
 
 seeds = st.integers(0, 10**6)

@@ -1,0 +1,183 @@
+"""How a model is trained, and everything the next step depends on."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from minlm.training.checkpoint import (
+    last_checkpoint,
+    load_training_state,
+    load_weights,
+    random_states,
+    restore_random_states,
+    save_checkpoint,
+)
+from minlm.training.optim import (
+    AveragedWeights,
+    Muon,
+    Schedule,
+    hidden_matrices,
+    parameter_groups,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """How a model is trained. The run ends at the first of the limits (epochs, steps, minutes) that is set.
+
+    epochs: passes over the data; 0 = no such limit
+    steps: optimizer steps; 0 = no such limit
+    minutes: wall time, for which the learning rate is then scheduled; 0 = no such limit
+    batch_size: items a step
+    neighbours: items that lie one after the other in the data and come into a batch together: hard negatives
+    micro_batches: parts a batch is computed in, to save memory; the gradient is the whole batch's
+    lr: peak learning rate of AdamW
+    muon_lr: peak learning rate of Muon, which then trains the hidden matrices; 0 = AdamW trains them too
+    lr_floor: the last learning rate, as a share of the peak
+    warmup: share of the run in which the learning rate rises
+    schedule: shape of its fall after that
+    weight_decay: decoupled decay of matrices, times the learning rate a step
+    beta2: AdamW's memory of squared gradients (beta1 is 0.9)
+    clip_norm: largest norm of the whole gradient; 0 = no clipping
+    precision: of matrix products in the forward pass; weights and optimizer stay float32; auto = bf16 where the
+        hardware multiplies it, else float32; fp16 is for GPUs
+    average: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
+    evaluate_every: steps between evaluations; 0 = only at the end
+    save_every: steps between checkpoints; 0 = only at the end
+    workers: processes that draw items; 0 = the training process itself
+    device: where to compute; auto = cuda where there is a GPU, else cpu
+    seed: of initial weights, order of the data, augmentation and dropout
+    """
+
+    epochs: float = 0.0
+    steps: int = 0
+    minutes: float = 0.0
+    batch_size: int = 128
+    neighbours: int = 1
+    micro_batches: int = 1
+    lr: float = 1e-3
+    muon_lr: float = 0.0
+    lr_floor: float = 0.0
+    warmup: float = 0.05
+    schedule: Schedule = "cosine"
+    weight_decay: float = 0.1
+    beta2: float = 0.98
+    clip_norm: float = 1.0
+    precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
+    average: float = 0.0
+    evaluate_every: int = 0
+    save_every: int = 0
+    workers: int = 0
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    seed: int = 0
+
+    def __post_init__(self):
+        if not (self.epochs > 0 or self.steps > 0 or self.minutes > 0):
+            raise ValueError("the run has no end: set epochs, steps or minutes above 0")
+        if not 0 <= self.warmup < 1:
+            raise ValueError(f"warmup={self.warmup} is a share of the run: it must lie in [0, 1)")
+        if not 0 <= self.average < 1:
+            raise ValueError(
+                f"average={self.average} is the decay of a moving average: it must lie in [0, 1)"
+            )
+        for name in ("batch_size", "neighbours", "micro_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.batch_size % self.neighbours:
+            raise ValueError(f"neighbours={self.neighbours} does not divide batch_size={self.batch_size}")
+        if self.batch_size < self.micro_batches:
+            raise ValueError(f"micro_batches={self.micro_batches} is more than batch_size={self.batch_size}")
+        if self.lr <= 0:
+            raise ValueError(f"lr={self.lr} must be above 0")
+
+    def progress(self, step: float, steps_per_epoch: int, seconds: float) -> float:
+        """Share of the run that is done after `step` steps and `seconds`: of the limit that is nearest."""
+        shares = [0.0]
+        if self.epochs > 0:
+            shares.append(step / (self.epochs * steps_per_epoch))
+        if self.steps > 0:
+            shares.append(step / self.steps)
+        if self.minutes > 0:
+            shares.append(seconds / (60 * self.minutes))
+        return max(shares)
+
+
+class TrainingState:
+    """Everything the next step depends on: weights, optimizer, scaler, average, step, time spent."""
+
+    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device):
+        self.model, self.config = model, config
+        self.optimizers = make_optimizers(model, config)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
+        self.average = AveragedWeights(model, config.average) if config.average else None
+        self.step, self.seconds = 0, 0.0
+
+    def optimize(self, factor: float) -> float:
+        """Clip the gradients that stand in the parameters and take one step -> the gradient's norm.
+
+        factor: the schedule's, on every peak learning rate.
+        """
+        for optimizer in self.optimizers:
+            self.scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or float("inf"))
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = group["peak_lr"] * factor
+            self.scaler.step(optimizer)
+        self.scaler.update()
+        self.step += 1
+        return norm.item()
+
+    def averaged(self) -> Any:
+        """Inside this context the model carries the weights to use: the average where one is kept."""
+        return self.average.swapped_into(self.model) if self.average else nullcontext()
+
+    def save(self, run: Path, inference_files: Callable[[Path], None]) -> None:
+        """Write a checkpoint of this step into the run's folder."""
+        weights = self.model.state_dict()
+        training = {
+            "step": self.step,
+            "seconds": self.seconds,
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
+            "random": random_states(),
+        }
+        if self.average:
+            training |= {"weights": weights, "updates": self.average.updates}
+            weights = self.average.average
+        save_checkpoint(run, self.step, weights, training, inference_files)
+
+    def restore(self, run: Path) -> None:
+        """Put back what `save` wrote last in this run."""
+        folder = last_checkpoint(run)
+        weights, training = load_weights(folder), load_training_state(folder)
+        if self.average:
+            self.average.load_state_dict({"updates": training["updates"], "average": weights})
+            weights = training["weights"]
+        self.model.load_state_dict(weights)
+        for optimizer, saved in zip(self.optimizers, training["optimizers"], strict=True):
+            optimizer.load_state_dict(saved)
+        self.scaler.load_state_dict(training["scaler"])
+        restore_random_states(training["random"])
+        self.step, self.seconds = training["step"], training["seconds"]
+
+
+def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
+    """AdamW for every trainable parameter, or for all but the hidden matrices, which Muon trains then."""
+    groups = parameter_groups(model, config.weight_decay)
+    hidden = hidden_matrices(model) if config.muon_lr else []
+    by_muon = {id(p) for p in hidden}
+    for group in groups:
+        group["params"] = [p for p in group["params"] if id(p) not in by_muon]
+    optimizers = [torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)]
+    if hidden:
+        optimizers.append(Muon(hidden, config.muon_lr, config.weight_decay))
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["peak_lr"] = group["lr"]
+    return optimizers
