@@ -26,8 +26,8 @@ def files_beside_weights(config: RunConfig, tokenizer: WordPiece | ClipBPE) -> C
     """A function that writes into a folder what its weights need to be used: config and vocabulary."""
 
     def write(folder: Path) -> None:
-        save_config(config, folder / "config.json")
         tokenizer.save(folder)
+        save_config(config, folder / "config.json")  # last: a folder that has it can be resumed or loaded
 
     return write
 

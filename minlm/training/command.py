@@ -148,7 +148,8 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
     except ValueError as error:
-        print(f"{Path(sys.argv[0]).name}: error: {error}", file=sys.stderr)
+        line = str(error).splitlines()[-1]  # one raised in a loader's worker arrives below its traceback
+        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; `--resume RUN` continues from the last checkpoint", file=sys.stderr)

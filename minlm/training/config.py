@@ -12,6 +12,8 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+from minlm.training.checkpoint import replace_text
+
 
 def field_help(cls: type) -> dict[str, str]:
     """{field: help} from the `name: text` lines in the docstrings of a dataclass and its bases."""
@@ -128,7 +130,7 @@ def read_text(annotation: Any, text: str, name: str) -> Any:
 
 
 def save_config(config: Any, path: Path) -> None:
-    path.write_text(json.dumps(to_dict(config), indent=2) + "\n", encoding="utf-8")
+    replace_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def load_config(cls: type, path: Path) -> Any:

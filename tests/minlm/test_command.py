@@ -105,6 +105,17 @@ def test_bad_values_become_one_line_and_status_two(capsys):
     assert said.count("\n") == 1
 
 
+def test_an_error_from_a_worker_is_one_line_too(capsys):
+    def fail():
+        raise ValueError(
+            "Caught ValueError in a worker.\nOriginal Traceback:\n  ...\nValueError: 3 images are damaged"
+        )
+
+    with pytest.raises(SystemExit):
+        run_main(fail)
+    assert capsys.readouterr().err.endswith("error: ValueError: 3 images are damaged\n")
+
+
 def test_an_interrupt_says_how_to_go_on(capsys):
     def interrupted():
         raise KeyboardInterrupt
