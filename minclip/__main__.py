@@ -11,8 +11,6 @@ RUN is the folder of a training run.
 
 import inspect
 import json
-import sys
-from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -24,17 +22,21 @@ from minclip.plots import SHOWN, search_results
 from minclip.presets import PRESETS, RunConfig
 from minclip.runs import load
 from minlm.training.checkpoint import last_checkpoint, replace_text
-from minlm.training.command import OneLineParser, add_options, command_line, override, run_main
+from minlm.training.command import (
+    add_options,
+    call_command,
+    checkpoint_parser,
+    command_line,
+    override,
+    run_main,
+)
 from minlm.training.config import load_config
+from minlm.training.findings import print_findings
 
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-def parser_of(command: Callable) -> OneLineParser:
-    """A parser with what every command takes; its description is the command's docstring."""
-    parser = OneLineParser(prog=f"python -m minclip {command.__name__}", description=inspect.getdoc(command))
-    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run's folder")
-    return parser
+parser_of = partial(checkpoint_parser, package="minclip")
 
 
 def pictures(paths: list[Path]) -> list[Record]:
@@ -138,24 +140,14 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    levels = []
-    for level, text in examine(command_line(PRESETS, inspect.getdoc(doctor), arguments).config):
-        levels.append(level)
-        print(f"{level:>7}: {text}")
-    sys.exit(1 if "problem" in levels else 0)
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments).config))
 
 
 COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, doctor)}
 
 
 def main() -> None:
-    name, *arguments = sys.argv[1:] or ["--help"]
-    if name in ("-h", "--help"):
-        print(__doc__)
-    elif name in COMMANDS:
-        COMMANDS[name](arguments)
-    else:
-        raise ValueError(f"unknown command {name!r}: there are {', '.join(COMMANDS)}")
+    call_command(COMMANDS, __doc__)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
-from math import ceil, log
+from math import log
 
 from tqdm import tqdm
 
@@ -14,11 +14,10 @@ from minclip.presets import RunConfig
 from minclip.runs import make_tokenizer
 from minclip.tokenizer import WordPiece, encode_batch
 from minclip.vit import VisionTransformerConfig
-from minlm.training.state import TrainConfig
+from minlm.training.findings import Finding, examine_schedule
 
 FEW_PATCHES = 16
 MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem
-Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:
@@ -33,7 +32,10 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         few = n < FEW_PATCHES
         advice = ", too few to see much: use a smaller patch_size or larger images" if few else ""
         yield "problem" if few else "ok", f"the image tower sees {n} patches{advice}"
-    yield from examine_schedule(config.train, len(splits["train"]))
+    yield from examine_schedule(config.train, len(splits["train"]), "training images")
+    size = config.train.batch_size
+    chance = f"ln({size}) = {log(size):.3f}"
+    yield "ok", f"the loss of a model that knows nothing is {chance}: a run that stays there does not learn"
     yield from examine_images(splits)
 
 
@@ -56,30 +58,6 @@ def examine_captions(records: Sequence[Record], config: RunConfig) -> Iterator[F
     if shared:
         text += "; the data groups them" if grouped else "; in one batch they are false negatives"
     yield "note" if shared and not grouped else "ok", text
-
-
-def examine_schedule(train: TrainConfig, n_images: int) -> Iterator[Finding]:
-    """Run length, warm-up, and the loss of a model that knows nothing."""
-    steps_per_epoch = n_images // train.batch_size
-    if not steps_per_epoch:
-        yield (
-            "problem",
-            f"batch_size={train.batch_size} is more than the {n_images:,} training images: lower it",
-        )
-        return
-    limits = [n for n in (train.steps, ceil(train.epochs * steps_per_epoch)) if n]
-    if limits:
-        steps = min(limits)
-        warm = round(train.warmup * steps)
-        text = (
-            f"at most {steps:,} steps, {steps / steps_per_epoch:.1f} epochs; warm-up takes {warm:,} of them"
-        )
-        yield "problem" if train.warmup and warm < 1 else "ok", text
-    if train.minutes:
-        warm = 60 * train.minutes * train.warmup
-        yield "ok", f"at most {train.minutes:g} minutes; warm-up takes {warm:.0f} s of them"
-    chance = f"ln({train.batch_size}) = {log(train.batch_size):.3f}"
-    yield "ok", f"the loss of a model that knows nothing is {chance}: a run that stays there does not learn"
 
 
 def examine_images(splits: dict[str, list[Record]]) -> Iterator[Finding]:

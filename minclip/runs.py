@@ -10,7 +10,7 @@ from minclip.data.records import Record
 from minclip.presets import RunConfig
 from minclip.tokenizer import ClipBPE, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
-from minlm.training.checkpoint import last_checkpoint, load_weights
+from minlm.training.checkpoint import check_digest, last_checkpoint, load_into
 from minlm.training.config import load_config, save_config
 
 
@@ -41,20 +41,7 @@ def load(path: str | Path) -> tuple[CLIP, WordPiece | ClipBPE, ImageTransform]:
     folder = last_checkpoint(Path(path))
     config: RunConfig = load_config(RunConfig, folder / "config.json")
     tokenizer = load_tokenizer(folder)
-    if tokenizer.digest != config.text.vocab_digest:
-        raise ValueError(
-            f"the vocabulary in {folder} has digest {tokenizer.digest[:12]}, the model was trained with "
-            f"{config.text.vocab_digest[:12]}: put the run's own vocabulary back"
-        )
+    check_digest(tokenizer.digest, config.text.vocab_digest, folder)
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(config)
-    weights, expected = load_weights(folder), model.state_dict()
-    if weights.keys() != expected.keys():
-        raise ValueError(f"{folder}: tensors {sorted(weights.keys() ^ expected.keys())} are on one side only")
-    for name, value in expected.items():
-        if weights[name].shape != value.shape:
-            raise ValueError(
-                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
-            )
-    model.load_state_dict(weights, assign=True)
-    return model.requires_grad_(True).eval(), tokenizer, config.image_transform(train=False)
+    return load_into(model, folder), tokenizer, config.image_transform(train=False)

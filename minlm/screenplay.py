@@ -10,7 +10,7 @@ losses of models that look back no or one character. `continuity.py` tells which
 import math
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from itertools import pairwise
 from random import Random
@@ -25,14 +25,26 @@ class ScreenplayConfig:
 
     seed: another seed, another script; equal in every process
     n_scenes: how many scenes; a longer script begins with the shorter one of the same seed
+    validation_scenes: how many of the scenes that follow are for validation
     """
 
     seed: int = 0
     n_scenes: int = 1000
+    validation_scenes: int = 50
 
     def __post_init__(self):
-        if self.n_scenes < 1:
-            raise ValueError(f"n_scenes is {self.n_scenes}: pass 1 or more")
+        for name in ("n_scenes", "validation_scenes"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: pass 1 or more")
+
+    def read(self) -> dict[str, str]:
+        """{"train", "validation"}: two texts of whole scenes."""
+        longer = replace(self, n_scenes=self.n_scenes + self.validation_scenes)
+        scenes = [text for text, _ in write_scenes(longer)]
+        return {
+            "train": "".join(scenes[: self.n_scenes]),
+            "validation": "".join(scenes[self.n_scenes :]),
+        }
 
 
 def write_scenes(config: ScreenplayConfig) -> list[tuple[str, float]]:

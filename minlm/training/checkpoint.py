@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -97,6 +97,32 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
         return load_file(path)
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} cannot be read ({error}): it is damaged; use another checkpoint") from None
+
+
+def load_into(model: nn.Module, folder: Path) -> nn.Module:
+    """The model, which may be on the meta device, with the weights of a checkpoint, in eval mode.
+
+    Raises ValueError where the names or the shapes of tensors are not the model's.
+    """
+    weights, expected = load_weights(folder), model.state_dict()
+    if weights.keys() != expected.keys():
+        raise ValueError(f"{folder}: tensors {sorted(weights.keys() ^ expected.keys())} are on one side only")
+    for name, value in expected.items():
+        if weights[name].shape != value.shape:
+            raise ValueError(
+                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
+            )
+    model.load_state_dict(weights, assign=True)
+    return model.requires_grad_(True).eval()
+
+
+def check_digest(digest: str, trained_with: str, folder: Path) -> None:
+    """ValueError where a vocabulary is another than the one the weights beside it were trained with."""
+    if digest != trained_with:
+        raise ValueError(
+            f"the vocabulary in {folder} has digest {digest[:12]}, the model was trained with "
+            f"{trained_with[:12]}: put the run's own vocabulary back"
+        )
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:

@@ -143,6 +143,26 @@ def override(config: Any, options: dict[str, str]) -> Any:
     return from_dict(type(config), values)
 
 
+def checkpoint_parser(command: Callable, package: str) -> OneLineParser:
+    """A parser with what every command takes; its description is the command's docstring."""
+    parser = OneLineParser(
+        prog=f"python -m {package} {command.__name__}", description=inspect.getdoc(command)
+    )
+    parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run's folder")
+    return parser
+
+
+def call_command(commands: dict[str, Callable[[list[str]], None]], description: str) -> None:
+    """The command that the first word names, with the words after it; the description where there is none."""
+    name, *arguments = sys.argv[1:] or ["--help"]
+    if name in ("-h", "--help"):
+        print(description)
+    elif name in commands:
+        commands[name](arguments)
+    else:
+        raise ValueError(f"unknown command {name!r}: there are {', '.join(commands)}")
+
+
 def run_main(main: Callable[[], None]) -> None:
     """Run a command line: a ValueError is the user's to mend, so it is one line and exit status 2."""
     try:

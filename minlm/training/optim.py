@@ -8,19 +8,33 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Schedule = Literal["cosine", "linear"]
+Schedule = Literal["cosine", "linear", "inverse_sqrt"]
 
 
 def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Two groups that partition the trainable parameters: matrices decay; vectors and scalars do not.
+    """Groups that partition the trainable parameters: matrices decay; vectors and scalars do not.
 
     Gains, biases, the class token and logit_scale are not decayed (Radford et al. 2021, section 2.5).
     """
     trained = [p for p in model.parameters() if p.requires_grad]
+    matrices, vectors = ([p for p in trained if (p.dim() >= 2) is wanted] for wanted in (True, False))
     return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+        *by_lr_factor(model, matrices, weight_decay=weight_decay),
+        *by_lr_factor(model, vectors, weight_decay=0.0),
     ]
+
+
+def by_lr_factor(model: nn.Module, parameters: list[nn.Parameter], **options: float) -> list[dict]:
+    """One optimizer group with these options for each learning-rate factor among the parameters.
+
+    A module with an attribute `lr_factor` sets that of its parameters, as a share of the peak; others have 1.
+    """
+    slowed = [module for module in model.modules() if hasattr(module, "lr_factor")]
+    factor = {id(p): module.lr_factor for module in slowed for p in module.parameters()}
+    groups = {1.0: []}
+    for parameter in parameters:
+        groups.setdefault(factor.get(id(parameter), 1.0), []).append(parameter)
+    return [{"params": some, "lr_factor": factor, **options} for factor, some in groups.items()]
 
 
 def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
@@ -38,7 +52,7 @@ class Muon(torch.optim.Optimizer):
     For hidden matrices; a convolution's kernel counts as (outputs, the rest). Decoupled weight decay.
     """
 
-    def __init__(self, params: list[nn.Parameter], lr: float, weight_decay: float, momentum: float = 0.95):
+    def __init__(self, params: list, lr: float, weight_decay: float, momentum: float = 0.95):
         super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
 
     @torch.no_grad()
@@ -80,10 +94,13 @@ def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
 def schedule(progress: float, warmup: float, shape: Schedule, floor: float) -> float:
     """The factor on the peak learning rate at `progress` in [0, 1] of the run.
 
-    It rises linearly over the first `warmup` share, then falls to `floor` along half a cosine or a line.
+    It rises linearly over the first `warmup` share, then falls to `floor` along half a cosine or a line, or as
+    the inverse square root of the step (Vaswani et al. 2017, equation 3), which knows no end but the floor.
     """
     if progress < warmup:
         return progress / warmup
+    if shape == "inverse_sqrt":
+        return max(floor, (warmup / progress) ** 0.5) if progress else 1.0
     rest = min(1.0, (progress - warmup) / (1 - warmup))
     fall = 0.5 * (1 + cos(pi * rest)) if shape == "cosine" else 1 - rest
     return floor + (1 - floor) * fall

@@ -21,6 +21,7 @@ from minlm.training.optim import (
     AveragedWeights,
     Muon,
     Schedule,
+    by_lr_factor,
     hidden_matrices,
     parameter_groups,
 )
@@ -81,6 +82,8 @@ class TrainConfig:
             raise ValueError("the run has no end: set epochs, steps or minutes above 0")
         if not 0 <= self.warmup < 1:
             raise ValueError(f"warmup={self.warmup} is a share of the run: it must lie in [0, 1)")
+        if self.schedule == "inverse_sqrt" and not self.warmup:
+            raise ValueError("schedule=inverse_sqrt falls from the end of the warm-up: set warmup above 0")
         if not 0 <= self.average < 1:
             raise ValueError(
                 f"average={self.average} is the decay of a moving average: it must lie in [0, 1)"
@@ -168,7 +171,10 @@ class TrainingState:
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for every trainable parameter, or for all but the hidden matrices, which Muon trains then."""
+    """AdamW for every trainable parameter, or for all but the hidden matrices, which Muon trains then.
+
+    The peak learning rate of a part of the model whose `lr_factor` says so is that share of the config's.
+    """
     groups = parameter_groups(model, config.weight_decay)
     hidden = hidden_matrices(model) if config.muon_lr else []
     by_muon = {id(p) for p in hidden}
@@ -176,8 +182,8 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         group["params"] = [p for p in group["params"] if id(p) not in by_muon]
     optimizers = [torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)]
     if hidden:
-        optimizers.append(Muon(hidden, config.muon_lr, config.weight_decay))
+        optimizers.append(Muon(by_lr_factor(model, hidden), config.muon_lr, config.weight_decay))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
-            group["peak_lr"] = group["lr"]
+            group["peak_lr"] = group["lr"] * group["lr_factor"]
     return optimizers

@@ -1,0 +1,137 @@
+"""Use a trained language model from the command line: python -m minlm COMMAND ..., each with --help.
+
+    python -m minlm generate --checkpoint RUN --prompt "HOT ROD" --stream
+    python -m minlm evaluate --checkpoint RUN [--data.path FILE] [--random_batches 200] [--json figures.json]
+    python -m minlm doctor --preset script-lm --data.path FILE
+
+RUN is the folder of a training run.
+"""
+
+import inspect
+import json
+import time
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from minlm.data import TextFileConfig
+from minlm.doctor import examine
+from minlm.evaluate import random_batches_loss
+from minlm.generate import SamplingConfig
+from minlm.presets import PRESETS, RunConfig
+from minlm.runs import load
+from minlm.screenplay import ScreenplayConfig
+from minlm.seq2seq import Seq2SeqConfig
+from minlm.tasks import Continuation, Replies
+from minlm.training.checkpoint import last_checkpoint, replace_text
+from minlm.training.command import (
+    add_options,
+    call_command,
+    checkpoint_parser,
+    command_line,
+    override,
+    run_main,
+)
+from minlm.training.config import load_config
+from minlm.training.findings import print_findings
+from minlm.writing import stream_text, write, write_best
+
+parser_of = partial(checkpoint_parser, package="minlm")
+
+
+def generate(arguments: list[str]) -> None:
+    """Continue a prompt; or, from an encoder-decoder, reply to it."""
+    parser = parser_of(generate)
+    parser.add_argument("--prompt", nargs="+", required=True, help="one text, or several")
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="end at the first of these")
+    parser.add_argument("--stream", action="store_true", help="print each piece as soon as it is drawn")
+    parser.add_argument(
+        "--beam", type=int, default=0, metavar="W", help="the likeliest text of a beam, not a draw"
+    )
+    add_options(parser, SamplingConfig())
+    given = vars(parser.parse_args(arguments))
+    asked = {name: given[name] for name in given.keys() & asdict(SamplingConfig()).keys()}
+    config: SamplingConfig = override(SamplingConfig(), asked)
+    if given["beam"] and (given["stream"] or given["stop"] or asked.keys() - {"max_new_tokens"}):
+        raise ValueError(
+            "--beam finds the likeliest text: of the other options it takes --max_new_tokens only"
+        )
+    model, tokenizer, run = load(given["checkpoint"])
+    replies = isinstance(run.model, Seq2SeqConfig)  # its prompt is what is replied to, and is not repeated
+    prompts = given["prompt"]
+    if given["stream"]:
+        for i, prompt in enumerate(prompts):
+            print("" if replies else prompt, end="", flush=True)
+            own = replace(config, seed=config.seed + i)
+            for piece in stream_text(model, tokenizer, prompt, own, given["stop"]):
+                print(piece, end="", flush=True)
+            print()
+        return
+    if given["beam"]:
+        texts = write_best(model, tokenizer, prompts, config.max_new_tokens, given["beam"])
+    else:
+        texts = write(model, tokenizer, prompts, config, given["stop"])
+    for prompt, text in zip(prompts, texts, strict=True):
+        print(text if replies else prompt + text)
+
+
+def evaluate(arguments: list[str]) -> None:
+    """The loss on the whole validation text, of the run's own data or of another file."""
+    parser = parser_of(evaluate)
+    parser.add_argument("--stride", type=int, help="tokens between windows (default: half the context)")
+    parser.add_argument(
+        "--random_batches",
+        type=int,
+        default=0,
+        metavar="N",
+        help="nanoGPT's estimate beside it, from N batches",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
+    given, rest = parser.parse_known_args(arguments)  # which options there are depends on the data
+    config: RunConfig = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
+    if isinstance(config.data, ScreenplayConfig) and any(word.startswith("--data.path") for word in rest):
+        config = replace(config, data=TextFileConfig())
+    add_options(parser, config, only="data")
+    options = vars(parser.parse_args(arguments))
+    config = override(config, {name: text for name, text in options.items() if name.startswith("data.")})
+    started = time.monotonic()
+    texts = config.data.read()
+    model, tokenizer, _ = load(given.checkpoint)
+    if isinstance(config.model, Seq2SeqConfig):
+        cost, ids = Replies(config, tokenizer, texts).cost(model), None
+    else:
+        splits = {name: np.array(tokenizer.encode(text)) for name, text in texts.items()}
+        task = Continuation(config, tokenizer, splits)
+        cost, ids = task.cost(model, given.stride), splits["validation"]
+    figures = cost.figures()
+    if given.random_batches and ids is not None:
+        size, seed = config.train.batch_size, config.train.seed
+        figures["random_batches_nats_per_token"] = random_batches_loss(
+            model, ids, size, seed, given.random_batches
+        )
+    figures["seconds"] = time.monotonic() - started
+    for name, value in figures.items():
+        print(f"{name:>30}  {value:.4f}" if isinstance(value, float) else f"{name:>30}  {value:,}")
+    if given.json:
+        replace_text(given.json, json.dumps(figures, indent=2) + "\n")
+
+
+def doctor(arguments: list[str]) -> None:
+    """What will go wrong with this text and config, before step 0; the options are train_lm.py's.
+
+    Exit status 1 where something is a problem.
+    """
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments).config))
+
+
+COMMANDS = {command.__name__: command for command in (generate, evaluate, doctor)}
+
+
+def main() -> None:
+    call_command(COMMANDS, __doc__)
+
+
+if __name__ == "__main__":
+    run_main(main)

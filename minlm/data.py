@@ -1,0 +1,193 @@
+"""Text -> what a model is trained on: windows of a long text, or (line, reply) pairs.
+
+A split is a stream of token ids in a file, memory-mapped: a text larger than memory is trained on like a small
+one. Training and validation have a file each, so that no window reaches across.
+"""
+
+import os
+import random
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from minlm.script import parse_script, read_script
+from minlm.tokenizer import BPETokenizer, CharTokenizer
+
+ID_TYPE = np.uint32  # any vocabulary; four bytes a token
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextFileConfig:
+    """A screenplay, or any plain text, from a file.
+
+    path: the text, UTF-8 or Windows-1252; a web page's <pre> is found
+    split: what is held out: whole scenes of a script, drawn by the seed, or the end of the text
+    validation_fraction: share of the characters held out
+    split_seed: draws the scenes that are held out
+    """
+
+    path: str = ""
+    split: Literal["scenes", "end"] = "end"
+    validation_fraction: float = 0.1
+    split_seed: int = 0
+
+    def __post_init__(self):
+        if not 0 < self.validation_fraction < 1:
+            raise ValueError(f"validation_fraction={self.validation_fraction} must lie in (0, 1)")
+
+    def read(self) -> dict[str, str]:
+        """{"train", "validation"}: two texts. ValueError: no such file, nothing in it, nobody speaks in it."""
+        if not self.path:
+            raise ValueError("no text to learn from: give a script or any plain text with --data.path FILE")
+        text = read_script(self.path)
+        if self.split == "scenes":
+            scenes = [scene.text + "\n" for scene in parse_script(text).scenes]
+            return split_scenes(scenes, self.validation_fraction, self.split_seed)
+        end = int((1 - self.validation_fraction) * len(text))
+        return checked_splits({"train": text[:end], "validation": text[end:]})
+
+
+def split_scenes(scenes: Sequence[str], fraction: float, seed: int) -> dict[str, str]:
+    """Scenes drawn one by one until they have `fraction` of the characters are validation; the others train."""
+    order = list(range(len(scenes)))
+    random.Random(f"{seed}/scenes").shuffle(order)
+    wanted, held_out, size = fraction * sum(map(len, scenes)), set(), 0
+    for i in order:
+        if size < wanted:
+            held_out.add(i)
+            size += len(scenes[i])
+    train = "".join(scene for i, scene in enumerate(scenes) if i not in held_out)
+    return checked_splits({"train": train, "validation": "".join(scenes[i] for i in sorted(held_out))})
+
+
+def checked_splits(splits: dict[str, str]) -> dict[str, str]:
+    for name, text in splits.items():
+        if len(text) < 2:
+            raise ValueError(
+                f"split {name} has {len(text)} characters: give a longer text, or another validation_fraction"
+            )
+    return splits
+
+
+def encode_splits(
+    texts: dict[str, str], tokenizer: CharTokenizer | BPETokenizer, folder: Path
+) -> dict[str, np.ndarray]:
+    """The ids of each text, written to folder/NAME.ids unless they are there already, and memory-mapped."""
+    splits = {}
+    for name, text in texts.items():
+        path = folder / f"{name}.ids"
+        if not path.exists():
+            temporary = path.with_suffix(".new")
+            np.asarray(tokenizer.encode(text), dtype=ID_TYPE).tofile(temporary)
+            os.replace(temporary, path)
+        splits[name] = np.memmap(path, dtype=ID_TYPE, mode="r")
+    return splits
+
+
+def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:
+    """context_length, or as much of it as the shortest split can fill; a window's targets need one id more."""
+    name, ids = min(splits.items(), key=lambda item: len(item[1]))
+    if len(ids) < 2:
+        raise ValueError(f"split {name} has {len(ids)} tokens, at least 2 are needed: give a longer text")
+    if context_length < len(ids):
+        return context_length
+    print(
+        f"context_length={context_length} is shortened to {len(ids) - 1}: split {name} has {len(ids)} tokens"
+    )
+    return len(ids) - 1
+
+
+class TokenizedDataset(Dataset):
+    """Windows of context_length ids and the ids that follow them; the key is (epoch, index).
+
+    In an epoch the windows lie end to end, none overlaps another, and where the first one begins is drawn from
+    (seed, epoch): over the epochs every token comes to stand at every place of a window. ids (n) is an array or
+    a memory map. ValueError where it does not fill one window.
+    """
+
+    def __init__(self, ids: np.ndarray, context_length: int, seed: int):
+        if len(ids) <= context_length:
+            raise ValueError(
+                f"{len(ids)} tokens do not fill a window of context_length={context_length} and the token after "
+                f"it: lower context_length"
+            )
+        self.ids, self.context_length, self.seed = ids, context_length, seed
+        self.n_windows = max(1, (len(ids) - context_length) // context_length)
+
+    def __len__(self) -> int:
+        return self.n_windows
+
+    def phase(self, epoch: int) -> int:
+        """Where the first window of an epoch begins."""
+        last = len(self.ids) - 1 - self.n_windows * self.context_length  # where all windows still fit
+        return random.Random(f"{self.seed}/{epoch}/phase").randint(0, min(self.context_length - 1, last))
+
+    def __getitem__(self, key: tuple[int, int]) -> np.ndarray:
+        """(epoch, index) -> (context_length + 1) ids: the window and the token after it."""
+        epoch, index = key
+        start = self.phase(epoch) + index * self.context_length
+        return self.ids[start : start + self.context_length + 1]
+
+    def collate(self, windows: list[np.ndarray]) -> dict[str, Tensor]:
+        """Windows -> tokens and targets (B, T): targets[:, t] follows tokens[:, t]."""
+        ids = torch.from_numpy(np.stack(windows).astype(np.int64))  # (B, T + 1)
+        return {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+class ReplyDataset(Dataset):
+    """(line, reply) pairs for an encoder-decoder; the key is (epoch, index), and every epoch is the same.
+
+    Lines are cut at context_length tokens; a reply keeps its end id. `n_cut` counts both.
+    """
+
+    def __init__(
+        self,
+        pairs: Sequence[tuple[str, str]],
+        tokenizer: CharTokenizer | BPETokenizer,
+        context_length: int,
+    ):
+        if not pairs:
+            raise ValueError("no reply in this split: nobody answers anybody; give a longer script")
+        self.tokenizer = tokenizer
+        encoded = [(tokenizer.encode(line), tokenizer.encode(reply)) for line, reply in pairs]
+        self.n_cut = sum(
+            len(line) > context_length or len(reply) >= context_length for line, reply in encoded
+        )
+        self.pairs = [
+            (line[:context_length], [*reply[: context_length - 1], tokenizer.end_id])
+            for line, reply in encoded
+        ]
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, key: tuple[int, int]) -> tuple[list[int], list[int]]:
+        return self.pairs[key[1]]
+
+    def collate(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
+        """-> source, source_mask (B, S); tokens, targets, token_mask (B, T): tokens begin with start_id."""
+        source, source_mask = padded([line for line, _ in pairs], self.tokenizer.pad_id)
+        targets, token_mask = padded([reply for _, reply in pairs], self.tokenizer.pad_id)
+        start = torch.full((len(pairs), 1), self.tokenizer.start_id)
+        tokens = torch.cat([start, targets[:, :-1]], dim=1)  # (B, T)
+        names = ("source", "source_mask", "tokens", "targets", "token_mask")
+        return dict(zip(names, (source, source_mask, tokens, targets, token_mask), strict=True))
+
+    def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
+        """All pairs once, in order."""
+        for start in range(0, len(self), batch_size):
+            yield self.collate(self.pairs[start : start + batch_size])
+
+
+def padded(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
+    """Rows of unequal length -> tokens (B, T), padded on the right, and token_mask (B, T), True = real."""
+    length = max(map(len, rows))
+    tokens = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows])  # (B, T)
+    real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]  # (B, T)
+    return tokens, real

@@ -1,0 +1,88 @@
+"""What will go wrong with this text and this config, said before step 0."""
+
+from collections.abc import Iterator
+from math import log
+
+import numpy as np
+
+from minlm.data import ReplyDataset, TokenizedDataset, fit_context
+from minlm.presets import RunConfig
+from minlm.runs import make_tokenizer
+from minlm.screenplay import bigram_floor, unigram_floor
+from minlm.script import parse_script, reply_pairs
+from minlm.seq2seq import Seq2SeqConfig
+from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.training.findings import Finding, examine_schedule
+
+MAX_SHARE = 0.05  # of replies cut, before it is a problem
+LONG_LINE = 30  # characters; a shorter line may stand in two splits by chance
+
+
+def examine(config: RunConfig) -> Iterator[Finding]:
+    """Everything that can be known of a run before it starts. ValueError where the text cannot be read."""
+    texts = config.data.read()
+    for name, text in texts.items():
+        yield "ok", f"split {name}: {len(text):,} characters"
+    yield examine_leakage(texts)
+    yield examine_script(texts["train"], needed=isinstance(config.model, Seq2SeqConfig))
+    tokenizer = make_tokenizer(config, texts)
+    examined = examine_replies if isinstance(config.model, Seq2SeqConfig) else examine_windows
+    yield from examined(config, tokenizer, texts)
+    train, validation = texts["train"], texts["validation"]
+    floors = f"bigrams {bigram_floor(train, validation):.3f}, unigrams {unigram_floor(train, validation):.3f}"
+    yield "ok", f"validation floors in nats a character: {floors}; a run that stays there has learned no more"
+    chance = f"ln({tokenizer.vocab_size}) = {log(tokenizer.vocab_size):.3f}"
+    yield "ok", f"the loss of a model that knows nothing is {chance} nats a token"
+
+
+def examine_leakage(texts: dict[str, str]) -> Finding:
+    """Long lines of the validation text that stand in the training text too."""
+    known = set(texts["train"].split("\n"))
+    lines = [line for line in texts["validation"].split("\n") if len(line.strip()) >= LONG_LINE]
+    both = [line for line in lines if line in known]
+    text = f"{len(both):,} of {len(lines):,} long lines of validation stand in training too"
+    if both:
+        text += f", as {both[0].strip()[:60]!r}"
+    return "problem" if 2 * len(both) > len(lines) > 0 else "note" if both else "ok", text
+
+
+def examine_script(text: str, needed: bool) -> Finding:
+    """Whether the text is a script, and who speaks in it."""
+    try:
+        script = parse_script(text)
+    except ValueError as error:
+        return "problem" if needed else "note", f"read as plain text: {error}"
+    names = {turn.character for turn in script.turns}
+    return (
+        "ok",
+        f"a script of {len(script.scenes):,} scenes, {len(script.turns):,} turns, {len(names):,} characters",
+    )
+
+
+def examine_windows(
+    config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
+) -> Iterator[Finding]:
+    """Tokens, context and epochs of a run that continues text."""
+    splits = {name: np.array(tokenizer.encode(text)) for name, text in texts.items()}
+    n_train = len(splits["train"])
+    text = f"{n_train:,} tokens of {tokenizer.vocab_size:,} kinds, {len(texts['train']) / n_train:.2f} characters each"
+    yield "ok", text
+    length = fit_context(config.model.context_length, splits)
+    if length < config.model.context_length:
+        yield "note", f"context_length={config.model.context_length} would be shortened to {length}"
+    windows = TokenizedDataset(splits["train"], length, config.train.seed)
+    yield from examine_schedule(config.train, len(windows), "windows of training text")
+
+
+def examine_replies(
+    config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
+) -> Iterator[Finding]:
+    """Pairs, cut lines and epochs of a run that replies."""
+    length = config.model.context_length
+    for name, text in texts.items():
+        pairs = ReplyDataset(reply_pairs(parse_script(text)), tokenizer, length)
+        share = pairs.n_cut / len(pairs)
+        text = f"{name}: {len(pairs):,} pairs, {pairs.n_cut:,} ({share:.1%}) cut at context_length={length}"
+        yield "problem" if share > MAX_SHARE else "note" if pairs.n_cut else "ok", text
+        if name == "train":
+            yield from examine_schedule(config.train, len(pairs), "pairs")

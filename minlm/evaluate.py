@@ -1,0 +1,158 @@
+"""What a language model is worth: its loss on a whole split, in units that do not depend on its vocabulary.
+
+nats a character, bits a byte of UTF-8, and perplexity, which is a token's.
+"""
+
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from minlm.data import ReplyDataset
+from minlm.losses import bits_per_byte, perplexity, token_loss
+from minlm.tokenizer import BPETokenizer, CharTokenizer
+
+Tokenizer = CharTokenizer | BPETokenizer
+PEER_BATCHES = 200  # nanoGPT's eval_iters
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a text costs a model: nats in all, over so many tokens, characters and bytes."""
+
+    nats: float
+    tokens: int
+    characters: int
+    bytes: int
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.nats / self.tokens
+
+    def figures(self) -> dict[str, float]:
+        """What result.json says of it."""
+        return {
+            "nats_per_character": self.nats / self.characters,
+            "bits_per_byte": bits_per_byte(self.nats, self.bytes),
+            "perplexity": perplexity(self.nats_per_token),
+            **{name: value for name, value in asdict(self).items() if name != "nats"},
+        }
+
+
+def device_of(model: nn.Module) -> torch.device:
+    return next(model.parameters()).device
+
+
+def strided_windows(n_ids: int, context_length: int, stride: int) -> list[tuple[int, int, int]]:
+    """(start, end, first) of each window: ids start to end - 1 are read, targets first + 1 to end are scored.
+
+    The windows cover targets 1 to n_ids - 1 once each. Every window but the first scores its last `stride`
+    targets at most, so that each of them is told from context_length - stride tokens at least.
+    """
+    if not 1 <= stride <= context_length:
+        raise ValueError(f"stride={stride} must lie in 1 to context_length={context_length}")
+    windows, scored = [], 0
+    while scored < n_ids - 1:
+        end = min(context_length if not windows else scored + stride, n_ids - 1)
+        windows.append((max(0, end - context_length), end, scored))
+        scored = end
+    return windows
+
+
+@torch.inference_mode()
+def text_cost(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    ids: np.ndarray,
+    stride: int | None = None,
+    batch_size: int = 32,
+    progress: bool = False,
+) -> Cost:
+    """The cost of a text of ids (n), all of it but its first token: the same figure each time.
+
+    A TransformerLM reads it in windows that overlap (see `strided_windows`); stride: half the context where it
+    is not given. The model is in eval mode. ValueError for fewer than two tokens.
+    """
+    if len(ids) < 2:
+        raise ValueError(f"a text of {len(ids)} tokens cannot be scored: give at least 2")
+    context_length, device = model.config.context_length, device_of(model)
+    windows = strided_windows(len(ids), context_length, stride or (context_length + 1) // 2)
+    nats = 0.0
+    # Windows of one length and one number of scored targets go together; only the first and last differ.
+    for group in tqdm(list(batched(windows, batch_size)), "scoring", disable=not progress, leave=False):
+        rows = np.stack([ids[start : end + 1] for start, end, _ in group]).astype(np.int64)
+        rows = torch.from_numpy(rows).to(device)  # (B, T + 1)
+        n_scored = group[0][1] - group[0][2]
+        features = model.features(rows[:, :-1])[:, -n_scored:]  # (B, scored, D)
+        nats += token_loss(model.to_logits(features), rows[:, -n_scored:])[0].item()
+    text = tokenizer.decode(ids[1:].tolist())
+    return Cost(nats, len(ids) - 1, len(text), len(text.encode("utf-8", "surrogatepass")))
+
+
+def batched(windows: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:
+    """The windows in order, up to `size` of one shape together."""
+    groups: list[list[tuple[int, int, int]]] = []
+    for window in windows:
+        start, end, scored = window
+        last = groups[-1][-1] if groups else None
+        if (
+            last
+            and len(groups[-1]) < size
+            and (end - start, end - scored) == (last[1] - last[0], last[1] - last[2])
+        ):
+            groups[-1].append(window)
+        else:
+            groups.append([window])
+    return groups
+
+
+@torch.inference_mode()
+def random_batches_loss(
+    model: nn.Module,
+    ids: np.ndarray,
+    batch_size: int,
+    seed: int,
+    n_batches: int = PEER_BATCHES,
+    context_length: int | None = None,
+) -> float:
+    """nanoGPT's estimator: the mean loss, in nats a token, of windows that begin anywhere, with replacement.
+
+    It scores a window's first tokens from little context, so it lies above the cost of the whole text; it is
+    here for comparison with that project's figures. context_length: the model's, where it is not given.
+    """
+    context_length, device = context_length or model.config.context_length, device_of(model)
+    generator, total = torch.Generator().manual_seed(seed), 0.0
+    for _ in range(n_batches):
+        starts = torch.randint(len(ids) - context_length, (batch_size,), generator=generator).tolist()
+        rows = np.stack([ids[start : start + context_length + 1] for start in starts]).astype(np.int64)
+        rows = torch.from_numpy(rows).to(device)  # (B, T + 1)
+        nats, count = token_loss(model(rows[:, :-1]), rows[:, 1:])
+        total += nats.item() / count
+    return total / n_batches
+
+
+@torch.inference_mode()
+def reply_cost(model: nn.Module, dataset: ReplyDataset, batch_size: int = 32) -> Cost:
+    """The cost of all replies of a dataset, their end ids included, each told from its line."""
+    device, nats, tokens = device_of(model), 0.0, 0
+    for batch in dataset.batches(batch_size):
+        total, count = reply_loss(model, {name: value.to(device) for name, value in batch.items()})
+        nats, tokens = nats + total.item(), tokens + count
+    replies = [dataset.tokenizer.decode(reply[:-1]) for _, reply in dataset.pairs]
+    n_bytes = sum(len(reply.encode("utf-8", "surrogatepass")) for reply in replies)
+    return Cost(nats, tokens, sum(map(len, replies)), n_bytes)
+
+
+def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
+    """Of a TransformerLM, on a batch of a TokenizedDataset -> (sum in nats, tokens)."""
+    return token_loss(model(batch["tokens"]), batch["targets"])
+
+
+def reply_loss(
+    model: nn.Module, batch: dict[str, Tensor], label_smoothing: float = 0.0
+) -> tuple[Tensor, int]:
+    """Of an EncoderDecoder, on a batch of a ReplyDataset -> (sum in nats, tokens of the replies)."""
+    logits = model(batch["source"], batch["tokens"], batch["source_mask"])  # (B, T, V)
+    return token_loss(logits, batch["targets"], batch["token_mask"], label_smoothing)

@@ -1,0 +1,92 @@
+"""What one training run is, and the recipes that `train_lm.py --preset` offers."""
+
+from dataclasses import dataclass, field, replace
+from typing import Literal
+
+from minlm.data import TextFileConfig
+from minlm.lm import LMConfig
+from minlm.screenplay import ScreenplayConfig
+from minlm.seq2seq import Seq2SeqConfig
+from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.training.state import TrainConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """A language model, the text it learns from, and how it learns.
+
+    tokens: what the text is cut into: its characters, or byte pairs trained on it and run by tiktoken
+    vocabulary: a vocabulary to use instead: GPT-2's encoder.json, a .tiktoken file, or what a run saved
+    label_smoothing: share of the probability that training spreads over all tokens
+    model: the network; model.vocab_size is how many byte pairs to train
+    data: the text
+    train: how the model is trained
+    """
+
+    tokens: Literal["characters", "byte-pairs"] = "characters"
+    vocabulary: str | None = None
+    label_smoothing: float = 0.0
+    model: LMConfig | Seq2SeqConfig = field(default_factory=LMConfig)
+    data: ScreenplayConfig | TextFileConfig = field(default_factory=ScreenplayConfig)
+    train: TrainConfig
+
+    def with_tokenizer(self, tokenizer: CharTokenizer | BPETokenizer) -> "RunConfig":
+        """This config with what the model must know of the tokenizer. ValueError where that lacks an id."""
+        known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
+        if isinstance(self.model, Seq2SeqConfig):
+            if None in (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id):
+                raise ValueError(
+                    "an encoder-decoder needs start, end and pad ids, and this vocabulary has not all of them: "
+                    "leave vocabulary out, and one is made"
+                )
+            known["start_id"] = tokenizer.start_id
+        return replace(self, model=replace(self.model, **known))
+
+
+PRESETS = {
+    "screenplay": RunConfig(
+        tokens="byte-pairs",
+        model=LMConfig(
+            d_model=192, n_heads=6, n_layers=4, context_length=384, vocab_size=1200, positions="rotary"
+        ),
+        data=ScreenplayConfig(n_scenes=10_000),
+        train=TrainConfig(
+            minutes=3.5, batch_size=16, lr=2e-3, muon_lr=0.02, evaluate_every=100, save_every=100
+        ),
+    ),
+    "shakespeare-char": RunConfig(
+        model=LMConfig(d_model=128, n_heads=4, n_layers=4, context_length=64, positions="rotary"),
+        data=TextFileConfig(),
+        train=TrainConfig(steps=300, batch_size=32, lr=2e-3, muon_lr=0.02),
+    ),
+    "script-lm": RunConfig(
+        tokens="byte-pairs",
+        model=LMConfig(
+            d_model=192,
+            n_heads=6,
+            n_layers=4,
+            context_length=128,
+            vocab_size=2000,
+            positions="rotary",
+            dropout=0.2,
+        ),
+        data=TextFileConfig(split="scenes"),
+        train=TrainConfig(
+            minutes=3.0, batch_size=32, lr=2e-3, muon_lr=0.02, weight_decay=0.3, evaluate_every=50
+        ),
+    ),
+    "script-seq2seq": RunConfig(
+        tokens="byte-pairs",
+        label_smoothing=0.1,
+        model=Seq2SeqConfig(
+            d_model=128, n_heads=4, n_layers=2, context_length=64, vocab_size=1000, dropout=0.3
+        ),
+        data=TextFileConfig(split="scenes"),
+        train=TrainConfig(
+            epochs=30, batch_size=32, lr=1e-3, schedule="inverse_sqrt", warmup=0.2, evaluate_every=25
+        ),
+    ),
+}
+"""screenplay: the built-in script, five minutes on two cores. shakespeare-char: nanoGPT's game, with
+`--data.path input.txt`. script-lm, script-seq2seq: a movie script as plain text, with `--data.path FILE`: what
+comes next, and what is replied to a line."""

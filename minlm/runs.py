@@ -1,0 +1,48 @@
+"""A language model and its tokenizer: made for a run, kept in its checkpoints, and loaded again."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+from minlm.lm import LMConfig, TransformerLM
+from minlm.presets import RunConfig
+from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
+from minlm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
+from minlm.training.checkpoint import check_digest, last_checkpoint, load_into
+from minlm.training.config import load_config, save_config
+
+MODELS = {LMConfig: TransformerLM, Seq2SeqConfig: EncoderDecoder}
+Tokenizer = CharTokenizer | BPETokenizer
+
+
+def make_tokenizer(config: RunConfig, texts: dict[str, str]) -> Tokenizer:
+    """The vocabulary the config names; else all characters of the texts, or byte pairs of the training text."""
+    if config.vocabulary:
+        return load_tokenizer(config.vocabulary)
+    specials = ("end", "pad", "start") if isinstance(config.model, Seq2SeqConfig) else ("end",)
+    if config.tokens == "characters":
+        return CharTokenizer("".join(texts.values()), specials if len(specials) > 1 else ())
+    return train_bpe(texts["train"], config.model.vocab_size, specials)
+
+
+def files_beside_weights(config: RunConfig, tokenizer: Tokenizer) -> Callable[[Path], None]:
+    """A function that writes into a folder what its weights need to be used: config and vocabulary."""
+
+    def write(folder: Path) -> None:
+        tokenizer.save(folder)
+        save_config(config, folder / "config.json")  # last: a folder that has it can be resumed or loaded
+
+    return write
+
+
+def load(path: str | Path) -> tuple[TransformerLM | EncoderDecoder, Tokenizer, RunConfig]:
+    """(model in eval mode, tokenizer, config) of a run folder or of one of its checkpoints.
+
+    Raises ValueError where files are missing or damaged, weights and config disagree, or the vocabulary is
+    not the one the model was trained with.
+    """
+    folder = last_checkpoint(Path(path))
+    config: RunConfig = load_config(RunConfig, folder / "config.json")
+    tokenizer = load_tokenizer(folder)
+    check_digest(tokenizer.digest, config.model.vocab_digest, folder)
+    model = MODELS[type(config.model)](config.model)
+    return load_into(model, folder), tokenizer, config

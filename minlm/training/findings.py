@@ -1,0 +1,37 @@
+"""What a doctor says: findings of a level and a line, and those that any run's schedule gives."""
+
+import sys
+from collections.abc import Iterable, Iterator
+from math import ceil
+
+from minlm.training.state import TrainConfig
+
+Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
+
+
+def examine_schedule(train: TrainConfig, n_items: int, name: str) -> Iterator[Finding]:
+    """Run length and warm-up, where there are `n_items` training items called `name`."""
+    steps_per_epoch = n_items // train.batch_size
+    if not steps_per_epoch:
+        yield "problem", f"batch_size={train.batch_size} is more than the {n_items:,} {name}: lower it"
+        return
+    limits = [n for n in (train.steps, ceil(train.epochs * steps_per_epoch)) if n]
+    if limits:
+        steps = min(limits)
+        warm = round(train.warmup * steps)
+        text = (
+            f"at most {steps:,} steps, {steps / steps_per_epoch:.1f} epochs; warm-up takes {warm:,} of them"
+        )
+        yield "problem" if train.warmup and warm < 1 else "ok", text
+    if train.minutes:
+        warm = 60 * train.minutes * train.warmup
+        yield "ok", f"at most {train.minutes:g} minutes; warm-up takes {warm:.0f} s of them"
+
+
+def print_findings(findings: Iterable[Finding]) -> None:
+    """One line each; exit status 1 where one is a problem."""
+    levels = []
+    for level, text in findings:
+        levels.append(level)
+        print(f"{level:>7}: {text}")
+    sys.exit(1 if "problem" in levels else 0)

@@ -1,0 +1,132 @@
+"""Train a language model: preset -> text -> tokens -> model -> fit() -> figures, a sample and pictures.
+
+    python train_lm.py                                                the built-in script, five minutes on two cores
+    python train_lm.py --preset shakespeare-char --data.path input.txt
+    python train_lm.py --preset script-lm --data.path script.txt      your own screenplay
+    python train_lm.py --preset script-seq2seq --data.path script.txt     what is replied to a line
+    python train_lm.py --resume runs/NAME                             continue what was stopped
+
+Any field of the config is an option: --model.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
+metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
+"""
+
+import json
+import time
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from minlm.data import encode_splits, fit_context
+from minlm.evaluate import Cost, device_of
+from minlm.plots import loss_curve
+from minlm.presets import PRESETS, RunConfig
+from minlm.runs import MODELS, files_beside_weights, make_tokenizer
+from minlm.screenplay import ScreenplayConfig, bigram_floor, entropy_rate, floor_of, unigram_floor
+from minlm.seq2seq import Seq2SeqConfig
+from minlm.tasks import Continuation, Replies, Task
+from minlm.tokenizer import load_tokenizer
+from minlm.training.batches import Batches
+from minlm.training.checkpoint import replace_text
+from minlm.training.command import command_line, run_main
+from minlm.training.loop import fit, forward_precision
+
+
+def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
+    """One training run, from text to figures -> what stands in result.json."""
+    started = time.monotonic()
+    texts = config.data.read()
+    if resume:
+        tokenizer = load_tokenizer(run)
+    else:
+        tokenizer = make_tokenizer(config, texts)
+        config = config.with_tokenizer(tokenizer)
+    run.mkdir(parents=True, exist_ok=True)
+    task: Task
+    if isinstance(config.model, Seq2SeqConfig):
+        task = Replies(config, tokenizer, texts)
+    else:
+        splits = encode_splits(texts, tokenizer, run)
+        length = fit_context(config.model.context_length, splits)
+        config = replace(config, model=replace(config.model, context_length=length))
+        task = Continuation(config, tokenizer, splits)
+    files_beside_weights(config, tokenizer)(run)
+
+    settings = config.train
+    batches = Batches(task.dataset, settings.batch_size, settings.seed, settings.workers, settings.neighbours)
+    torch.manual_seed(settings.seed)
+    model = MODELS[type(config.model)](config.model)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {task.describe()}; {run}")
+    fit(
+        model,
+        batches,
+        task.loss,
+        settings,
+        run,
+        inference_files=files_beside_weights(config, tokenizer),
+        evaluate=partial(validation_figures, task=task, precision=settings.precision),
+    )
+
+    cost = task.cost(model)
+    result = cost.figures() | floors(config, texts, task.texts())
+    print(describe(result))
+    sample = task.sample(model)
+    print(f"\n{sample}")
+    replace_text(run / "sample.txt", sample)
+    loss_curve(run, run / "loss.png")
+    task.draw(model, run / "attention.png")
+    result |= {"split": "validation", "seconds": time.monotonic() - started, "seed": settings.seed}
+    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+    print(f"{result['seconds']:.0f} s in all; figures, pictures and checkpoints: {run}")
+    return result
+
+
+def validation_figures(model: torch.nn.Module, task: Task, precision: str) -> dict[str, float]:
+    """What is followed during training: the whole validation text, in windows end to end, in the run's precision."""
+    with forward_precision(precision, device_of(model)):
+        cost: Cost = task.cost(model, stride=task.config.model.context_length)
+    figures = cost.figures()
+    shown = ("nats_per_character", "bits_per_byte")
+    return {"validation_loss": cost.nats_per_token, **{name: figures[name] for name in shown}}
+
+
+def floors(config: RunConfig, texts: dict[str, str], scored: dict[str, str]) -> dict[str, float]:
+    """Losses in nats a character to compare with: the source's own entropy, where it is known, and those of
+    models that look back one character or none.
+    """
+    figures = {
+        "unigram": unigram_floor(scored["train"], scored["validation"]),
+        "bigram": bigram_floor(scored["train"], scored["validation"]),
+    }
+    if isinstance(config.data, ScreenplayConfig) and not isinstance(config.model, Seq2SeqConfig):
+        figures["source_entropy_nats_per_character"] = entropy_rate()
+        figures["validation_floor_nats_per_character"] = floor_of(texts["validation"])
+    return figures
+
+
+def describe(result: dict[str, float]) -> str:
+    """The figures of a validation text in one line."""
+    nats = result["nats_per_character"]
+    beside = f"bigrams {result['bigram']:.3f}, unigrams {result['unigram']:.3f}"
+    if "source_entropy_nats_per_character" in result:
+        source, floor = (
+            result[f"{name}_nats_per_character"] for name in ("source_entropy", "validation_floor")
+        )
+        beside = (
+            f"the source's entropy {source:.4f}, {nats / source - 1:+.1%}; on this very text {floor:.4f}, "
+            f"{nats / floor - 1:+.1%}; {beside}"
+        )
+    return (
+        f"validation: {nats:.4f} nats a character ({beside}), {result['bits_per_byte']:.4f} bits a byte, "
+        f"perplexity {result['perplexity']:.3f}; {result['tokens']:,} tokens, {result['characters']:,} characters"
+    )
+
+
+def main() -> None:
+    command = command_line(PRESETS, __doc__)
+    train(command.config, command.run, command.resume)
+
+
+if __name__ == "__main__":
+    run_main(main)
