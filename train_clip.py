@@ -11,73 +11,87 @@ metrics.jsonl, the checkpoints, the pictures and result.json.
 
 import json
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch
 
-from minclip.clip import CLIP, batch_loss
+from minclip.clip import CLIP, batch_loss, contrastive_loss
 from minclip.data.dataset import PairDataset
+from minclip.data.features import with_features
 from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig, questions
-from minclip.evaluate import choice_accuracy, evaluate_records, format_retrieval
+from minclip.data.shards import ShardBatches, ShardsConfig
+from minclip.evaluate import choice_accuracy, evaluate_all, evaluate_records, format_figures
 from minclip.gradcache import cached_backward
-from minclip.losses import clip_loss
-from minclip.presets import PRESETS, RunConfig
-from minclip.report import draw_pictures, draw_zero_shot
-from minclip.runs import files_beside_weights, make_tokenizer
+from minclip.presets import FULL, PRESETS, RunConfig
+from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
+from minclip.runs import classes_of, files_beside_weights, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import replace_text
 from minlm.training.command import command_line, run_main
-from minlm.training.loop import fit
+from minlm.training.loop import choose_device, fit
+from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     """One training run, from data to figures -> what stands in result.json."""
     started = time.monotonic()
     splits = config.data.read()
+    if "dev" not in splits:
+        raise ValueError(f"this data has no split dev to be judged on: there are {', '.join(splits)}")
     records, dev = splits["train"], splits["dev"]
     if resume:
         tokenizer = load_tokenizer(run)
     else:
         tokenizer = make_tokenizer(config, records)
         config = config.with_tokenizer(tokenizer)
-        run.mkdir(parents=True, exist_ok=True)
-        files_beside_weights(config, tokenizer)(run)
-
-    dataset = PairDataset(
+    settings = config.train
+    torch.manual_seed(settings.seed)
+    model = make_model(config, run, resume)
+    config = replace(config, image=model.config.image, text=model.config.text)
+    run.mkdir(parents=True, exist_ok=True)
+    files_beside_weights(config, tokenizer)(run)
+    print(f"{parameters(model)}; {len(records):,} training images; {run}")
+    pairs = PairDataset(
         records,
         config.image_transform(train=True),
         tokenizer,
         config.text.context_length,
-        config.train.seed,
+        settings.seed,
         cache_bytes=int(config.cache_gib * 2**30),
     )
-    dataset.fill_cache(workers=2, progress=True)
-    settings = config.train
-    batches = Batches(dataset, settings.batch_size, settings.seed, settings.workers, settings.neighbours)
-    torch.manual_seed(settings.seed)
-    model = CLIP(config)
+    dataset = with_features(pairs, model.to(choose_device(settings.device)), settings.batch_size)
+    if getattr(dataset, "image_features", None) is None:
+        pairs.fill_cache(workers=2, progress=True)
+    if isinstance(config.data, ShardsConfig):
+        batches = ShardBatches(
+            dataset, settings.batch_size, settings.seed, settings.workers, config.data.buffer
+        )
+    else:
+        batches = Batches(dataset, settings.batch_size, settings.seed, settings.workers, settings.neighbours)
     look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; {len(records):,} training images; {run}"
-    )
     fit(
         model,
         batches,
         batch_loss,
-        config.train,
+        settings,
         run,
         inference_files=files_beside_weights(config, tokenizer),
-        evaluate=partial(dev_figures, dev=dev, batch_size=config.train.batch_size, **look),
+        evaluate=partial(dev_figures, dev=dev, batch_size=settings.batch_size, **look),
         after_step=model.clamp_logit_scale,
         backward=cached_backward,
     )
 
-    evaluation = evaluate_records(model, dev, **look)
-    print(format_retrieval(evaluation.figures, evaluation.seconds))
+    names, templates = classes_of(config.data)
+    evaluation = evaluate_all(
+        model, dev, **look, class_names=names, templates=templates, train_records=records
+    )
+    print(format_figures(evaluation.figures, evaluation.seconds))
     draw_pictures(run, dev, evaluation)
+    draw_where_it_looks(run, model, dev, **look)
     asked = questions(config.data) if isinstance(config.data, ShapesConfig) else {}
     zero_shot = {name: choice_accuracy(model, questions=some, **look) for name, some in asked.items() if some}
     for name, row in zero_shot.items():
@@ -92,21 +106,32 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         "zero_shot": zero_shot,
         "corrupt_images": len(dataset.corrupt),
         "seconds": time.monotonic() - started,
-        "seed": config.train.seed,
+        "seed": settings.seed,
     }
     replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
-    print(f"{result['seconds']:.0f} s in all; figures, pictures and checkpoints: {run}")
+    write_report(run)
+    print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
     return result
 
 
+def parameters(model: CLIP) -> str:
+    """How many there are, and how many are trained where not all are."""
+    count, trained = (
+        sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)
+    )
+    return f"{count:,} parameters" + (f", {trained:,} of them trained" if trained < count else "")
+
+
+@torch.no_grad()
 def dev_figures(model: CLIP, dev: list[Record], batch_size: int, **look) -> dict[str, float]:
     """What is followed during training: the loss on the dev split, in whole batches, and recall@10 both ways."""
     evaluation = evaluate_records(model, dev, **look)
     first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(dev))]
-    images, texts = evaluation.image_embeddings, evaluation.text_embeddings[first_text]
-    batches = list(zip(images.split(batch_size), texts.split(batch_size), strict=True))
+    groups = torch.tensor([record.group for record in dev])
+    sides = evaluation.image_embeddings, evaluation.text_embeddings[first_text], groups
+    batches = list(zip(*(side.to(model.logit_scale.device).split(batch_size) for side in sides), strict=True))
     whole = batches[: len(dev) // batch_size] or batches
-    losses = [clip_loss(image, text, model.logit_scale.detach().cpu()) for image, text in whole]
+    losses = [contrastive_loss(model, *batch) for batch in whole]
     figures = {"dev_loss": float(sum(total for total, _ in losses) / sum(count for _, count in losses))}
     for way in ("image_to_text", "text_to_image"):
         figures[f"dev_{way}_recall@10"] = evaluation.figures[way]["recall@10"]
@@ -114,7 +139,7 @@ def dev_figures(model: CLIP, dev: list[Record], batch_size: int, **look) -> dict
 
 
 def main() -> None:
-    command = command_line(PRESETS, __doc__)
+    command = command_line(PRESETS, __doc__, full=FULL)
     train(command.config, command.run, command.resume)
 
 

@@ -21,7 +21,7 @@ import torch
 from minlm.data import encode_splits, fit_context
 from minlm.evaluate import Cost, device_of
 from minlm.plots import loss_curve
-from minlm.presets import PRESETS, RunConfig
+from minlm.presets import FULL, PRESETS, RunConfig
 from minlm.runs import MODELS, files_beside_weights, make_tokenizer
 from minlm.screenplay import ScreenplayConfig, bigram_floor, entropy_rate, floor_of, unigram_floor
 from minlm.seq2seq import Seq2SeqConfig
@@ -31,6 +31,7 @@ from minlm.training.batches import Batches
 from minlm.training.checkpoint import replace_text
 from minlm.training.command import command_line, run_main
 from minlm.training.loop import fit, forward_precision
+from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
@@ -78,7 +79,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     task.draw(model, run / "attention.png")
     result |= {"split": "validation", "seconds": time.monotonic() - started, "seed": settings.seed}
     replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
-    print(f"{result['seconds']:.0f} s in all; figures, pictures and checkpoints: {run}")
+    write_report(run)
+    print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
     return result
 
 
@@ -124,7 +126,7 @@ def describe(result: dict[str, float]) -> str:
 
 
 def main() -> None:
-    command = command_line(PRESETS, __doc__)
+    command = command_line(PRESETS, __doc__, full=FULL)
     train(command.config, command.run, command.resume)
 
 

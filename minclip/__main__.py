@@ -19,7 +19,7 @@ from minclip.data.records import Record, open_image
 from minclip.doctor import examine
 from minclip.evaluate import embed_classes, embed_images, embed_texts, evaluate_records, format_retrieval
 from minclip.plots import SHOWN, search_results
-from minclip.presets import PRESETS, RunConfig
+from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.runs import load
 from minlm.training.checkpoint import last_checkpoint, replace_text
 from minlm.training.command import (
@@ -140,7 +140,7 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments).config))
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
 
 
 COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, doctor)}

@@ -5,20 +5,32 @@ B batch, C colour channels, h w pixels, T tokens, E embed_dim.
 
 from dataclasses import dataclass, field
 from math import log
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minclip.losses import clip_logits, clip_loss, contrastive_figures, full_precision
+from minclip.losses import (
+    clip_logits,
+    clip_loss,
+    contrastive_figures,
+    full_precision,
+    sigmoid_loss,
+    soft_target_loss,
+)
+from minclip.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from minclip.projection import Projection, make_projection
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.vit import VisionTransformer, VisionTransformerConfig
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
+FIRST_LOGIT_BIAS = -10.0  # Zhai et al. 2023, section 3.2: nearly every pair is a negative, and called one
 TOWERS = {
     VisionTransformerConfig: VisionTransformer,
     ResNetConfig: ResNet,
+    ModifiedResNetConfig: ModifiedResNet,
     GPTTextConfig: GPTTextEncoder,
     BertTextConfig: BertTextEncoder,
 }
@@ -32,12 +44,19 @@ class CLIPConfig:
     text: the text tower
     embed_dim: width of the joint image-text space
     temperature: initial temperature; the logits are cosines divided by it
+    projection: heads from the towers' features to the joint space: linear, linear with LayerNorm, residual (two
+        layers and LayerNorm), or, of a hundredth of the parameters, NdLinear and low rank
+    loss: InfoNCE, the sigmoid loss of SigLIP, or soft targets (as far as images and texts of a batch are alike)
     """
 
-    image: VisionTransformerConfig | ResNetConfig = field(default_factory=VisionTransformerConfig)
+    image: VisionTransformerConfig | ResNetConfig | ModifiedResNetConfig = field(
+        default_factory=VisionTransformerConfig
+    )
     text: GPTTextConfig | BertTextConfig = field(default_factory=GPTTextConfig)
     embed_dim: int = 128
     temperature: float = 0.07
+    projection: Projection = "linear"
+    loss: Literal["infonce", "sigmoid", "soft_targets"] = "infonce"
 
     def __post_init__(self):
         if self.embed_dim < 1:
@@ -54,21 +73,31 @@ class CLIP(nn.Module):
         self.config = config
         self.image_tower = TOWERS[type(config.image)](config.image)
         self.text_tower = TOWERS[type(config.text)](config.text)
-        self.image_projection = nn.Linear(self.image_tower.width, config.embed_dim, bias=False)
-        self.text_projection = nn.Linear(self.text_tower.width, config.embed_dim, bias=False)
-        for projection in (self.image_projection, self.text_projection):
-            nn.init.normal_(projection.weight, std=projection.in_features**-0.5)
+        # What ends the attention pooling of CLIP's ResNets, a linear map with bias, is their projection.
+        bias = isinstance(config.image, ModifiedResNetConfig)
+        self.image_projection = make_projection(
+            config.projection, self.image_tower.width, config.embed_dim, bias
+        )
+        self.text_projection = make_projection(config.projection, self.text_tower.width, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(log(1 / config.temperature)))
+
+        self.logit_bias = nn.Parameter(torch.tensor(FIRST_LOGIT_BIAS)) if config.loss == "sigmoid" else None
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> embeddings (B, E) of unit length."""
-        return F.normalize(full_precision(self.image_projection(self.image_tower(images))), dim=-1)  # (B, E)
+        return self.project_image(self.image_tower(images))
 
     def encode_text(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) True = real -> embeddings (B, E) of unit length."""
-        return F.normalize(
-            full_precision(self.text_projection(self.text_tower(tokens, token_mask))), dim=-1
-        )  # (B, E)
+        return self.project_text(self.text_tower(tokens, token_mask))
+
+    def project_image(self, features: Tensor) -> Tensor:
+        """features (B, D) of the image tower -> embeddings (B, E) of unit length."""
+        return F.normalize(full_precision(self.image_projection(features)), dim=-1)  # (B, E)
+
+    def project_text(self, features: Tensor) -> Tensor:
+        """features (B, D) of the text tower -> embeddings (B, E) of unit length."""
+        return F.normalize(full_precision(self.text_projection(features)), dim=-1)  # (B, E)
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """-> logits_per_image (images, texts)."""
@@ -80,8 +109,33 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
+def embed_batch(model: CLIP, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+    """Embeddings (B, E) of a batch's images and texts, or of the features it has in their place."""
+    if "image_features" in batch:
+        images = model.project_image(batch["image_features"])
+    else:
+        images = model.encode_image(batch["images"])
+    if "text_features" in batch:
+        return images, model.project_text(batch["text_features"])
+    return images, model.encode_text(batch["tokens"], batch["token_mask"])
+
+
+def contrastive_loss(
+    model: CLIP, image_embeddings: Tensor, text_embeddings: Tensor, groups: Tensor | None = None
+) -> tuple[Tensor, int]:
+    """The loss of the model's config -> (sum over pairs, pairs)."""
+    pair = image_embeddings, text_embeddings, model.logit_scale
+    match model.config.loss:
+        case "infonce":
+            return clip_loss(*pair, groups)
+        case "sigmoid":
+            return sigmoid_loss(*pair, model.logit_bias, groups)
+        case "soft_targets":
+            return soft_target_loss(*pair, groups)
+
+
 def batch_loss(model: CLIP, batch: dict[str, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
     """The loss that `fit` minimises: (sum over pairs, pairs, figures for the log)."""
-    pair = model.encode_image(batch["images"]), model.encode_text(batch["tokens"], batch["token_mask"])
-    total, n_pairs = clip_loss(*pair, model.logit_scale, batch["groups"])
-    return total, n_pairs, contrastive_figures(*pair, model.logit_scale, batch["groups"])
+    pair, groups = embed_batch(model, batch), batch["groups"]
+    total, n_pairs = contrastive_loss(model, *pair, groups)
+    return total, n_pairs, contrastive_figures(*pair, model.logit_scale, groups, model.logit_bias)

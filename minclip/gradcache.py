@@ -15,14 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minclip.clip import CLIP
-from minclip.losses import clip_loss, contrastive_figures
+from minclip.clip import CLIP, contrastive_loss, embed_batch
+from minclip.losses import contrastive_figures
 from minlm.training.checkpoint import random_states, restore_random_states
 from minlm.training.loop import accumulate, divide_gradients, split
-
-
-def embed(model: CLIP, part: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-    return model.encode_image(part["images"]), model.encode_text(part["tokens"], part["token_mask"])
 
 
 @contextmanager
@@ -51,18 +47,21 @@ def cached_backward(
     with torch.no_grad(), frozen_statistics(model):
         for part in parts:
             states.append(random_states())
-            embeddings.append(embed(model, part))
+            embeddings.append(embed_batch(model, part))
 
     image, text = (torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True))  # (B, E) each
-    total, n_pairs = clip_loss(image, text, model.logit_scale, batch["groups"])
-    scale(total).backward()  # fills logit_scale.grad, image.grad and text.grad
+    total, n_pairs = contrastive_loss(model, image, text, batch["groups"])
+    scale(total).backward()  # fills image.grad, text.grad and the gradients of logit_scale and logit_bias
 
     sizes = [len(part["groups"]) for part in parts]
     for part, state, *cached in zip(
         parts, states, image.grad.split(sizes), text.grad.split(sizes), strict=True
     ):
         restore_random_states(state)
-        torch.autograd.backward(embed(model, part), cached)
+        for embedding, gradient in zip(embed_batch(model, part), cached, strict=True):
+            if embedding.requires_grad:  # not where nothing of its side is trained
+                embedding.backward(gradient)
     divide_gradients(model, n_pairs)
-    figures = contrastive_figures(image.detach(), text.detach(), model.logit_scale, batch["groups"])
+    pair = image.detach(), text.detach()
+    figures = contrastive_figures(*pair, model.logit_scale, batch["groups"], model.logit_bias)
     return total.detach() / n_pairs, n_pairs, figures

@@ -17,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from minclip.data.records import Record
-from minclip.evaluate import exact_pair
+from minclip.embed import exact_pair
 from minlm.plots import BLUE, GREEN, GREY, new_figure, save_figure
 
 MOST_PAIRS = 16  # what a similarity matrix can show with a number in each cell
@@ -99,10 +99,12 @@ def retrieval_grid(
     """The first five answers among all N images and M captions, both ways -> PNG at `path`.
 
     Above, the first caption of each record whose number is in `queries` and the images found for it; below, the
-    same records' images and the captions found. Embeddings as `evaluate_records` gives them for `records`: (N, E)
-    and (M, E). Ties count against the model. ValueError: counts or numbers that do not fit, those of `exact_pair`.
+    same records' images and the captions found; right are those of the record's group. Embeddings as
+    `evaluate_records` gives them for `records`: (N, E) and (M, E). Ties count against the model.
+    ValueError: counts or numbers that do not fit, those of `exact_pair`.
     """
     image_of_text = np.array([row for row, record in enumerate(records) for _ in record.captions])
+    of_images = np.array([record.group for record in records])
     captions = [caption for record in records for caption in record.captions]
     counts = len(image_embeddings), len(text_embeddings)
     if counts != (len(records), len(captions)):
@@ -112,19 +114,19 @@ def retrieval_grid(
             f"queries must be one or more of records 0 to {len(records) - 1}: got {list(queries)}"
         )
     images, texts = (part.cpu().numpy() for part in exact_pair(image_embeddings, text_embeddings, "text"))
-    of_captions, of_images = [], []
+    of_texts, rows_above, rows_below = of_images[image_of_text], [], []
     for query in queries:
         text = int(np.flatnonzero(image_of_text == query)[0])
-        best, cosines, right, rank = _ranked(images @ texts[text], np.arange(len(records)) == query)
+        best, cosines, right, rank = _ranked(images @ texts[text], of_images == of_images[query])
         note = f"its image ranks {rank:,} of {len(records):,}"
-        of_captions.append(Row(captions[text], note, [records[i].open() for i in best], cosines, right))
-        best, cosines, right, rank = _ranked(texts @ images[query], image_of_text == query)
+        rows_above.append(Row(captions[text], note, [records[i].open() for i in best], cosines, right))
+        best, cosines, right, rank = _ranked(texts @ images[query], of_texts == of_images[query])
         note = f"its best caption ranks {rank:,} of {len(captions):,}"
-        of_images.append(Row(records[query].open(), note, [captions[i] for i in best], cosines, right))
+        rows_below.append(Row(records[query].open(), note, [captions[i] for i in best], cosines, right))
     figure = new_figure(11, 3.7 * len(queries) + 1)
     above, below = figure.subfigures(2, 1, hspace=0.02)
-    _draw_found_images(above, of_captions, "Caption to image: the closest images, framed where right")
-    _draw_found_captions(below, of_images, "Image to caption: the closest captions, ticked where right")
+    _draw_found_images(above, rows_above, "Caption to image: the closest images, framed where right")
+    _draw_found_captions(below, rows_below, "Image to caption: the closest captions, ticked where right")
     return save_figure(figure, path)
 
 

@@ -3,20 +3,29 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+from minclip.class_plots import MOST_CLASSES, accuracy_by_class, confusion_matrix
 from minclip.clip import CLIP
 from minclip.data.records import Question, Record
-from minclip.evaluate import Evaluation, embed_images, embed_texts
+from minclip.embed import embed_images, embed_texts
+from minclip.evaluate import Evaluation
 from minclip.plots import retrieval_grid, similarity_matrix, zero_shot_examples
+from minclip.rollout import draw_attention
 from minclip.tokenizer import ClipBPE, WordPiece
 from minclip.transforms import ImageTransform
-from minlm.plots import loss_curve
+from minclip.vit import VisionTransformer
+from minlm.plots import loss_curve, metric_curves
 
 SHOWN_PAIRS, SHOWN_QUERIES, SHOWN_QUESTIONS = 8, 4, 6
+CLASSIFIERS = ("linear_probe", "class_zero_shot")
 
 
 def draw_pictures(run: Path, records: Sequence[Record], evaluation: Evaluation) -> None:
-    """loss.png, similarity.png and retrieval.png in the run's folder."""
+    """The run's curves, and what its model makes of `records`, as PNG files in the run's folder.
+
+    loss, metrics, similarity, retrieval; with figures of classes also NAME_confusion of each, accuracy_by_class.
+    """
     loss_curve(run, run / "loss.png")
+    metric_curves(run, run / "metrics.png")
     first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(records))]
     pairs = spread(len(records), SHOWN_PAIRS)
     similarity_matrix(
@@ -29,6 +38,38 @@ def draw_pictures(run: Path, records: Sequence[Record], evaluation: Evaluation) 
     queries = spread(len(records), SHOWN_QUERIES)
     embeddings = evaluation.image_embeddings, evaluation.text_embeddings
     retrieval_grid(records, *embeddings, queries, run / "retrieval.png")
+    draw_classes(run, evaluation.figures)
+
+
+def draw_classes(run: Path, figures: dict) -> None:
+    """NAME_confusion.png of each classifier in the figures, and accuracy_by_class.png of all of them.
+
+    Drawn where each class has images and there is room for the classes' names.
+    """
+    found = {name: figures[name] for name in CLASSIFIERS if name in figures}
+    for name, of_classes in found.items():
+        class_names = list(of_classes["per_class"])
+        if len(class_names) != len(of_classes["confusion"]) or len(class_names) > MOST_CLASSES:
+            return
+        title = name.replace("_", " ").capitalize()
+        confusion_matrix(of_classes["confusion"], class_names, run / f"{name}_confusion.png", title)
+    if found:
+        accuracies = {name.replace("_", " "): some["per_class"] for name, some in found.items()}
+        chance = next(iter(found.values()))["chance"]["top1"]
+        accuracy_by_class(accuracies, chance, run / "accuracy_by_class.png")
+
+
+def draw_where_it_looks(
+    run: Path,
+    model: CLIP,
+    records: Sequence[Record],
+    transform: ImageTransform,
+    tokenizer: WordPiece | ClipBPE,
+) -> None:
+    """attention.png: the image tower's attention on some of the records, where it is a tower with attention."""
+    if isinstance(model.image_tower, VisionTransformer):
+        shown = [records[i] for i in spread(len(records), SHOWN_QUERIES)]
+        draw_attention(model, shown, transform, tokenizer, run / "attention.png")
 
 
 def draw_zero_shot(

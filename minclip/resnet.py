@@ -10,9 +10,11 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from minclip.freezing import Tower, TowerConfig
+
 
 @dataclass(frozen=True, kw_only=True)
-class ResNetConfig:
+class ResNetConfig(TowerConfig):
     """A residual network. ResNet-18: basic, depths 2,2,2,2. -34: basic, 3,4,6,3. -50, -101: bottleneck, 3,4,6,3
     and 3,4,23,3.
 
@@ -31,6 +33,7 @@ class ResNetConfig:
     stem: Literal["imagenet", "cifar", "small"] = "imagenet"
 
     def __post_init__(self):
+        super().__post_init__()
         if not self.depths or min(self.depths) < 1 or self.d_model < 2:
             raise ValueError(
                 f"depths={self.depths} must be at least 1 each, d_model={self.d_model} at least 2"
@@ -90,7 +93,7 @@ class ResidualBlock(nn.Module):
         return torch.relu(self.branch(x) + self.shortcut(x))
 
 
-class ResNet(nn.Module):
+class ResNet(Tower):
     """Image tower: stem -> stages of residual blocks -> mean over the last feature map.
 
     Initialisation: convolutions normal with variance 2 / (outputs * kernel area) (He et al. 2015, backward form).
@@ -116,6 +119,7 @@ class ResNet(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.freeze(self.blocks)
 
     @property
     def width(self) -> int:

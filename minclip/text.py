@@ -9,13 +9,14 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
+from minclip.freezing import Tower, TowerConfig
 from minlm.embeddings import Positions
 from minlm.masks import key_mask
 from minlm.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig(TransformerConfig):
+class TextConfig(TransformerConfig, TowerConfig):
     """What both text towers share.
 
     vocab_size: tokens of the vocabulary to train; afterwards those it has
@@ -29,6 +30,7 @@ class TextConfig(TransformerConfig):
 
     def __post_init__(self):
         super().__post_init__()
+        TowerConfig.__post_init__(self)
         if self.vocab_size < 1 or self.context_length < 3:
             raise ValueError(
                 f"vocab_size={self.vocab_size} must be at least 1, context_length={self.context_length} at least 3"
@@ -47,28 +49,39 @@ class GPTTextConfig(TextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BertTextConfig(TextConfig):
-    """BERT's encoder; at four layers of a few hundred wide, the mini-BERT.
+    """BERT's encoder; at four layers of a few hundred wide, the mini-BERT; with pool first, DistilBERT.
 
-    pool: what becomes the text's features: the first token ([CLS]) or the mean over real tokens
+    pool: what becomes the text's features: the first token ([CLS]), that token through one more layer (BERT's
+        pooler), or the mean over real tokens
+    token_types: size of BERT's table of sentence kinds, of which a caption is the first; 0 = no such table
     """
 
     norm_first: bool = False
     norm_eps: float = 1e-12
-    pool: Literal["first", "mean"] = "mean"
+    pool: Literal["first", "pooler", "mean"] = "mean"
+    token_types: int = 0
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.token_types < 0:
+            raise ValueError(f"token_types={self.token_types} must be at least 0")
 
 
 class TokenEmbedding(nn.Module):
-    """A vector a token plus a vector a position: tokens (B, T) -> (B, T, D).
+    """A vector a token, a vector a position, and BERT's first sentence kind: tokens (B, T) -> (B, T, D).
 
     Raises ValueError where the text is longer than context_length.
     """
 
-    def __init__(self, config: TextConfig):
+    def __init__(self, config: TextConfig, token_types: int = 0):
         super().__init__()
         self.tokens = nn.Embedding(config.vocab_size, config.d_model)
         nn.init.normal_(self.tokens.weight, std=0.02)
         self.positions = Positions(config.context_length, config.d_model)
         self.context_length = config.context_length
+        self.token_types = nn.Embedding(token_types, config.d_model) if token_types else None
+        if token_types:
+            nn.init.normal_(self.token_types.weight, std=0.02)
 
     def forward(self, tokens: Tensor) -> Tensor:
         length = tokens.shape[1]
@@ -76,10 +89,11 @@ class TokenEmbedding(nn.Module):
             raise ValueError(
                 f"a text of {length} tokens is longer than context_length={self.context_length}: truncate it"
             )
-        return self.tokens(tokens) + self.positions(torch.arange(length, device=tokens.device))  # (B, T, D)
+        x = self.tokens(tokens) + self.positions(torch.arange(length, device=tokens.device))  # (B, T, D)
+        return x if self.token_types is None else x + self.token_types.weight[0]
 
 
-class GPTTextEncoder(nn.Module):
+class GPTTextEncoder(Tower):
     """Causal text tower, pooled at the *first* end-of-text token (Radford et al. 2021, section 2.4).
 
     Being causal, it needs no mask for what follows the end: nothing before it can see that.
@@ -91,6 +105,7 @@ class GPTTextEncoder(nn.Module):
         self.embedding = TokenEmbedding(config)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config, causal=True)
+        self.freeze(self.transformer.blocks, self.transformer.norm)
 
     @property
     def width(self) -> int:
@@ -111,7 +126,7 @@ class GPTTextEncoder(nn.Module):
         return x[torch.arange(len(x), device=x.device), end]  # (B, D)
 
 
-class BertTextEncoder(nn.Module):
+class BertTextEncoder(Tower):
     """Bidirectional text tower (Devlin et al. 2019): every token sees every real token.
 
     The embeddings are normalised before the first Block, as in BERT.
@@ -120,10 +135,16 @@ class BertTextEncoder(nn.Module):
     def __init__(self, config: BertTextConfig):
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config)
+        self.embedding = TokenEmbedding(config, config.token_types)
         self.norm = nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config)
+        self.pooler = nn.Identity()
+        if config.pool == "pooler":
+            self.pooler = nn.Linear(config.d_model, config.d_model)
+            nn.init.normal_(self.pooler.weight, std=config.d_model**-0.5)
+            nn.init.zeros_(self.pooler.bias)
+        self.freeze(self.transformer.blocks, self.transformer.norm, self.pooler)
 
     @property
     def width(self) -> int:
@@ -137,7 +158,11 @@ class BertTextEncoder(nn.Module):
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) -> features (B, D); padding is neither seen nor pooled."""
         x = self.forward_tokens(tokens, token_mask)
-        if self.config.pool == "first":
-            return x[:, 0]  # (B, D)
-        real = token_mask[..., None].to(x.dtype)  # (B, T, 1)
-        return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (B, D)
+        match self.config.pool:
+            case "first":
+                return x[:, 0]  # (B, D)
+            case "pooler":
+                return torch.tanh(self.pooler(x[:, 0]))  # (B, D)
+            case "mean":
+                real = token_mask[..., None].to(x.dtype)  # (B, T, 1)
+                return (x * real).sum(dim=1) / real.sum(dim=1).clamp(min=1)  # (B, D)

@@ -1,7 +1,7 @@
 """The Vision Transformer: an image is cut into patches, and the patches are the tokens.
 
-Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P patch side, N patches,
-T tokens (N, and one more with a class token), D d_model.
+Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P patch side, N patches (in
+training those that patch dropout leaves), T tokens (N, and one more with a class token), D d_model.
 """
 
 from dataclasses import dataclass
@@ -11,26 +11,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from minclip.freezing import Tower, TowerConfig
 from minlm.transformer import Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class VisionTransformerConfig(TransformerConfig):
+class VisionTransformerConfig(TransformerConfig, TowerConfig):
     """A Vision Transformer.
 
     image_size: height,width in pixels
     patch_size: height,width of a patch; must divide image_size
     pool: what becomes the image's features: a class token put before the patches, their mean, or the last one
     norm_input: LayerNorm before the first Block, as in CLIP
+    patch_dropout: share of the patches that training leaves out, others in each picture and step
     """
 
     image_size: tuple[int, int] = (64, 64)
     patch_size: tuple[int, int] = (8, 8)
     pool: Literal["class", "mean", "last"] = "class"
     norm_input: bool = False
+    patch_dropout: float = 0.0
 
     def __post_init__(self):
         super().__post_init__()
+        TowerConfig.__post_init__(self)
+        if not 0 <= self.patch_dropout < 1:
+            raise ValueError(f"patch_dropout={self.patch_dropout} must lie in [0, 1)")
+        if self.patch_dropout and self.pool == "last":
+            raise ValueError(
+                f"patch_dropout={self.patch_dropout} would drop the last patch, which is pooled: "
+                f"pool class or mean"
+            )
         for side, patch, name in zip(self.image_size, self.patch_size, ("height", "width"), strict=True):
             if patch < 1 or side < patch or side % patch:
                 raise ValueError(
@@ -48,7 +59,7 @@ class VisionTransformerConfig(TransformerConfig):
         return self.grid[0] * self.grid[1]
 
 
-class VisionTransformer(nn.Module):
+class VisionTransformer(Tower):
     """Image tower: patches -> tokens + positions -> Transformer -> pooled features.
 
     The patch embedding is a convolution whose stride is its kernel: unfold into patches, then one linear map
@@ -72,6 +83,7 @@ class VisionTransformer(nn.Module):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config)
+        self.freeze(self.transformer.blocks, self.transformer.norm)
 
     @property
     def width(self) -> int:
@@ -92,7 +104,10 @@ class VisionTransformer(nn.Module):
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, D)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, T, D)
-        x = self.dropout(self.norm_input(x + self.positions))
+        x = x + self.positions
+        if self.training and self.config.patch_dropout:
+            x = drop_patches(x, self.config.patch_dropout, n_extra=x.shape[1] - self.config.n_patches)
+        x = self.dropout(self.norm_input(x))
         return self.transformer(x, weights=weights)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -105,6 +120,18 @@ class VisionTransformer(nn.Module):
                 return x.mean(dim=1)  # (B, D)
             case "last":
                 return x[:, -1]  # (B, D)
+
+
+def drop_patches(x: Tensor, share: float, n_extra: int) -> Tensor:
+    """Leave out `share` of the patches, another choice for each picture (Li et al. 2023, FLIP, section 3.1).
+
+    x (B, T, D) with n_extra tokens (class) first, which stay -> (B, T', D): at least one patch is left.
+    """
+    n_patches = x.shape[1] - n_extra
+    n_kept = max(1, round(n_patches * (1 - share)))
+    order = torch.rand(len(x), n_patches, device=x.device).argsort(dim=1)  # (B, N)
+    kept = order[:, :n_kept, None].expand(-1, -1, x.shape[2])  # (B, N', D)
+    return torch.cat([x[:, :n_extra], x[:, n_extra:].gather(1, kept)], dim=1)  # (B, T', D)
 
 
 def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:

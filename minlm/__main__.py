@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 
-from minlm.data import TextFileConfig
+from minlm.data import ReplyDataset, TextFileConfig
 from minlm.doctor import examine
-from minlm.evaluate import random_batches_loss
+from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
-from minlm.presets import PRESETS, RunConfig
+from minlm.presets import FULL, PRESETS, RunConfig
 from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig
+from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tasks import Continuation, Replies
 from minlm.training.checkpoint import last_checkpoint, replace_text
 from minlm.training.command import (
     add_options,
@@ -100,11 +100,11 @@ def evaluate(arguments: list[str]) -> None:
     texts = config.data.read()
     model, tokenizer, _ = load(given.checkpoint)
     if isinstance(config.model, Seq2SeqConfig):
-        cost, ids = Replies(config, tokenizer, texts).cost(model), None
+        pairs = reply_pairs(parse_script(texts["validation"]))
+        cost, ids = reply_cost(model, ReplyDataset(pairs, tokenizer, config.model.context_length)), None
     else:
-        splits = {name: np.array(tokenizer.encode(text)) for name, text in texts.items()}
-        task = Continuation(config, tokenizer, splits)
-        cost, ids = task.cost(model, given.stride), splits["validation"]
+        ids = np.array(tokenizer.encode(texts["validation"]))
+        cost = text_cost(model, tokenizer, ids, given.stride)
     figures = cost.figures()
     if given.random_batches and ids is not None:
         size, seed = config.train.batch_size, config.train.seed
@@ -123,7 +123,7 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments).config))
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
 
 
 COMMANDS = {command.__name__: command for command in (generate, evaluate, doctor)}

@@ -107,8 +107,8 @@ class TokenizedDataset(Dataset):
     """Windows of context_length ids and the ids that follow them; the key is (epoch, index).
 
     In an epoch the windows lie end to end, none overlaps another, and where the first one begins is drawn from
-    (seed, epoch): over the epochs every token comes to stand at every place of a window. ids (n) is an array or
-    a memory map. ValueError where it does not fill one window.
+    (seed, epoch): over the epochs they begin at every place where a window fits, so that every token is seen,
+    and at every place of a window. ids (n) is an array or a memory map. ValueError where it does not fill one.
     """
 
     def __init__(self, ids: np.ndarray, context_length: int, seed: int):
@@ -126,7 +126,7 @@ class TokenizedDataset(Dataset):
     def phase(self, epoch: int) -> int:
         """Where the first window of an epoch begins."""
         last = len(self.ids) - 1 - self.n_windows * self.context_length  # where all windows still fit
-        return random.Random(f"{self.seed}/{epoch}/phase").randint(0, min(self.context_length - 1, last))
+        return random.Random(f"{self.seed}/{epoch}/phase").randint(0, last)
 
     def __getitem__(self, key: tuple[int, int]) -> np.ndarray:
         """(epoch, index) -> (context_length + 1) ids: the window and the token after it."""

@@ -26,6 +26,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     yield examine_leakage(texts)
     yield examine_script(texts["train"], needed=isinstance(config.model, Seq2SeqConfig))
     tokenizer = make_tokenizer(config, texts)
+    config = config.with_tokenizer(tokenizer)
     examined = examine_replies if isinstance(config.model, Seq2SeqConfig) else examine_windows
     yield from examined(config, tokenizer, texts)
     train, validation = texts["train"], texts["validation"]

@@ -78,7 +78,8 @@ def text_cost(
     if len(ids) < 2:
         raise ValueError(f"a text of {len(ids)} tokens cannot be scored: give at least 2")
     context_length, device = model.config.context_length, device_of(model)
-    windows = strided_windows(len(ids), context_length, stride or (context_length + 1) // 2)
+    stride = (context_length + 1) // 2 if stride is None else stride
+    windows = strided_windows(len(ids), context_length, stride)
     nats = 0.0
     # Windows of one length and one number of scored targets go together; only the first and last differ.
     for group in tqdm(list(batched(windows, batch_size)), "scoring", disable=not progress, leave=False):
@@ -121,8 +122,11 @@ def random_batches_loss(
 
     It scores a window's first tokens from little context, so it lies above the cost of the whole text; it is
     here for comparison with that project's figures. context_length: the model's, where it is not given.
+    ValueError where the text does not fill a window.
     """
     context_length, device = context_length or model.config.context_length, device_of(model)
+    if len(ids) <= context_length:
+        raise ValueError(f"{len(ids)} tokens do not fill a window of {context_length}: give a longer text")
     generator, total = torch.Generator().manual_seed(seed), 0.0
     for _ in range(n_batches):
         starts = torch.randint(len(ids) - context_length, (batch_size,), generator=generator).tolist()

@@ -6,6 +6,7 @@ Figures are made as objects (no pyplot, no global state). Each function returns 
 import json
 import math
 import os
+import re
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -127,18 +128,51 @@ def loss_curve(run: str | Path, path: str | Path) -> Figure:
     bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     bottom.xaxis.set_major_formatter("{x:,.0f}")
     for axes in (top, bottom):
-        _plain(axes)
+        plain_axes(axes)
     return save_figure(figure, path)
 
 
-def _plain(axes: Axes) -> None:
+def plain_axes(axes: Axes) -> None:
+    """Axes with a light grid and no frame above and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
+def metric_curves(run: str | Path, path: str | Path) -> Figure:
+    """Every figure of a run's metrics but those of `loss_curve` against its steps, a panel each -> PNG at `path`.
+
+    Logged at each step: thin, with its running mean over a thirtieth of the steps; at evaluations: points joined.
+    ValueError: those of `read_metrics`; no other figure in the file.
+    """
+    rows = read_metrics(run)
+    kept = {"step", "epoch", "seconds", "loss", "chance", "lr"}
+    names = list(dict.fromkeys(key for row in rows for key in row if key not in kept and key[-5:] != "_loss"))
+    if not names:
+        raise ValueError(f"no figure beside the loss in the metrics of {str(run)!r}")
+    n_rows = math.ceil(len(names) / 3)
+    figure = new_figure(9, 2.2 * n_rows + 0.4)
+    panels = figure.subplots(n_rows, 3, squeeze=False, sharex=True)
+    for axes in panels.flat[len(names) :]:
+        axes.axis("off")
+    for name, axes in zip(names, panels.flat, strict=False):
+        steps, values = series(rows, name)
+        if len(steps) > len(rows) / 2:  # of every step
+            axes.plot(steps, values, color=SKY, linewidth=0.6, alpha=0.7)
+            axes.plot(steps, running_mean(values, len(values) // 60), color=BLUE, linewidth=1.5)
+        else:
+            axes.plot(steps, values, color=VERMILION, marker="o", markersize=3, linewidth=1.2)
+        axes.set_title(f"{name.replace('_', ' ')}: {values[-1]:.4g}", fontsize=9)
+        axes.tick_params(labelsize=8)
+        axes.xaxis.set_major_formatter("{x:,.0f}")
+        plain_axes(axes)
+    figure.supxlabel("optimizer step", fontsize=9)
+    return save_figure(figure, path)
+
+
 def visible(token: str) -> str:
-    """A token as a label: white space that would not be seen gets a sign."""
-    return token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
+    """A token as a label: white space that would not be seen gets a sign, and a long run of one its length."""
+    signs = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
+    return re.sub(r"([↵⇥␣])\1{3,}", lambda run: f"{run[1]}×{len(run[0])}", signs)
 
 
 def attention_maps(

@@ -55,9 +55,19 @@ PRESETS = {
         ),
     ),
     "shakespeare-char": RunConfig(
-        model=LMConfig(d_model=128, n_heads=4, n_layers=4, context_length=64, positions="rotary"),
+        model=LMConfig(
+            d_model=128,
+            n_heads=4,
+            n_layers=2,
+            d_ff=256,
+            context_length=64,
+            positions="rotary",
+            tied=False,
+        ),
         data=TextFileConfig(),
-        train=TrainConfig(steps=300, batch_size=32, lr=2e-3, muon_lr=0.02),
+        train=TrainConfig(
+            steps=200, batch_size=24, lr=0.02, muon_lr=0.04, muon_momentum=0.85, schedule="linear"
+        ),
     ),
     "script-lm": RunConfig(
         tokens="byte-pairs",
@@ -79,7 +89,7 @@ PRESETS = {
         tokens="byte-pairs",
         label_smoothing=0.1,
         model=Seq2SeqConfig(
-            d_model=128, n_heads=4, n_layers=2, context_length=64, vocab_size=1000, dropout=0.3
+            d_model=128, n_heads=4, n_layers=2, context_length=96, vocab_size=1000, dropout=0.3
         ),
         data=TextFileConfig(split="scenes"),
         train=TrainConfig(
@@ -87,6 +97,22 @@ PRESETS = {
         ),
     ),
 }
+FULL = {
+    "script-lm": replace(
+        PRESETS["script-lm"],
+        model=LMConfig(
+            d_model=768, n_heads=12, n_layers=12, context_length=256, vocab_size=4000, dropout=0.1
+        ),
+        train=TrainConfig(epochs=20, batch_size=16, lr=6e-4),
+    ),
+    "script-seq2seq": replace(
+        PRESETS["script-seq2seq"],
+        model=Seq2SeqConfig(d_model=512, n_heads=8, n_layers=6, context_length=128, vocab_size=2000),
+        train=TrainConfig(epochs=30, batch_size=64, lr=7e-4, schedule="inverse_sqrt", warmup=0.2, beta2=0.98),
+    ),
+}
+"""The shapes of GPT-2's smallest model and of the Transformer's base model (Vaswani et al. 2017, table 3)."""
+
 """screenplay: the built-in script, five minutes on two cores. shakespeare-char: nanoGPT's game, with
 `--data.path input.txt`. script-lm, script-seq2seq: a movie script as plain text, with `--data.path FILE`: what
 comes next, and what is replied to a line."""

@@ -8,6 +8,7 @@ The words of all pieces, in order, are those of the text: a wrong label misplace
 
 import html
 import re
+from bisect import bisect_left
 from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -274,9 +275,9 @@ def _gather(pieces: list[Piece], lines: list[str]) -> tuple[Scene, ...]:
     starts = [piece.line for piece in pieces if piece.kind == "heading"]
     if not starts or starts[0] > pieces[0].line:
         starts.insert(0, 0)
-    scenes = []
+    scenes, places = [], [piece.line for piece in pieces]
     for k, (first, last) in enumerate(pairwise([0, *starts[1:], len(lines)])):
-        own = [piece for piece in pieces if first <= piece.line < last]
+        own = pieces[bisect_left(places, first) : bisect_left(places, last)]
         heading = " ".join(piece.text for piece in own if piece.kind == "heading")
         scenes.append(Scene(heading, tuple(_elements(own, k)), "\n".join(lines[first:last])))
     return tuple(scenes)

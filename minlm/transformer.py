@@ -71,13 +71,13 @@ def attention(
     -> output (B, H, T, K), weights (B, H, T, S). A query that may look nowhere gets weights and output zero
     (softmax has no answer for it), and its gradients are zero too, not NaN.
     """
-    scores = query @ key.transpose(-2, -1) / sqrt(query.shape[-1])  # (B, H, T, S)
+    scores = (query / sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, T, S)
     if mask is not None:
         # The lowest finite number, not -inf: in a row without a single True, -inf would give NaN gradients.
         scores = torch.where(mask, scores, torch.finfo(scores.dtype).min)
     weights = scores.softmax(dim=-1)
     if mask is not None:
-        weights = torch.where(mask, weights, 0.0)
+        weights = weights * mask
     return F.dropout(weights, dropout) @ value, weights  # (B, H, T, K)
 
 

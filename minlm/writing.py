@@ -58,16 +58,16 @@ def stream_text(
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the first stop string, and whether there is one."""
-    places = [place for place in map(text.find, stops) if place >= 0]
-    return (text[: min(places)], True) if places else (text, False)
+    """The text before the stop string that is complete first (the longest of such), and whether there is one."""
+    found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]  # (end, start)
+    return (text[: min(found)[1]], True) if found else (text, False)
 
 
 def unsettled(text: str, stop: str) -> int:
     """How many characters at the end may be gone once more is known: torn ones, or the beginning of `stop`."""
-    torn = len(text) - len(text.rstrip(TORN))
-    begun = (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n]))
-    return max(torn, next(begun, 0))
+    whole = text.rstrip(TORN)
+    begun = (n for n in range(min(len(stop) - 1, len(whole)), 0, -1) if whole.endswith(stop[:n]))
+    return len(text) - len(whole) + next(begun, 0)
 
 
 def check_stops(stops: Sequence[str]) -> None:

@@ -85,7 +85,6 @@ PART_OF = {
     **{
         "report": "test_train_clip",
         "state": "minlm/test_loop",
-        "__main__": "minclip/test_main",
         "__init__": "minclip/test_runs",
     },
 }
@@ -95,7 +94,7 @@ PART_OF = {
 def test_every_module_has_a_docstring_and_a_test_of_its_name(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     package = f"{name(path).split('/')[0]}/" if path.parent != ROOT else ""
-    test = PART_OF.get(path.stem, f"{package}test_{path.stem}")
+    test = PART_OF.get(path.stem, f"{package}test_{path.stem.strip('_')}")
     assert (ROOT / "tests" / f"{test}.py").is_file(), f"no tests/{test}.py"
 
 

@@ -38,7 +38,7 @@ class PairDataset(Dataset):
             raise ValueError(
                 "a dataset needs at least one record, got 0: check the split's name and the data"
             )
-        self.records, self.transform, self.tokenizer = list(records), transform, tokenizer
+        self.records, self.transform, self.tokenizer = records, transform, tokenizer
         self.context_length, self.seed = context_length, seed
         self.cache_bytes, self.max_corrupt = cache_bytes, max_corrupt
         self.cache: list[np.ndarray | None] = []  # (h, w, C) uint8 a record, or empty
@@ -67,14 +67,12 @@ class PairDataset(Dataset):
         """The record at `index`, or the next one after it (round and round) whose image can be decoded."""
         while True:  # ends: each round marks a record, and marking too many raises
             if not self.damaged[index]:
+                record = self.records[index]  # outside: what cannot be looked up is no damaged image
                 try:
-                    return self.records[index], self.picture(index)
+                    return record, Image.fromarray(self.cache[index]) if self.cache else record.open()
                 except ValueError as error:
                     self.mark(index, error)
             index = (index + 1) % len(self.records)
-
-    def picture(self, index: int) -> Image.Image:
-        return Image.fromarray(self.cache[index]) if self.cache else self.records[index].open()
 
     def mark(self, index: int, error: ValueError) -> None:
         """Note a damaged image; ValueError when all are, or a larger share than `max_corrupt`."""
@@ -128,7 +126,8 @@ class PairDataset(Dataset):
 
     def shrunk(self, index: int) -> np.ndarray | ValueError:
         """(h, w, C) uint8 of one image as the cache keeps it, or why it cannot be decoded."""
+        record = self.records[index]
         try:
-            return np.asarray(self.transform.shrink(self.records[index].open()))
+            return np.asarray(self.transform.shrink(record.open()))
         except ValueError as error:
             return error

@@ -2,14 +2,13 @@
 
 import csv
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from minclip.data.records import Record, open_image, split_by_image, warn_of_missing
 
-KAGGLE_CAPTIONS, TOKEN_CAPTIONS = "captions.txt", "Flickr8k.token.txt"
 TEXT_FOLDERS = (".", "Flickr8k_text")
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")
 LISTS = {
@@ -39,37 +38,51 @@ class Flickr8kConfig:
         that counts them. Raises ValueError where folder, captions or images are missing or two lists overlap.
         """
         root = Path(self.root)
-        if not root.is_dir():
-            raise ValueError(f"no folder {self.root!r}: give Flickr8k's folder as root (--data.root DIR)")
-        captions = read_captions(root)
-        images, files = find_images(root)
-        records = {
-            name: Record(name, partial(open_image, str(images / name)), tuple(captions[name]), group)
-            for group, name in enumerate(sorted(captions.keys() & files))
-        }
-        if not records:
-            raise ValueError(
-                f"none of the {len(captions)} images with captions is among the {len(files)} files of "
-                f"{str(images)!r}: put Flickr8k's images there; the first is {min(captions, default=None)!r}"
-            )
-        missing = captions.keys() - files - {NEVER_PUBLISHED}
-        warn_of_missing(missing, "images with captions", f"not in {images}")
+        records = read_flickr("Flickr8k", root, CAPTION_FILES, TEXT_FOLDERS, IMAGE_FOLDERS)
         lists = read_lists(root)
         if not lists:
             return split_by_image(list(records.values()), FRACTIONS, self.split_seed)
-        return published_splits(records, lists)
+        return published_splits(records, lists, LISTS)
 
 
-def read_captions(root: Path) -> dict[str, list[str]]:
-    """Captions of each image name, from whichever file is there; Kaggle's where both are."""
-    for folder in TEXT_FOLDERS:
-        for name, rows_of in ((KAGGLE_CAPTIONS, kaggle_rows), (TOKEN_CAPTIONS, token_rows)):
-            path = root / folder / name
-            if path.is_file():
-                return collect(path, rows_of)
-    raise ValueError(
-        f"no {KAGGLE_CAPTIONS} (Kaggle) and no {TOKEN_CAPTIONS} in {str(root)!r}: is it Flickr8k's folder?"
-    )
+def read_flickr(
+    data: str,
+    root: Path,
+    caption_files: Mapping[str, Callable],
+    text_folders: Sequence[str],
+    image_folders: Sequence[str],
+) -> dict[str, Record]:
+    """Records by image name, from the first of the caption files that is there and the folder of images.
+
+    data: its name, for messages. caption_files: file name -> the function that gives its rows.
+    """
+    if not root.is_dir():
+        raise ValueError(f"no folder {str(root)!r}: give {data}'s folder as root (--data.root DIR)")
+    captions = read_captions(data, root, caption_files, text_folders)
+    images, files = find_images(root, image_folders, captions)
+    records = {
+        name: Record(name, partial(open_image, str(images / name)), tuple(captions[name]), group)
+        for group, name in enumerate(sorted(captions.keys() & files))
+    }
+    if not records:
+        raise ValueError(
+            f"none of the {len(captions)} images with captions is among the {len(files)} files of "
+            f"{str(images)!r}: put {data}'s images there; the first is {min(captions, default=None)!r}"
+        )
+    missing = captions.keys() - files - {NEVER_PUBLISHED}
+    warn_of_missing(missing, "images with captions", f"not in {images}")
+    return records
+
+
+def read_captions(
+    data: str, root: Path, caption_files: Mapping[str, Callable], text_folders: Sequence[str]
+) -> dict[str, list[str]]:
+    """Captions of each image name, from the first of the caption files that is there."""
+    for folder in text_folders:
+        for file, rows_of in caption_files.items():
+            if (root / folder / file).is_file():
+                return collect(root / folder / file, rows_of)
+    raise ValueError(f"no {' and no '.join(caption_files)} in {str(root)!r}: is it {data}'s folder?")
 
 
 def collect(path: Path, rows_of: Callable) -> dict[str, list[str]]:
@@ -111,16 +124,19 @@ def token_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
             raise ValueError(f"{str(path)!r} line {number} has no tab after the image: fetch it again")
 
 
-def find_images(root: Path) -> tuple[Path, set[str]]:
-    """The folder of images and the names of the files in it; of several folders the one with most files."""
+CAPTION_FILES = {"captions.txt": kaggle_rows, "Flickr8k.token.txt": token_rows}  # Kaggle's, the authors'
+
+
+def find_images(root: Path, folders: Sequence[str], wanted: Collection[str]) -> tuple[Path, set[str]]:
+    """The folder of images and the names of the files in it; of several the one with most of the wanted."""
     found = {
         root / name: {file.name for file in (root / name).iterdir() if file.is_file()}
-        for name in IMAGE_FOLDERS
+        for name in folders
         if (root / name).is_dir()
     }
     if not found:
-        raise ValueError(f"no folder of images in {str(root)!r}: looked for {', '.join(IMAGE_FOLDERS)}")
-    return max(found.items(), key=lambda item: len(item[1]))
+        raise ValueError(f"no folder of images in {str(root)!r}: looked for {', '.join(folders)}")
+    return max(found.items(), key=lambda item: len(item[1].intersection(wanted)))
 
 
 def read_lists(root: Path) -> dict[str, list[str]]:
@@ -133,28 +149,33 @@ def read_lists(root: Path) -> dict[str, list[str]]:
     }
 
 
-def published_splits(records: dict[str, Record], lists: dict[str, list[str]]) -> dict[str, list[Record]]:
-    """Records by list, in the list's order; ValueError when an image is in two lists, or none is in any."""
+def published_splits(
+    records: Mapping[str, Record], lists: Mapping[str, list[str]], sources: Mapping[str, str]
+) -> dict[str, list[Record]]:
+    """Records by list, in the list's order; ValueError when an image is in two lists, or none is in any.
+
+    sources: what to call each split's list in messages.
+    """
     splits, owner = {}, {}
     for split, listed in lists.items():
         names = dict.fromkeys(listed)  # in order, once each
         for name in names:
             if name in owner:
                 raise ValueError(
-                    f"image {name!r} is in {LISTS[owner[name]]} and in {LISTS[split]}: remove one"
+                    f"image {name!r} is in {sources[owner[name]]} and in {sources[split]}: remove one"
                 )
             owner[name] = split
         present = [records[name] for name in names if name in records]
         missing = names.keys() - records.keys()
         if present:
             splits[split] = present
-            warn_of_missing(missing, f"images of {LISTS[split]}", "without file or caption")
+            warn_of_missing(missing, f"images of {sources[split]}", "without file or caption")
         else:
             warnings.warn(
                 f"split {split!r} is left out: none of its {len(names)} images is there", stacklevel=4
             )
     if not splits:
         raise ValueError(
-            f"no image is in any of {', '.join(LISTS[split] for split in lists)}: is one cut short?"
+            f"no image is in any of {', '.join(sources[split] for split in lists)}: is one cut short?"
         )
     return splits

@@ -2,12 +2,15 @@
 
 import itertools
 import random
+import re
 import struct
 import warnings
 import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -68,12 +71,21 @@ def open_image(path: str | Path) -> Image.Image:
     Upright: the EXIF orientation is applied. 16-bit grey is scaled to 8 bits (Pillow would clip it).
     Raises ValueError, one line naming the file, when it is missing, truncated, too large or not an image.
     """
+    return decode(path, str(path))
+
+
+def decode_image(content: bytes, name: str) -> Image.Image:
+    """Like `open_image`, of an image file's content that lies in a larger file; `name` says where."""
+    return decode(BytesIO(content), name)
+
+
+def decode(file: str | Path | BinaryIO, name: str) -> Image.Image:
     try:
-        with Image.open(path) as image:
+        with Image.open(file) as image:
             return to_rgb(ImageOps.exif_transpose(image))
     except UNREADABLE as error:
         reason = " ".join(str(error).split()) or type(error).__name__
-        raise ValueError(f"cannot decode image {str(path)!r}: {reason}; repair or remove the file") from error
+        raise ValueError(f"cannot decode image {name!r}: {reason}; repair or remove the file") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
@@ -121,6 +133,18 @@ def split_by_image(
             )
         start = end
     return splits
+
+
+def class_captions(name: str, templates: Sequence[str]) -> tuple[str, ...]:
+    """A caption from each template: "a photo of a {}" -> "a photo of a cat", "a photo of an airplane"."""
+    if not templates or any("{}" not in template for template in templates):
+        raise ValueError(
+            f'templates {tuple(templates)} need one or more texts, each with "{{}}" for the class'
+        )
+    an = r"\1n {}" if name[:1].lower() in "aeiou" else r"\1 {}"
+    return tuple(
+        re.sub(r"\b(a) {}", an, template, flags=re.IGNORECASE).replace("{}", name) for template in templates
+    )
 
 
 def warn_of_missing(names: Collection[str], what: str, where: str) -> None:

@@ -5,23 +5,18 @@ import json
 import os
 import warnings
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
-from minclip.data.records import Record, open_image, split_by_image, warn_of_missing
+from minclip.data.records import Record, split_by_image
+from minclip.data.sources import by_split, file_records, split_name
 
 SEPARATORS = (",", "\t", ";", "|")
 IMAGE_COLUMNS = (
     *("image", "image_path", "image_file", "image_name", "filepath", "file_path", "filename", "file_name"),
     *("file", "path", "img", "img_path"),
 )
-CAPTION_COLUMNS = ("caption", "captions", "text", "sentence", "description", "comment", "title")
+CAPTION_COLUMNS = ("caption", "captions", "text", "text_en", "sentence", "description", "comment", "title")
 SPLIT_COLUMN = "split"
-SPLITS = {
-    "train": ("train", "training", "restval"),  # restval: more training images in Karpathy's tables
-    "dev": ("dev", "val", "valid", "validation"),
-    "test": ("test", "testing"),
-}
 Row = tuple[int, dict]  # line number; column -> value
 
 
@@ -68,14 +63,12 @@ class TableConfig:
             captions, split_of = group_rows(rows, image, caption, split, path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-        records = make_records(captions, Path(self.image_root) if self.image_root else path.parent)
+        folder = Path(self.image_root) if self.image_root else path.parent
+        records = file_records(captions, folder, "give the folder they are relative to as image_root")
         if not split:
             fractions = {"train": 1 - self.dev_fraction, "dev": self.dev_fraction}
             return split_by_image(records, fractions, self.split_seed)
-        splits = {
-            name: [record for record in records if split_of[record.image_id] == name] for name in SPLITS
-        }
-        return {name: members for name, members in splits.items() if members}
+        return by_split(records, split_of)
 
 
 def is_jsonl(path: Path) -> bool:
@@ -184,31 +177,5 @@ def group_rows(
     return captions, split_of
 
 
-def split_name(spelling: str, where: str) -> str:
-    for name, spellings in SPLITS.items():
-        if spelling.lower() in spellings:
-            return name
-    raise ValueError(f"{where} has the split {spelling!r}: use {', '.join(SPLITS)}")
-
-
 def cell(value: object) -> str:
     return "" if value is None else str(value).strip()
-
-
-def make_records(captions: dict[str, list[str]], folder: Path) -> list[Record]:
-    """A record for each image that has a file; groups are numbered in the order of the names."""
-    names = sorted(captions)
-    missing = [name for name in names if not (folder / name).is_file()]
-    if len(missing) == len(names):
-        looked = f"; the first was looked for at {str(folder / names[0])!r}" if names else ""
-        raise ValueError(
-            f"none of the {len(names)} images of the table has a file{looked}: "
-            "give the folder that they are relative to as image_root"
-        )
-    warn_of_missing(missing, "images of the table", f"not in {folder}")
-    gone = set(missing)
-    return [
-        Record(name, partial(open_image, str(folder / name)), tuple(captions[name]), group)
-        for group, name in enumerate(names)
-        if name not in gone
-    ]

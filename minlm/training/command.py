@@ -30,15 +30,27 @@ class Command:
     resume: bool
 
 
-def command_line(presets: dict[str, Any], description: str, arguments: list[str] | None = None) -> Command:
+def command_line(
+    presets: dict[str, Any],
+    description: str,
+    arguments: list[str] | None = None,
+    full: dict[str, Any] | None = None,
+) -> Command:
     """Read the command line of a training script; the first preset is the default.
 
+    full: the presets that have published shapes, too large for a laptop, under the same names (`--size full`).
     Raises ValueError for values that cannot be; exits with status 2 for options that are not there.
     """
     first = OneLineParser(add_help=False)
     choice = first.add_argument_group("what to train")
     default = next(iter(presets))
     choice.add_argument("--preset", choices=presets, default=default, help=f"recipe (default: {default})")
+    choice.add_argument(
+        "--size",
+        choices=("tiny", "full"),
+        default="tiny",
+        help="minutes on a laptop, or the published shapes",
+    )
     choice.add_argument("--config", type=Path, metavar="FILE", help="a run's config.json instead of a preset")
     choice.add_argument(
         "--out", type=Path, metavar="DIR", help="the run's folder (default: runs/PRESET-TIME)"
@@ -54,8 +66,13 @@ def command_line(presets: dict[str, Any], description: str, arguments: list[str]
         return Command(
             chosen.resume.name, load_config(cls, chosen.resume / "config.json"), chosen.resume, True
         )
-    config = load_config(cls, chosen.config) if chosen.config else presets[chosen.preset]
-    usage = "%(prog)s [--preset NAME | --config FILE | --resume RUN] [--out DIR] [--OPTION VALUE ...]"
+    sized = presets if chosen.size == "tiny" else full or {}
+    if chosen.preset not in sized:
+        raise ValueError(
+            f"preset {chosen.preset} has no --size full: there are {', '.join(full or {}) or 'none'}"
+        )
+    config = load_config(cls, chosen.config) if chosen.config else sized[chosen.preset]
+    usage = "%(prog)s [--preset NAME [--size SIZE] | --config FILE | --resume RUN] [--out DIR] [--OPTION VALUE ...]"
     parser = OneLineParser(usage=usage, description=description, parents=[first])
     add_options(parser, config)
     options = vars(parser.parse_args(arguments))

@@ -60,35 +60,42 @@ class Muon(torch.optim.Optimizer):
         """One update of every parameter that has a gradient."""
         for group in self.param_groups:
             lr, mu = group["lr"], group["momentum"]
-            for parameter in group["params"]:
-                if parameter.grad is None:
-                    continue
-                state = self.state[parameter]
-                if not state:
-                    state["momentum"] = torch.zeros_like(parameter)
-                momentum = state["momentum"].lerp_(parameter.grad, 1 - mu)
-                update = orthogonalise(parameter.grad.lerp(momentum, mu).flatten(1))
-                rows, columns = update.shape
-                parameter.mul_(1 - lr * group["weight_decay"])
-                parameter.add_(update.view_as(parameter), alpha=-lr * max(1, rows / columns) ** 0.5)
+            trained = [p for p in group["params"] if p.grad is not None]
+            # Matrices of one shape are made orthogonal together: a small one does not fill the processor.
+            for rows, columns in sorted({tuple(p.flatten(1).shape) for p in trained}):
+                alike = [p for p in trained if p.flatten(1).shape == (rows, columns)]
+                ahead = torch.stack([self.look_ahead(p, mu).flatten(1) for p in alike])
+                for parameter, update in zip(alike, orthogonalise(ahead), strict=True):
+                    parameter.mul_(1 - lr * group["weight_decay"])
+                    parameter.add_(update.view_as(parameter), alpha=-lr * max(1, rows / columns) ** 0.5)
+
+    def look_ahead(self, parameter: Tensor, mu: float) -> Tensor:
+        """Nesterov's step: the gradient, moved towards the momentum that has just taken it in."""
+        state = self.state[parameter]
+        if not state:
+            state["momentum"] = torch.zeros_like(parameter)
+        momentum = state["momentum"].lerp_(parameter.grad, 1 - mu)
+        return parameter.grad.lerp(momentum, mu)
 
 
-def orthogonalise(matrix: Tensor, steps: int = 5) -> Tensor:
-    """U V^T of the matrix's singular value decomposition U S V^T, roughly: the singular values come out near 1.
+def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
+    """U V^T of the singular value decomposition U S V^T of each of N matrices, (N, R, C) -> (N, R, C), roughly:
+    the singular values come out near 1.
 
     Newton-Schulz iteration with the quintic of Jordan et al. 2024, X <- a X + (b A + c A A) X, A = X X^T; it
     needs products only, and bfloat16 is enough. The factors make small singular values grow fast, at the
     price of ending anywhere in about 0.7 to 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
-    x = matrix.bfloat16()
-    x = x / (x.norm() + 1e-7)
-    tall = x.shape[0] > x.shape[1]
-    x = x.T if tall else x
+    x = matrices.bfloat16()
+    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    tall = x.shape[1] > x.shape[2]
+    x = x.mT if tall else x
     for _ in range(steps):
-        gram = x @ x.T
-        x = a * x + (b * gram + c * gram @ gram) @ x
-    return (x.T if tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        polynomial = torch.baddbmm(gram, gram, gram, beta=b, alpha=c)  # b A + c A A
+        x = torch.baddbmm(x, polynomial, x, beta=a)
+    return (x.mT if tall else x).to(matrices.dtype)
 
 
 def schedule(progress: float, warmup: float, shape: Schedule, floor: float) -> float:

@@ -39,6 +39,7 @@ class TrainConfig:
     micro_batches: parts a batch is computed in, to save memory; the gradient is the whole batch's
     lr: peak learning rate of AdamW
     muon_lr: peak learning rate of Muon, which then trains the hidden matrices; 0 = AdamW trains them too
+    muon_momentum: Muon's memory of gradients; a run of a few hundred steps wants less of it
     lr_floor: the last learning rate, as a share of the peak
     warmup: share of the run in which the learning rate rises
     schedule: shape of its fall after that
@@ -63,6 +64,7 @@ class TrainConfig:
     micro_batches: int = 1
     lr: float = 1e-3
     muon_lr: float = 0.0
+    muon_momentum: float = 0.95
     lr_floor: float = 0.0
     warmup: float = 0.05
     schedule: Schedule = "cosine"
@@ -182,7 +184,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
         group["params"] = [p for p in group["params"] if id(p) not in by_muon]
     optimizers = [torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)]
     if hidden:
-        optimizers.append(Muon(by_lr_factor(model, hidden), config.muon_lr, config.weight_decay))
+        optimizers.append(
+            Muon(by_lr_factor(model, hidden), config.muon_lr, config.weight_decay, config.muon_momentum)
+        )
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"] * group["lr_factor"]

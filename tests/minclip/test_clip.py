@@ -10,97 +10,28 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig, batch_loss
-from minclip.losses import clip_loss, contrastive_figures
+from minclip.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig, batch_loss, contrastive_loss
+from minclip.losses import clip_loss, contrastive_figures, sigmoid_loss, soft_target_loss
+from minclip.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.config import from_dict, to_dict
 from minlm.training.optim import parameter_groups
-from tests.minlm.test_transformer import normal, randomise
-
-seeds = st.integers(0, 10**6)
-sizes = st.integers(1, 6)
-stacks = st.builds(
-    lambda heads, size, layers, d_ff, activation: {
-        "d_model": heads * size,
-        "n_heads": heads,
-        "n_layers": layers,
-        "d_ff": d_ff,
-        "activation": activation,
-    },
-    st.integers(1, 3),
-    st.sampled_from([4, 6]),
-    st.integers(1, 2),
-    st.sampled_from([None, 5]),
-    st.sampled_from(["gelu", "gelu_tanh", "quick_gelu", "relu"]),
+from tests.minclip.drawn import (
+    LOSSES,
+    PROJECTIONS,
+    SMALL,
+    batch_of,
+    clip_configs,
+    model_of,
+    pair_of,
+    resnet_clip_configs,
+    seeds,
+    sizes,
 )
-vit_configs = st.builds(
-    lambda stack, patch, grid, **fields: VisionTransformerConfig(
-        **stack, patch_size=patch, image_size=(grid[0] * patch[0], grid[1] * patch[1]), **fields
-    ),
-    stacks,
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    pool=st.sampled_from(["class", "mean", "last"]),
-    norm_input=st.booleans(),
-)
-text_fields = {"vocab_size": st.integers(2, 30), "context_length": st.integers(3, 9)}
-gpt_configs = st.builds(
-    lambda stack, end_id, vocab_size, context_length: GPTTextConfig(
-        **stack, end_id=end_id % vocab_size, vocab_size=vocab_size, context_length=context_length
-    ),
-    stacks,
-    st.integers(0, 29),
-    **text_fields,
-)
-bert_configs = st.builds(
-    lambda stack, **fields: BertTextConfig(**stack, **fields),
-    stacks,
-    pool=st.sampled_from(["first", "mean"]),
-    **text_fields,
-)
-resnet_configs = st.builds(
-    ResNetConfig,
-    image_size=st.tuples(st.integers(16, 18), st.integers(16, 18)),
-    block=st.sampled_from(["basic", "bottleneck"]),
-    depths=st.lists(st.integers(1, 2), min_size=1, max_size=2).map(tuple),
-    d_model=st.integers(2, 5),
-    stem=st.sampled_from(["imagenet", "cifar", "small"]),
-)
-rest = {
-    "text": st.one_of(gpt_configs, bert_configs),
-    "embed_dim": st.integers(1, 9),
-    "temperature": st.floats(0.01, 1),
-}
-clip_configs = st.builds(CLIPConfig, image=vit_configs, **rest)
-resnet_clip_configs = st.builds(CLIPConfig, image=resnet_configs, **rest)
 
-
-def batch_of(config: CLIPConfig, n: int, seed: int) -> dict[str, torch.Tensor]:
-    """n random pairs, several to a group; texts end anywhere, and what follows the end is masked."""
-    generator, length = torch.Generator().manual_seed(seed), config.text.context_length
-    tokens = torch.randint(config.text.vocab_size, (n, length), generator=generator)
-    end = torch.randint(length, (n,), generator=generator)
-    tokens[torch.arange(n), end] = getattr(config.text, "end_id", 0)
-    return {
-        "images": normal(seed + 1, n, 3, *config.image.image_size),
-        "tokens": tokens,
-        "token_mask": torch.arange(length) <= end[:, None],
-        "groups": torch.randint(max(1, 2 * n // 3), (n,), generator=generator),
-    }
-
-
-def model_of(config: CLIPConfig, seed: int) -> CLIP:
-    """A CLIP of random float64 weights, biases and gains too, with the config's temperature."""
-    model = randomise(CLIP(config), seed)
-    with torch.no_grad():
-        model.logit_scale.fill_(math.log(1 / config.temperature))
-    return model
-
-
-def pair_of(model: CLIP, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
-    return model.encode_image(batch["images"]), model.encode_text(batch["tokens"], batch["token_mask"])
+SMALL_MODEL = CLIP(SMALL)
 
 
 def same(found: torch.Tensor, expected: torch.Tensor) -> None:
@@ -126,12 +57,15 @@ def test_the_towers_are_the_configs(config):
     towers = {
         VisionTransformerConfig: VisionTransformer,
         ResNetConfig: ResNet,
+        ModifiedResNetConfig: ModifiedResNet,
         GPTTextConfig: GPTTextEncoder,
         BertTextConfig: BertTextEncoder,
     }
     for tower, its_config in ((model.image_tower, config.image), (model.text_tower, config.text)):
         assert type(tower) is towers[type(its_config)]
         assert tower.config == its_config
+    assert (model.image_projection.bias is not None) == isinstance(config.image, ModifiedResNetConfig)
+    assert model.text_projection.bias is None
 
 
 @given(clip_configs, sizes, sizes, seeds)
@@ -163,6 +97,38 @@ def test_the_batchs_loss_is_the_loss_of_its_encodings(config, n, seed):
     }
     total.backward()
     assert all(parameter.grad is not None for parameter in model.parameters())
+
+
+@given(clip_configs, sizes, seeds, st.sampled_from(LOSSES), st.sampled_from(PROJECTIONS))
+def test_loss_and_heads_are_the_configs(config, n, seed, loss, projection):
+    """logit_bias is there for the sigmoid loss alone, and starts at SigLIP's -10."""
+    config = replace(config, loss=loss, projection=projection)
+    started = CLIP(config).state_dict()
+    assert started.get("logit_bias") == (-10 if loss == "sigmoid" else None)
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    pair, groups = pair_of(model, batch), batch["groups"]
+    for embeddings in pair:
+        same(embeddings.norm(dim=-1), torch.ones(n))
+    found, n_pairs, figures = batch_loss(model, batch)
+    scale = model.logit_scale
+    expected = {
+        "infonce": lambda: clip_loss(*pair, scale, groups),
+        "sigmoid": lambda: sigmoid_loss(*pair, scale, model.logit_bias, groups),
+        "soft_targets": lambda: soft_target_loss(*pair, scale, groups),
+    }[loss]()
+    assert torch.equal(found, expected[0])
+    assert n_pairs == expected[1]
+    assert torch.equal(contrastive_loss(model, *pair, groups)[0], found)
+    assert ("bias" in figures) == (loss == "sigmoid")
+
+
+@given(clip_configs, sizes, seeds)
+def test_a_batch_may_hold_features_in_place_of_what_they_are_of(config, n, seed):
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    expected = batch_loss(model, batch)[0]
+    image = {"image_features": model.image_tower(batch.pop("images"))}
+    text = {"text_features": model.text_tower(batch.pop("tokens"), batch.pop("token_mask"))}
+    torch.testing.assert_close(batch_loss(model, batch | image | text)[0], expected)
 
 
 @given(clip_configs)
@@ -289,11 +255,3 @@ def test_a_fixed_batch_is_learned(text_class):
     assert figures["top1"] == 1
     assert total / n_pairs < 0.1 * math.log(12)
     assert figures["positive_cosine"] > figures["negative_cosine"] + 0.5
-
-
-SMALL = CLIPConfig(
-    image=VisionTransformerConfig(d_model=16, n_heads=2, n_layers=1, image_size=(8, 8), patch_size=(4, 4)),
-    text=GPTTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=20, context_length=8),
-    embed_dim=8,
-)
-SMALL_MODEL = CLIP(SMALL)

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from minclip.data.table import TableConfig
-from minclip.doctor import examine, examine_schedule
+from minclip.doctor import examine
 from minclip.presets import PRESETS
 from minclip.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig
@@ -88,33 +88,3 @@ def test_four_patches_are_too_few(folder):
     image = VisionTransformerConfig(image_size=(32, 32), patch_size=(16, 16))
     [text] = problems(findings(folder, image=image))
     assert text.startswith("the image tower sees 4 patches, too few to see much")
-
-
-@pytest.mark.parametrize(
-    "train, level, text",
-    [
-        (
-            TrainConfig(steps=100, batch_size=10, warmup=0.1),
-            "ok",
-            "at most 100 steps, 1.0 epochs; warm-up takes 10",
-        ),
-        (
-            TrainConfig(epochs=2, batch_size=10, warmup=0.1),
-            "ok",
-            "at most 200 steps, 2.0 epochs; warm-up takes 20",
-        ),
-        (
-            TrainConfig(steps=5, batch_size=10, warmup=0.05),
-            "problem",
-            "at most 5 steps, 0.1 epochs; warm-up takes 0",
-        ),
-        (TrainConfig(minutes=2, warmup=0.1), "ok", "at most 2 minutes; warm-up takes 12 s"),
-        (
-            TrainConfig(steps=5, batch_size=2000),
-            "problem",
-            "batch_size=2000 is more than the 1,000 training images",
-        ),
-    ],
-)
-def test_run_length_and_warm_up(train, level, text):
-    assert any(found == level and said.startswith(text) for found, said in examine_schedule(train, 1000))

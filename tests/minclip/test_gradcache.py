@@ -9,12 +9,21 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.clip import CLIP, CLIPConfig, batch_loss
+from minclip.clip import CLIP, CLIPConfig, batch_loss, contrastive_loss
 from minclip.gradcache import cached_backward
-from minclip.losses import clip_loss, contrastive_figures
+from minclip.losses import contrastive_figures
 from minclip.text import BertTextConfig
 from minlm.training.loop import accumulate, to_device
-from tests.minclip.test_clip import SMALL, batch_of, clip_configs, model_of, pair_of, resnet_clip_configs
+from tests.minclip.drawn import (
+    LOSSES,
+    PROJECTIONS,
+    SMALL,
+    batch_of,
+    clip_configs,
+    model_of,
+    pair_of,
+    resnet_clip_configs,
+)
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(2, 9)
@@ -46,9 +55,9 @@ def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
     model.zero_grad(set_to_none=True)
     pairs = [pair_of(model, {name: value[part] for name, value in batch.items()}) for part in slices]
     images, texts = (torch.cat(side) for side in zip(*pairs, strict=True))
-    total, count = clip_loss(images, texts, model.logit_scale, batch["groups"])
+    total, count = contrastive_loss(model, images, texts, batch["groups"])
     (total / count).backward()
-    figures = contrastive_figures(images, texts, model.logit_scale, batch["groups"])
+    figures = contrastive_figures(images, texts, model.logit_scale, batch["groups"], model.logit_bias)
     return total.detach() / count, count, figures, gradients(model)
 
 
@@ -63,9 +72,12 @@ def same_run(found: tuple, expected: tuple, dtype: torch.dtype) -> None:
             continue
         torch.testing.assert_close(found[2][name], figure, atol=tolerance, rtol=tolerance, msg=name)
     assert found[3].keys() == expected[3].keys()
-    largest = max(1.0, *(gradient.abs().max().item() for gradient in expected[3].values()))
+    given_gradients = [gradient for gradient in expected[3].values() if gradient is not None]
+    largest = max(1.0, *(gradient.abs().max().item() for gradient in given_gradients))
     for name, gradient in expected[3].items():
-        torch.testing.assert_close(found[3][name], gradient, atol=tolerance * largest, rtol=0, msg=name)
+        assert (found[3][name] is None) == (gradient is None), name
+        if gradient is not None:
+            torch.testing.assert_close(found[3][name], gradient, atol=tolerance * largest, rtol=0, msg=name)
 
 
 def chunks(n: int, n_parts: int) -> list[slice]:
@@ -74,18 +86,20 @@ def chunks(n: int, n_parts: int) -> list[slice]:
 
 
 def with_dropout(config: CLIPConfig, dropout: float) -> CLIPConfig:
+    patch_dropout = 0.0 if config.image.pool == "last" else dropout
     return replace(
         config,
-        image=replace(config.image, dropout=dropout),
+        image=replace(config.image, dropout=dropout, patch_dropout=patch_dropout),
         text=replace(config.text, dropout=dropout),
         temperature=max(config.temperature, 0.05),
     )
 
 
-@given(clip_configs, sizes, parts, seeds)
-def test_every_gradient_is_the_whole_batchs(config, n, n_parts, seed):
-    """logit_scale's too; parts of unequal size, groups that cross them, more parts than pairs."""
-    model, batch = model_of(with_dropout(config, 0.0), seed).train(), batch_of(config, n, seed)
+@given(clip_configs, sizes, parts, seeds, st.sampled_from(LOSSES), st.sampled_from(PROJECTIONS))
+def test_every_gradient_is_the_whole_batchs(config, n, n_parts, seed, loss, projection):
+    """logit_scale's and logit_bias's too; parts of unequal size, groups that cross them, more parts than pairs."""
+    config = replace(config, loss=loss, projection=projection)
+    model, batch = model_of(with_dropout(config, 0.0), seed), batch_of(config, n, seed)
     dtype = pair_of(model, batch)[0].dtype
     expected = whole_batch(model, batch, [slice(n)])
     same_run(run(cached_backward, model, batch, n_parts), expected, dtype)
@@ -95,7 +109,8 @@ def test_every_gradient_is_the_whole_batchs(config, n, n_parts, seed):
 @pytest.mark.parametrize("device", DEVICES)
 @given(clip_configs, sizes, parts, seeds, st.sampled_from([0.1, 0.5]))
 def test_with_dropout_both_passes_draw_the_same_masks(device, config, n, n_parts, seed, dropout):
-    """And leave the device's generator where one pass over the parts leaves it."""
+    """The same patches and heads' dropout too, and the device's generator where one pass leaves it."""
+    config = replace(config, projection="residual")
     model = model_of(with_dropout(config, dropout), seed).train().to(device)
     batch = to_device(batch_of(config, n, seed), torch.device(device))
     get_state = torch.cuda.get_rng_state if device == "cuda" else torch.get_rng_state
@@ -106,6 +121,38 @@ def test_with_dropout_both_passes_draw_the_same_masks(device, config, n, n_parts
     torch.manual_seed(seed)
     same_run(run(cached_backward, model, batch, n_parts), expected, dtype)
     assert torch.equal(get_state(), after)
+
+
+FROZEN = ["image_tower", "text_tower", "image_projection", "text_projection", "logit_scale"]
+
+
+@given(
+    clip_configs, sizes, parts, seeds, st.sampled_from(LOSSES), st.sets(st.sampled_from(FROZEN), max_size=4)
+)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
+    config, n, n_parts, seed, loss, frozen
+):
+    """A tower, its head too, or both sides, whose embeddings then have no graph."""
+    config = replace(config, loss=loss)
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    for name in frozen:
+        getattr(model, name).requires_grad_(False)
+    expected = whole_batch(model, batch, [slice(n)])
+    same_run(run(cached_backward, model, batch, n_parts), expected, pair_of(model, batch)[0].dtype)
+    for name, gradient in expected[3].items():
+        assert (gradient is None) == (name.split(".")[0] in frozen)
+
+
+@given(clip_configs, sizes, parts, seeds, st.sampled_from(["image", "text", "both"]))
+def test_features_in_place_of_pictures_and_texts(config, n, n_parts, seed, kept):
+    model, batch = model_of(config, seed), batch_of(config, n, seed)
+    with torch.no_grad():
+        if kept != "text":
+            batch["image_features"] = model.image_tower(batch.pop("images"))
+        if kept != "image":
+            batch["text_features"] = model.text_tower(batch.pop("tokens"), batch.pop("token_mask"))
+    expected = run(accumulate, model, batch, 1)
+    same_run(run(cached_backward, model, batch, n_parts), expected, torch.float32)
 
 
 @given(clip_configs, sizes, seeds)

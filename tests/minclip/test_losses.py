@@ -1,4 +1,4 @@
-"""The contrastive loss against its equation in plain loops, and its laws: order, rotation, groups, chance, floor."""
+"""InfoNCE and the sigmoid loss against plain loops, and their laws: order, rotation, groups, chance, floor."""
 
 import math
 
@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.losses import clip_logits, clip_loss, contrastive_figures
+from minclip.losses import clip_logits, clip_loss, contrastive_figures, sigmoid_loss
 from tests.minlm.test_transformer import normal
 
 seeds = st.integers(0, 10**6)
@@ -206,3 +206,58 @@ def test_the_loss_is_the_same_under_autocast(n, embed_dim, scale, seed):
         value, figures = clip_loss(*inputs)[0], contrastive_figures(*inputs)
     assert torch.equal(value, clip_loss(*inputs)[0])
     assert figures == contrastive_figures(*inputs)
+
+
+biases = st.floats(-12, 5)
+
+
+def sigmoid_written_out(images, texts, scale, bias, groups) -> torch.Tensor:
+    """The equation of sigmoid_loss, pair by pair."""
+    total = torch.zeros((), dtype=torch.float64)
+    for i in range(len(images)):
+        for j in range(len(texts)):
+            if i == j or groups[i] != groups[j]:
+                logit = scale.exp() * images[i].dot(texts[j]) + bias
+                total = total - (logit if i == j else -logit).sigmoid().log()
+    return total
+
+
+@given(sizes, st.integers(1, 8), st.floats(0, 2), biases, seeds)
+def test_the_sigmoid_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, bias, seed):
+    images, texts, groups = draw(seed, n, embed_dim)
+    results = []
+    for loss in (lambda *inputs: sigmoid_loss(*inputs)[0], sigmoid_written_out):
+        inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale), log_scale(bias))]
+        value = loss(*inputs, groups)
+        value.backward()
+        results.append((value, *(x.grad for x in inputs)))
+    for mine, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(mine, theirs, atol=1e-8, rtol=1e-8)
+    assert sigmoid_loss(*inputs, groups)[1] == n
+
+
+@given(sizes, st.integers(1, 8), scales, biases, seeds)
+def test_the_sigmoid_loss_is_symmetric_and_sees_neither_order_nor_names(n, embed_dim, scale, bias, seed):
+    images, texts, groups = draw(seed, n, embed_dim)
+    learned = log_scale(scale), log_scale(bias)
+    value = sigmoid_loss(images, texts, *learned, groups)[0]
+    same(sigmoid_loss(texts, images, *learned, groups)[0], value)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    same(sigmoid_loss(images[order], texts[order], *learned, groups[order])[0], value)
+    unique = sigmoid_loss(images, texts, *learned, order)[0]
+    assert torch.equal(sigmoid_loss(images, texts, *learned)[0], unique)
+
+
+@given(st.integers(1, 40), st.integers(1, 8), seeds)
+def test_the_sigmoid_losss_chance_is_the_best_that_a_bias_alone_can_do(n, embed_dim, seed):
+    """About ln B + 1 for unique groups; 0 for one group, in which every pair compared is a positive."""
+    images, texts, groups = draw(seed, n, embed_dim)
+    for some in (groups, torch.arange(n)):
+        figures = contrastive_figures(images, texts, log_scale(0.0), some, log_scale(-3.0))
+        assert figures["bias"] == -3
+        tried = torch.linspace(-8, 8, 400, dtype=torch.float64)
+        blind = [sigmoid_loss(images, texts, log_scale(-40.0), bias, some)[0] / n for bias in tried]
+        torch.testing.assert_close(figures["chance"].double(), min(blind), atol=2e-3, rtol=1e-3)
+    if n > 1:
+        same(figures["chance"], math.log(n) + (n - 1) * math.log(n / (n - 1)))
+    assert "bias" not in contrastive_figures(images, texts, log_scale(0.0), groups)

@@ -14,8 +14,8 @@ from matplotlib.patches import Rectangle
 from PIL import Image
 
 from minclip.data.records import Record
-from minclip.evaluate import retrieval_ranks
 from minclip.plots import retrieval_grid, search_results, similarity_matrix, wrap, zero_shot_examples
+from minclip.retrieval import retrieval_ranks
 from minlm.plots import GREEN
 
 LONG = "Two dogs, one that cost $5 and one that cost $6, " + "run across a very green field " * 9
@@ -183,6 +183,18 @@ def test_retrieval_grid(tmp_path, counts, queries, images, texts):
         heights = [text.get_position()[1] for text in found]
         assert heights == sorted(heights, reverse=True)
     check_png(tmp_path / "grid.png", figure)
+
+
+def test_answers_of_the_querys_group_are_right(tmp_path):
+    """Captions made of class names: pictures 0 and 2 are of one class, 1 of another."""
+    records = [Record(str(i), partial(plain, i), (f"class {i % 2}",), i % 2) for i in range(3)]
+    images = F.normalize(torch.tensor([[1.0, 0.0], [0.5, 0.5], [0.0, 1.0]]), dim=-1)
+    figure = retrieval_grid(records, images, images, [0], tmp_path / "grid.png")
+    above, below = figure.subfigs
+    assert [framed(axes) for axes in above.axes[1:4]] == [True, False, True]
+    assert words(above.axes[0])[1] == "its image ranks 1 of 3"
+    cosines = [text.get_text() for text in below.axes[1].texts[::2]]
+    assert [cosine.startswith("✓") for cosine in cosines] == [True, False, True]
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minclip.data.records import Question, Record, open_image, split_by_image, warn_of_missing
+from minclip.data.records import (
+    Question,
+    Record,
+    class_captions,
+    decode_image,
+    open_image,
+    split_by_image,
+    warn_of_missing,
+)
 
 FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
 
@@ -243,3 +251,22 @@ def test_split_refuses():
 def test_missing_images_are_counted_and_named():
     with pytest.warns(UserWarning, match="left out 4 images, not on disk: a, b, c$"):
         warn_of_missing({"d", "c", "b", "a"}, "images", "not on disk")
+
+
+def test_an_image_inside_another_file(tmp_path):
+    array = noise(5, 7)
+    content = saved(tmp_path, Image.fromarray(array)).read_bytes()
+    np.testing.assert_array_equal(np.asarray(decode_image(content, "x")), array)
+    with pytest.raises(ValueError, match=r"cannot decode image 'shard/key': .*repair or remove") as caught:
+        decode_image(content[:-30], "shard/key")
+    assert "\n" not in str(caught.value)
+
+
+def test_captions_of_a_class():
+    templates = ("a photo of a {}", "A {} of A {}", "the {}", "data {}", "two {}s and a {}")
+    assert class_captions("owl", templates) == (
+        *("a photo of an owl", "An owl of An owl", "the owl", "data owl", "two owls and an owl"),
+    )
+    assert class_captions("Cat", templates[:2]) == ("a photo of a Cat", "A Cat of A Cat")
+    assert class_captions("Emu", templates[:1]) == ("a photo of an Emu",)
+    assert class_captions(r"\1", ("a {}",)) == (r"a \1",)

@@ -195,7 +195,7 @@ def test_rows_without_image_or_caption_are_counted(tmp_path):
 def test_missing_images_are_counted_and_named(tmp_path):
     rows = "".join(f"{name}.png,x,train\n" for name in "azyxw")
     path = write(tmp_path, "image,caption,split\n" + rows)
-    with pytest.warns(UserWarning, match=r"left out 4 images of the table, not in .*: w.png, x.png, y.png$"):
+    with pytest.warns(UserWarning, match=r"left out 4 images with captions, not in .*: w.png, x.png, y.png$"):
         assert captions_of(read(path)) == {"a.png": ("x",)}
     with pytest.raises(
         ValueError, match=r"none of the 5 images .* looked for at '/nowhere/a.png': .*image_root"
@@ -203,7 +203,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
         read(path, image_root="/nowhere")
     with (
         pytest.warns(UserWarning, match="1 of 1 rows"),
-        pytest.raises(ValueError, match=r"none of the 0 images .* has a file: "),
+        pytest.raises(ValueError, match=r"none of the 0 images .* has a file: give the folder"),
     ):
         read(write(tmp_path, "image,caption\na.png,\n"))
 

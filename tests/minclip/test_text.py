@@ -38,10 +38,11 @@ gpt_configs = st.builds(
     vocabularies,
 )
 bert_configs = st.builds(
-    lambda shape, vocab_size, pool: BertTextConfig(**shape, vocab_size=vocab_size, pool=pool),
+    lambda shape, **fields: BertTextConfig(**shape, **fields),
     shapes,
-    st.integers(2, 9),
-    st.sampled_from(["first", "mean"]),
+    vocab_size=st.integers(2, 9),
+    pool=st.sampled_from(["first", "pooler", "mean"]),
+    token_types=st.integers(0, 3),
 )
 any_config = st.one_of(gpt_configs, bert_configs)
 ENCODERS = {GPTTextConfig: GPTTextEncoder, BertTextConfig: BertTextEncoder}
@@ -131,14 +132,24 @@ def test_bert_is_torchs_encoder(config, batch, seed, data):
     model, length = encoder(config, seed), data.draw(st.integers(1, config.context_length))
     tokens, token_mask = words(config, seed, batch, length), prefix_mask(config, seed, batch, length)
     x = model.embedding.tokens.weight[tokens] + model.embedding.positions.weight[:length]
+    if config.token_types:
+        x = x + F.embedding(torch.zeros_like(tokens), model.embedding.token_types.weight)
     x = F.layer_norm(x, (config.d_model,), model.norm.weight, model.norm.bias, eps=1e-12)
     hidden = torch_stack(model.transformer)(x, src_key_padding_mask=~token_mask)
     same(model.forward_tokens(tokens, token_mask)[token_mask], hidden[token_mask])
-    if config.pool == "first":
-        expected = [states[0] for states in hidden]
-    else:
-        expected = [states[real].mean(dim=0) for states, real in zip(hidden, token_mask, strict=True)]
-    same(model(tokens, token_mask), torch.stack(expected))
+    first, mean = (
+        hidden[:, 0],
+        [states[real].mean(dim=0) for states, real in zip(hidden, token_mask, strict=True)],
+    )
+    expected = {"first": first, "mean": torch.stack(mean)}
+    if config.pool == "pooler":
+        expected["pooler"] = (first @ model.pooler.weight.T + model.pooler.bias).tanh()
+    same(model(tokens, token_mask), expected[config.pool])
+    has = {name.split(".weight")[0] for name in model.state_dict()}
+    assert ("embedding.token_types" in has, "pooler" in has) == (
+        config.token_types > 0,
+        config.pool == "pooler",
+    )
     assert model.width == config.d_model
 
 
@@ -257,3 +268,8 @@ def test_impossible_configs_are_refused(config_class, wrong):
     name, value = next(iter(wrong.items()))
     with pytest.raises(ValueError, match=f"{name}={value}"):
         config_class(**wrong)
+
+
+def test_a_negative_table_of_token_types_is_refused():
+    with pytest.raises(ValueError, match="token_types=-1 must be at least 0"):
+        BertTextConfig(token_types=-1)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from minclip.vit import VisionTransformer, VisionTransformerConfig, resize_positions
+from minclip.vit import VisionTransformer, VisionTransformerConfig, drop_patches, resize_positions
 from tests.minlm.test_transformer import normal, randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
@@ -259,3 +259,44 @@ def test_positions_start_at_the_size_of_the_embedded_patches(d_model, patch, see
     model = VisionTransformer(config)
     content = model.patch_embedding(torch.randn(64, 3, *config.image_size))
     assert 1 / 3 < (model.positions.std() / content.std()).item() < 3
+
+
+@given(configs, st.integers(1, 5), seeds, st.floats(0.05, 0.95))
+def test_patch_dropout_keeps_a_share_of_the_patches_in_training_only(config, batch, seed, share):
+    """Tokens that stay are unchanged, the class token among them; another choice for each picture and step."""
+    config = replace(config, pool="class" if config.pool == "last" else config.pool)
+    model, images = tower(replace(config, patch_dropout=share), seed), pictures(config, batch, seed)
+    whole = first_tokens(model, images)
+    torch.testing.assert_close(whole, unfolded(model, images), atol=1e-12, rtol=1e-12)  # in evaluation all
+    kept = first_tokens(model.train(), images)
+    n_extra = int(config.pool == "class")
+    n_kept = max(1, round(config.n_patches * (1 - share)))
+    assert kept.shape == (batch, n_extra + n_kept, config.d_model)
+    assert torch.equal(kept[:, :n_extra], whole[:, :n_extra])
+    for some, every in zip(kept[:, n_extra:].tolist(), whole[:, n_extra:].tolist(), strict=True):
+        places = [every.index(token) for token in some]
+        assert len(set(places)) == n_kept
+
+
+def test_patch_dropout_draws_every_patch_equally_often():
+    tokens = torch.arange(9.0).expand(4000, 9)[..., None]
+    drawn = drop_patches(tokens, 0.5, n_extra=1)[:, 1:].flatten()  # 4 of 8 patches
+    counts = drawn.long().bincount(minlength=9)[1:]
+    assert ((counts - 2000).abs() < 5 * 1000**0.5).all()  # five deviations of a binomial
+    assert drawn.min() > 0  # the extra token is none of them
+    assert not torch.equal(*drawn.view(4000, 4)[:2])
+
+
+@pytest.mark.parametrize(
+    "wrong, message",
+    [
+        ({"patch_dropout": 1.0}, r"patch_dropout=1.0 must lie in \[0, 1\)"),
+        (
+            {"patch_dropout": 0.5, "pool": "last"},
+            "patch_dropout=0.5 would drop the last patch, which is pooled",
+        ),
+    ],
+)
+def test_impossible_patch_dropout_is_refused(wrong, message):
+    with pytest.raises(ValueError, match=message):
+        VisionTransformerConfig(**wrong)

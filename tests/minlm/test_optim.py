@@ -59,6 +59,23 @@ def test_cosine_and_line_differ_a_quarter_of_the_way():
     assert schedule(0.25, 0.0, "linear", 0.0) == pytest.approx(0.75)
 
 
+@given(st.integers(1, 400), st.integers(1, 400), st.integers(1, 99))
+def test_the_inverse_square_root_is_the_transformers_schedule(n_steps, step, warmup_steps):
+    """Vaswani et al. 2017, equation 3, min(step^-1/2, step warmup^-3/2) / sqrt(D), over its largest value."""
+    n_steps = max(n_steps, warmup_steps + 1, step)
+    rate = min(step**-0.5, step * warmup_steps**-1.5)
+    found = schedule(step / n_steps, warmup_steps / n_steps, "inverse_sqrt", 0.0)
+    assert found == pytest.approx(rate / warmup_steps**-0.5)
+    floored = schedule(step / n_steps, warmup_steps / n_steps, "inverse_sqrt", 0.3)
+    assert floored == pytest.approx(max(found, 0.3) if step >= warmup_steps else found)
+
+
+def test_the_inverse_square_root_needs_a_warm_up():
+    with pytest.raises(ValueError, match="schedule=inverse_sqrt falls from the end of the warm-up"):
+        TrainConfig(steps=1, schedule="inverse_sqrt", warmup=0.0)
+    TrainConfig(steps=1, schedule="linear", warmup=0.0)
+
+
 @given(st.floats(0.1, 0.999), st.integers(1, 8), seeds)
 def test_the_average_is_the_written_out_recurrence(decay, n_updates, seed):
     generator = torch.Generator().manual_seed(seed)
@@ -105,7 +122,7 @@ def test_orthogonalised_updates_have_singular_values_near_one(rows, columns, see
     """And the same singular vectors: U^T X V is diagonal where X = U S V^T."""
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
-    core = u.T @ orthogonalise(matrix) @ vt.T
+    core = u.T @ orthogonalise(matrix[None])[0] @ vt.T
     clear = s > 0.1 * s[0]  # smaller ones have not grown up to one after five steps
     diagonal = core.diagonal()[clear]
     assert (diagonal > 0.6).all()

@@ -14,6 +14,7 @@ from PIL import Image
 from minlm.plots import (
     attention_maps,
     loss_curve,
+    metric_curves,
     new_figure,
     read_metrics,
     running_mean,
@@ -160,7 +161,8 @@ def test_self_attention_labels_both_sides_alike(tmp_path):
 
 
 def test_every_token_can_be_seen():
-    assert [visible(token) for token in ("a b", "\t", "\n\n", "")] == ["a␣b", "⇥", "↵↵", "∅"]
+    tokens = ("a b", "\t", "\n\n", "", "\n      A")
+    assert [visible(token) for token in tokens] == ["a␣b", "⇥", "↵↵", "∅", "↵␣×6A"]
 
 
 @pytest.mark.parametrize(
@@ -180,3 +182,22 @@ def test_every_token_can_be_seen():
 def test_attention_maps_refuse(tmp_path, weights, tokens, message):
     with pytest.raises(ValueError, match=message):
         attention_maps(weights, tokens, tmp_path / "maps.png")
+
+
+def test_every_other_figure_has_a_panel(tmp_path):
+    rows = [training_row(step, 5 / step) | {"top1": step / 70, "seconds": step} for step in range(1, 61)]
+    rows[30:30] = [{"step": 30, "dev_loss": 1.0, "dev_recall@10": 0.25}]
+    rows += [{"step": 60, "dev_loss": 0.5, "dev_recall@10": 0.5}]
+    run = write(tmp_path / "metrics.jsonl", rows)
+    figure = metric_curves(run, tmp_path / "metrics.png")
+    panels = {axes.get_title(): axes for axes in figure.axes if axes.get_title()}
+    assert panels.keys() == {"top1: 0.8571", "dev recall@10: 0.5"}
+    thin, smooth = panels["top1: 0.8571"].get_lines()
+    assert thin.get_xydata().tolist() == [[step, pytest.approx(step / 70)] for step in range(1, 61)]
+    assert smooth.get_xydata()[29].tolist() == [30, pytest.approx(30 / 70)]
+    (points,) = panels["dev recall@10: 0.5"].get_lines()
+    assert points.get_xydata().tolist() == [[30, 0.25], [60, 0.5]]
+    assert points.get_marker() == "o"
+    assert (tmp_path / "metrics.png").stat().st_size > 5000
+    with pytest.raises(ValueError, match="no figure beside the loss in the metrics"):
+        metric_curves(write(tmp_path / "bare.jsonl", [training_row(1, 2.0)]), tmp_path / "metrics.png")

@@ -1,0 +1,207 @@
+"""Heads at equal steps: accuracy against parameters of dense, low-rank, NdLinear and residual projections.
+
+    python benchmarks/heads.py                      towers trained here first, on the built-in world
+    python benchmarks/heads.py --run RUN            the towers of a finished run, on the run's own data
+
+The towers are frozen: each picture and caption goes through them once, and the heads learn from what came out,
+all from the same batches, with AdamW and a rate of 1e-3 or 1e-2, whichever ends at the lower training loss. Each
+head is trained for the same number of steps and judged by recall@1, the mean of both ways, on the dev split.
+Writes the table to the screen and the picture to --picture.
+"""
+
+import argparse
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import train_clip
+from minclip.clip import CLIP
+from minclip.data.records import Record
+from minclip.embed import evaluating, image_features
+from minclip.losses import clip_loss
+from minclip.presets import PRESETS, RunConfig
+from minclip.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
+from minclip.retrieval import retrieval
+from minclip.runs import load
+from minclip.tokenizer import ClipBPE, WordPiece, encode_batch
+from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
+
+STEPS, BATCH, RATES = 400, 256, (1e-3, 1e-2)
+STYLES = {
+    "dense": (BLUE, "o"),
+    "dense, LayerNorm": (PURPLE, "D"),
+    "residual": (GREEN, "^"),
+    "low rank": (ORANGE, "s"),
+    "NdLinear": (VERMILION, "v"),
+}
+
+
+class Axes(nn.Module):
+    """NdLinear over two axes of sizes that multiply to the widths."""
+
+    def __init__(self, in_shape: tuple[int, int], out_shape: tuple[int, int]):
+        super().__init__()
+        self.nd_linear = NdLinear(in_shape, out_shape)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.nd_linear(x.unflatten(-1, self.nd_linear.in_shape)).flatten(-2)  # (..., E)
+
+
+def heads(embed_dim: int, widths: Sequence[int]) -> list[tuple[str, str, Callable[[int], nn.Module]]]:
+    """(family, name, a function from a tower's width to its head)."""
+    rows = [
+        ("dense", "dense", lambda width: linear(width, embed_dim, bias=False)),
+        ("dense, LayerNorm", "dense, LayerNorm", lambda width: LinearNorm(width, embed_dim)),
+        ("residual", "residual", lambda width: ResidualHead(width, embed_dim)),
+    ]
+    for rank in (1, 2, 4, 8, 16, 32, 64):
+        if rank < min(*widths, embed_dim):
+            rows.append(
+                ("low rank", f"low rank {rank}", lambda width, rank=rank: low_rank(width, rank, embed_dim))
+            )
+    most = two_axes(max(widths), embed_dim)[1][0]
+    for first in (1, 2, 4, 8, 16, 32):
+        if first <= most and not any(width % first for width in (*widths, embed_dim)):
+            name = f"NdLinear, axes of {first} and {embed_dim // first}"
+            rows.append(("NdLinear", name, lambda width, first=first: nd_linear(width, first, embed_dim)))
+    return rows
+
+
+def low_rank(width: int, rank: int, embed_dim: int) -> nn.Module:
+    return nn.Sequential(linear(width, rank, bias=False), linear(rank, embed_dim, bias=False))
+
+
+def nd_linear(width: int, first: int, embed_dim: int) -> nn.Module:
+    return Axes((first, width // first), (first, embed_dim // first))
+
+
+def text_features(model: CLIP, tokenizer: WordPiece | ClipBPE, texts: Sequence[str]) -> Tensor:
+    """(M, D) of the text tower, before its projection."""
+    parts = []
+    with evaluating(model):
+        for start in range(0, len(texts), 256):
+            some = texts[start : start + 256]
+            tokens, token_mask, _ = encode_batch(tokenizer, some, model.config.text.context_length)
+            parts.append(model.text_tower(tokens, token_mask).float())
+    return torch.cat(parts)
+
+
+def train_heads(
+    make: Callable[[int], nn.Module], images: Tensor, texts: Tensor, first: Tensor, counts: Tensor, lr: float
+) -> tuple[nn.Module, nn.Module, float]:
+    """Both heads after STEPS steps of InfoNCE on features, and the mean loss of the last 50 of them.
+
+    texts[first[i] : first[i] + counts[i]] are the captions of image i; a step draws one of them.
+    """
+    torch.manual_seed(0)
+    generator = torch.Generator().manual_seed(0)  # the same batches for every head
+    image_head, text_head = make(images.shape[1]), make(texts.shape[1])
+    logit_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+    parameters = [*image_head.parameters(), *text_head.parameters(), logit_scale]
+    optimizer = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.0)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, lr, total_steps=STEPS, pct_start=0.1)
+    losses = []
+    for _ in range(STEPS):
+        rows = torch.randperm(len(images), generator=generator)[:BATCH]
+        drawn = first[rows] + (torch.rand(len(rows), generator=generator) * counts[rows]).long()
+        u, v = F.normalize(image_head(images[rows]), dim=-1), F.normalize(text_head(texts[drawn]), dim=-1)
+        total, count = clip_loss(u, v, logit_scale)
+        optimizer.zero_grad()
+        (total / count).backward()
+        optimizer.step()
+        schedule.step()
+        with torch.no_grad():
+            logit_scale.clamp_(0, torch.tensor(100.0).log())
+        losses.append(float(total.detach()) / count)
+    return image_head.eval(), text_head.eval(), sum(losses[-50:]) / 50
+
+
+def positions(records: Sequence[Record]) -> tuple[list[str], Tensor, Tensor]:
+    """All captions, and where each record's begin and how many they are."""
+    counts = torch.tensor([len(record.captions) for record in records])
+    return [text for record in records for text in record.captions], counts.cumsum(0) - counts, counts
+
+
+def measure(config: RunConfig, model: CLIP, tokenizer, transform) -> list[dict]:
+    splits = config.data.read()
+    train, dev = splits["train"], splits["dev"]
+    captions, first, counts = positions(train)
+    dev_captions, _, dev_counts = positions(dev)
+    images, dev_images = (image_features(model, some, transform) for some in (train, dev))
+    texts, dev_texts = (text_features(model, tokenizer, some) for some in (captions, dev_captions))
+    image_of_text = torch.arange(len(dev)).repeat_interleave(dev_counts)
+    rows = []
+    print(
+        f"{len(train):,} training and {len(dev):,} dev images; widths {images.shape[1]} and {texts.shape[1]}"
+    )
+    for family, name, make in heads(config.embed_dim, (images.shape[1], texts.shape[1])):
+        start = time.perf_counter()
+        runs = [(*train_heads(make, images, texts, first, counts, lr), lr) for lr in RATES]
+        image_head, text_head, loss, lr = min(runs, key=lambda run: run[2])
+        with torch.no_grad():
+            pair = F.normalize(image_head(dev_images), dim=-1), F.normalize(text_head(dev_texts), dim=-1)
+        found = retrieval(*pair, image_of_text)
+        size = sum(p.numel() for head in (image_head, text_head) for p in head.parameters())
+        recalls = [found[way]["recall@1"] for way in ("image_to_text", "text_to_image")]
+        row = {"family": family, "name": name, "parameters": size, "recall": sum(recalls) / 2, "loss": loss}
+        rows.append(row)
+        print(
+            f"| {name:28} | {size:9,} | {recalls[0]:6.1%} | {recalls[1]:6.1%} | {loss:6.3f} | {lr:5.0e} | "
+            f"{time.perf_counter() - start:5.1f} s |",
+            flush=True,
+        )
+    return rows
+
+
+def draw(rows: list[dict], title: str, path: Path) -> None:
+    """Recall@1 against parameters, a line a family."""
+    figure = new_figure(7.5, 4.8)
+    axes = figure.add_subplot()
+    for family, (color, marker) in STYLES.items():
+        some = sorted((row["parameters"], row["recall"]) for row in rows if row["family"] == family)
+        axes.plot(*zip(*some, strict=True), color=color, marker=marker, linewidth=1.2, label=family)
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0)
+    axes.set_xlabel("parameters of both heads")
+    axes.set_ylabel("dev recall@1, mean of both ways")
+    axes.set_title(title, fontsize=11)
+    axes.legend(frameon=False)
+    plain_axes(axes)
+    save_figure(figure, path)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--run", type=Path, help="a finished run whose towers and data are used")
+    parser.add_argument("--picture", type=Path, default=Path("heads.png"))
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        run = given.run or Path(folder) / "towers"
+        if given.run is None:
+            config = PRESETS["shapes"]
+            data, settings = (
+                replace(config.data, train_size=6000),
+                replace(config.train, steps=200, minutes=0.0),
+            )
+            train_clip.train(replace(config, data=data, train=settings), run)
+        model, tokenizer, transform = load(run)
+    print("| head | parameters | image to text R@1 | text to image R@1 | training loss | rate | time |")
+    print("|---|---|---|---|---|---|---|")
+    rows = measure(model.config, model, tokenizer, transform)
+    draw(rows, f"Heads on frozen towers, {STEPS} steps each", given.picture)
+    print(f"picture: {given.picture}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,68 @@
+"""COCO captions (Chen et al. 2015) from the published annotation files of 2014 or 2017."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from minclip.data.records import Record
+from minclip.data.sources import by_split, file_records, read_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class CocoConfig:
+    """COCO captions: 123,287 photographs with at least five captions each.
+
+    root: folder with annotations/captions_train2017.json, captions_val2017.json and the folders train2017, val2017
+    year: which division into training and validation images: 2014 or 2017
+    """
+
+    root: str = "data/coco"
+    year: Literal["2014", "2017"] = "2017"
+
+    def read(self) -> dict[str, list[Record]]:
+        """Records of "train" and, from the validation images, "dev", as far as their files are there.
+
+        The test images' captions were never published. Images without caption or file are left out, those
+        without file with a warning that counts them. Raises ValueError where no annotations or images are
+        found, or the files are not as published.
+        """
+        root = Path(self.root)
+        captions: dict[str, list[str]] = {}
+        split_of: dict[str, str] = {}
+        for split, folder in (("train", f"train{self.year}"), ("dev", f"val{self.year}")):
+            path = root / "annotations" / f"captions_{folder}.json"
+            if path.is_file():
+                found = {f"{folder}/{name}": texts for name, texts in read_captions(path).items()}
+                captions |= found
+                split_of |= dict.fromkeys(found, split)
+        if not split_of:
+            raise ValueError(
+                f"no captions_train{self.year}.json and no captions_val{self.year}.json in "
+                f"{str(root / 'annotations')!r}: give COCO's folder as root (--data.root DIR)"
+            )
+        remedy = (
+            f"put the images into {str(root / f'train{self.year}')!r} and {str(root / f'val{self.year}')!r}"
+        )
+        return by_split(file_records(captions, root, remedy), split_of)
+
+
+def read_captions(path: Path) -> dict[str, list[str]]:
+    """Captions by image file, in the order of the annotations; images without any are left out."""
+    content = read_json(path)
+    captions: dict[str, list[str]] = {}
+    try:
+        names = {image["id"]: image["file_name"] for image in content["images"]}
+        for annotation in content["annotations"]:
+            if annotation["image_id"] not in names:
+                raise ValueError(
+                    f"{str(path)!r} has a caption for image {annotation['image_id']}, which it does not list: "
+                    "fetch it again"
+                )
+            if annotation["caption"].strip():
+                captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{str(path)!r} is not as published ({type(error).__name__}: {error}): it has images with id and "
+            "file_name, annotations with image_id and caption"
+        ) from error
+    return captions

@@ -1,0 +1,113 @@
+"""Frozen towers run once: training pairs that hold their features in place of pictures or captions.
+
+What a frozen tower makes of an item never changes, so it is computed before the first step, in full precision;
+an epoch then runs the heads alone and takes seconds. B batch, D width of the features.
+"""
+
+import random
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset
+from tqdm import tqdm
+
+from minclip.clip import CLIP
+from minclip.data.dataset import PairDataset
+from minclip.data.records import Record
+from minclip.tokenizer import encode_batch
+
+
+def with_features(pairs: PairDataset, model: CLIP, batch_size: int = 64) -> "PairDataset | FeatureDataset":
+    """The same pairs, with features for what a frozen tower would see; `pairs` itself where none can be kept.
+
+    Captions: where the text tower is frozen. Pictures: where the image tower is frozen and the transform draws
+    nothing, for a frozen tower sees other pictures in each epoch where they are cropped at random. The model
+    must hold the weights it will be trained with. ValueError as from `pairs` for damaged images.
+    """
+    view = pairs.transform
+    keep_images = model.image_tower.frozen and not (view.crops or view.flips or view.jitters)
+    if not keep_images and not model.text_tower.frozen:
+        return pairs
+    records, image_features = pairs.records, None
+    if keep_images:
+        records, image_features = features_of_images(pairs, model, batch_size)
+    text_features = features_of_texts(pairs, model, batch_size) if model.text_tower.frozen else None
+    return FeatureDataset(pairs, records, image_features, text_features)
+
+
+@torch.no_grad()
+def features_of_images(pairs: PairDataset, model: CLIP, batch_size: int) -> tuple[list[Record], Tensor]:
+    """Each index's record, another one's for a damaged image, and the features (N, D) of its picture."""
+    device = model.logit_scale.device
+    records, features = [], []
+    with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of Python's lock
+        for some in in_batches(range(len(pairs)), batch_size, "features of images"):
+            found, pictures = zip(*pool.map(pairs.decodable, some), strict=True)
+            images = torch.stack([pairs.transform(picture) for picture in pictures])  # (B, C, h, w)
+            features.append(model.image_tower(images.to(device)).float().cpu())
+            records += found
+    return records, torch.cat(features)  # (N, D)
+
+
+@torch.no_grad()
+def features_of_texts(pairs: PairDataset, model: CLIP, batch_size: int) -> dict[str, Tensor]:
+    """Each caption's features (D,); captions of about equal length go through the tower together."""
+    device, features = model.logit_scale.device, {}
+    captions = dict.fromkeys(caption for record in pairs.records for caption in record.captions)
+    for some in in_batches(sorted(captions, key=len), batch_size, "features of texts"):
+        tokens, token_mask, _ = encode_batch(pairs.tokenizer, some, pairs.context_length)
+        rows = model.text_tower(tokens.to(device), token_mask.to(device)).float().cpu()  # (B, D)
+        features |= dict(zip(some, rows, strict=True))
+    return features
+
+
+def in_batches(items: Sequence, batch_size: int, name: str) -> tqdm:
+    batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
+    return tqdm(batches, name, unit="batch", leave=False, disable=None)
+
+
+class FeatureDataset(Dataset):
+    """The pairs of a PairDataset at the same keys (epoch, index), made by `with_features`.
+
+    A batch has "image_features" (B, D) in place of "images" where those are kept, and "text_features" (B, D) of
+    the captions drawn in place of "tokens" and "token_mask" where those are.
+    """
+
+    def __init__(
+        self,
+        pairs: PairDataset,
+        records: list[Record],
+        image_features: Tensor | None,
+        text_features: dict[str, Tensor] | None,
+    ):
+        self.pairs, self.records = pairs, records
+        self.image_features, self.text_features = image_features, text_features
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    @property
+    def corrupt(self) -> list[tuple[str, str]]:
+        return self.pairs.corrupt
+
+    def __getitem__(self, key: tuple[int, int]) -> dict:
+        """(epoch, index) -> {"image": (C, h, w) or its features (D,), "caption": str, "group": int}."""
+        if self.image_features is None:
+            return self.pairs[key]
+        epoch, index = key
+        rng, record = random.Random(f"{self.pairs.seed}/{epoch}/{index}"), self.records[index]
+        caption = rng.choice(record.captions)
+        return {"image": self.image_features[index], "caption": caption, "group": record.group}
+
+    def collate(self, items: list[dict]) -> dict[str, Tensor]:
+        """Items -> a batch for minclip/clip.py's `embed_batch`, with groups (B,)."""
+        side = "images" if self.image_features is None else "image_features"
+        batch = {"groups": torch.tensor([item["group"] for item in items])}
+        batch[side] = torch.stack([item["image"] for item in items])  # (B, C, h, w) or (B, D)
+        captions = [item["caption"] for item in items]
+        if self.text_features is not None:
+            return batch | {"text_features": torch.stack([self.text_features[text] for text in captions])}
+        tokens, token_mask, _ = encode_batch(self.pairs.tokenizer, captions, self.pairs.context_length)
+        return batch | {"tokens": tokens, "token_mask": token_mask}

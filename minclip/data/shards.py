@@ -1,0 +1,235 @@
+"""Sets of tar shards, larger than their index could be: of a shard is known only how many samples it has.
+
+A shard's samples are looked up when one of them is asked for, and `ShardBatches` asks for one shard after the
+other, in another order each epoch, shuffled within a buffer.
+"""
+
+import bisect
+import itertools
+import random
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tqdm import tqdm
+
+from minclip.data.dataset import PairDataset
+from minclip.data.records import Record, class_captions, warn_of_missing
+from minclip.data.sources import SPLITS, read_json
+from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
+from minlm.training.batches import Batches
+
+TEMPLATES = "zeroshot_classification_templates.txt"
+ANY_CLASS = ("a photo of a {}",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardsConfig:
+    """Images and captions in tar shards. Captions are the lines of .txt, else .json's, else made of .cls's class.
+
+    A sample's group is its class where it has one, so that one class is never its own negative, else its number.
+
+    path: shard-{000000..000099}.tar, or a folder of .tar files, or a folder that has such folders train, dev, test
+    dev_shards: shards at the end that are held out for `dev` where there are no such folders
+    templates: captions for samples with a class only, {} for its name; empty: the folder's own, or a photo of a {}
+    buffer: samples in a row, of shards in random order, that are shuffled together while training
+    """
+
+    path: str = "data/shards"
+    dev_shards: int = 1
+    templates: tuple[str, ...] = ()
+    buffer: int = 10_000
+
+    def __post_init__(self):
+        if self.buffer < 1 or self.dev_shards < 0:
+            raise ValueError(
+                f"buffer {self.buffer} must be at least 1, dev_shards {self.dev_shards} at least 0"
+            )
+        class_captions("class", self.templates or ANY_CLASS)
+
+    def read(self) -> dict[str, "ShardRecords"]:
+        """Records by split, looked up in the shards when they are asked for.
+
+        How many there are tells sizes.json beside the shards ({"00000.tar": 1000}), or going through them once.
+        Samples without image or caption are left out, with a warning that counts them. Raises ValueError where
+        shards are missing, cut short, or have classes without names.
+        """
+        captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
+        return {
+            split: ShardRecords(shards, count_samples(shards, captions), captions, 2 * self.buffer)
+            for split, shards in self.find().items()
+        }
+
+    def find(self) -> dict[str, list[Path]]:
+        """The shards of each split; ValueError where one is missing or cut short."""
+        path = Path(self.path)
+        folders = {split: [path / word for word in words] for split, words in SPLITS.items()}
+        found = {split: [s for folder in folders[split] for s in in_order(folder)] for split in folders}
+        splits = {split: shards for split, shards in found.items() if shards}
+        if not splits:
+            shards = in_order(path) if path.is_dir() else [Path(name) for name in expand(self.path)]
+            if len(shards) <= self.dev_shards:
+                raise ValueError(
+                    f"{len(shards)} shards at {self.path!r}, dev_shards={self.dev_shards} of them held out: "
+                    "none is left to train on"
+                )
+            end = len(shards) - self.dev_shards
+            splits = {"train": shards[:end]} | ({"dev": shards[end:]} if self.dev_shards else {})
+        for shard in itertools.chain(*splits.values()):
+            check_end(shard)
+        return splits
+
+    def class_names(self) -> tuple[str, ...]:
+        """The lines of classnames.txt: a class's record's group is a position in them; () where there is none."""
+        return self.lines(CLASSES)
+
+    def class_templates(self) -> tuple[str, ...]:
+        """The templates of the config, or the folder's own, {c} there written {}, or "a photo of a {}"."""
+        own = tuple(line.replace("{c}", "{}") for line in self.lines(TEMPLATES))
+        return self.templates or own or ANY_CLASS
+
+    def lines(self, name: str) -> tuple[str, ...]:
+        path = Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
+        return (
+            tuple((path / name).read_text(encoding="utf-8").splitlines()) if (path / name).is_file() else ()
+        )
+
+
+def in_order(folder: Path) -> list[Path]:
+    """The folder's .tar files by number, also where these are not padded: 2.tar before 10.tar."""
+    return sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))
+
+
+def expand(pattern: str) -> list[str]:
+    """Brace ranges as the shell expands them: "a-{08..10}.tar" -> a-08.tar, a-09.tar, a-10.tar."""
+    found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
+    if not found:
+        return [pattern]
+    first, last = found.groups()
+    numbers = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    return [name for n in numbers for name in expand(pattern[: found.start()] + n + pattern[found.end() :])]
+
+
+def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> list[int]:
+    """How many records each shard gives: from sizes.json beside them, else by going through them."""
+    counts, left_out = [], []
+    told = {folder: read_sizes(folder / SIZES) for folder in {shard.parent for shard in shards}}
+    for shard in tqdm(shards, "counting samples", unit="shard", leave=False, disable=all(told.values())):
+        count = told[shard.parent].get(shard.name)
+        if count is None:
+            records, incomplete = read_shard(shard, captions_of_class)
+            count = len(records)
+            left_out += incomplete
+        counts.append(count)
+    warn_of_missing(left_out, "samples", "without image or caption")
+    return counts
+
+
+def read_sizes(path: Path) -> dict[str, int]:
+    """{shard: samples} of a sizes.json, {} where there is none; ValueError when it says anything else."""
+    sizes = read_json(path) if path.is_file() else {}
+    if not isinstance(sizes, dict) or not all(type(size) is int and size >= 0 for size in sizes.values()):
+        raise ValueError(f"{str(path)!r} is not a table of shards and numbers of samples: remove it")
+    return sizes
+
+
+class ShardRecords(Sequence[Record]):
+    """The records of several shards, read a shard at a time when one of its records is asked for.
+
+    held: records that stay in memory, those of the shards asked for last; two whole shards more may.
+    """
+
+    def __init__(
+        self,
+        shards: Sequence[Path],
+        sizes: Sequence[int],
+        captions_of_class: Sequence[tuple[str, ...]],
+        held: int,
+    ):
+        self.shards, self.sizes, self.captions_of_class = list(shards), list(sizes), captions_of_class
+        self.starts = [0, *itertools.accumulate(sizes)]
+        self.limit = held + 2 * max(sizes, default=0)
+        self.held: dict[int, list[Record]] = {}
+
+    def __len__(self) -> int:
+        return self.starts[-1]
+
+    def __getitem__(self, index: int | slice) -> Record | list[Record]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        number = bisect.bisect_right(self.starts, index) - 1
+        return self.shard(number)[index - self.starts[number]]
+
+    def shard(self, number: int) -> list[Record]:
+        """The records of one shard; ValueError when sizes.json told another number of them."""
+        records = self.held.get(number)
+        if records is None:
+            path = self.shards[number]
+            records, _ = read_shard(path, self.captions_of_class, self.starts[number])
+            if len(records) != self.sizes[number]:
+                raise ValueError(
+                    f"shard {str(path)!r} gives {len(records)} records, {SIZES} or the first count says "
+                    f"{self.sizes[number]}: remove {SIZES}, and start again"
+                )
+            self.held[number] = records
+            while sum(self.sizes[n] for n in list(self.held)) > self.limit:
+                self.held.pop(next(iter(list(self.held))), None)
+        return records
+
+
+class ShardBatches(Batches):
+    """Batches that read shard after shard: `Batches` for a PairDataset of ShardRecords.
+
+    All processes together see every sample once an epoch, but for the last ones that do not fill a batch of
+    each. The batch is a function of (seed, step, rank, world), whatever the number of workers.
+
+    batch_size: items a step of this process. buffer: see `shard_order`. rank, world: which process of how many.
+    """
+
+    def __init__(
+        self,
+        dataset: PairDataset,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        buffer: int = 10_000,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        super().__init__(dataset, batch_size, seed, workers)
+        self.buffer, self.share = buffer, len(dataset) // world
+        self.start = rank * self.share
+        self.steps_per_epoch = self.share // batch_size
+        if self.steps_per_epoch == 0:
+            raise ValueError(
+                f"batch_size={batch_size} is more than the {self.share} samples for each of {world} processes"
+            )
+
+    def _order(self, epoch: int) -> list[int]:
+        """This process's part of the epoch: neighbours in a row, so that processes share few shards."""
+        if getattr(self, "_kept", (None,))[0] != epoch:
+            order = shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer)
+            self._kept = (epoch, order[self.start : self.start + self.share])
+        return self._kept[1]
+
+
+def shard_order(sizes: Sequence[int], seed: int, epoch: int, buffer: int) -> list[int]:
+    """A permutation of the samples that goes through shards in random order, `buffer` samples at a time.
+
+    The samples of the shards in that order are cut into pieces of `buffer`, and each piece is shuffled: what is
+    read at one time lies near together, and each epoch brings other shards into one piece.
+    """
+    rng = random.Random(f"{seed}/{epoch}/shards")
+    starts = [0, *itertools.accumulate(sizes)]
+    shards = list(range(len(sizes)))
+    rng.shuffle(shards)
+    row = [index for shard in shards for index in range(starts[shard], starts[shard + 1])]
+    for start in range(0, len(row), buffer):
+        piece = row[start : start + buffer]
+        rng.shuffle(piece)
+        row[start : start + buffer] = piece
+    return row

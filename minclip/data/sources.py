@@ -1,0 +1,58 @@
+"""What the readers of published data share: names of splits, records of files, JSON."""
+
+import json
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from minclip.data.records import Record, open_image, warn_of_missing
+
+SPLITS = {  # ours, and how published files spell them
+    "train": ("train", "training", "restval"),  # restval: more training images in Karpathy's files
+    "dev": ("dev", "val", "valid", "validation"),
+    "test": ("test", "testing"),
+}
+
+
+def split_name(spelling: str, where: str) -> str:
+    """The split that a published file means by this word: "val" -> "dev". ValueError beginning with `where`."""
+    for name, spellings in SPLITS.items():
+        if spelling.lower() in spellings:
+            return name
+    raise ValueError(f"{where} has the split {spelling!r}: use {', '.join(SPLITS)}")
+
+
+def by_split(records: Sequence[Record], split_of: Mapping[str, str]) -> dict[str, list[Record]]:
+    """Records under the split that their image id has; a split without records is left out."""
+    splits = {name: [record for record in records if split_of[record.image_id] == name] for name in SPLITS}
+    return {name: members for name, members in splits.items() if members}
+
+
+def file_records(captions: Mapping[str, Sequence[str]], folder: Path, remedy: str) -> list[Record]:
+    """A record for each image name that is a file in `folder`; groups are numbered in the order of the names.
+
+    Names without a file are left out, with a warning that counts them; ValueError ending with `remedy` when
+    all are.
+    """
+    names = sorted(captions)
+    missing = {name for name in names if not (folder / name).is_file()}
+    if len(missing) == len(names):
+        looked = f"; the first was looked for at {str(folder / names[0])!r}" if names else ""
+        raise ValueError(f"none of the {len(names)} images with captions has a file{looked}: {remedy}")
+    warn_of_missing(missing, "images with captions", f"not in {folder}")
+    return [
+        Record(name, partial(open_image, str(folder / name)), tuple(captions[name]), group)
+        for group, name in enumerate(names)
+        if name not in missing
+    ]
+
+
+def read_json(path: Path) -> Any:
+    """The content of a JSON file; ValueError in one line when it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
+    except ValueError as error:  # UnicodeDecodeError is one of them
+        raise ValueError(f"{str(path)!r} is not JSON: {error}; fetch it again") from error

@@ -1,0 +1,76 @@
+"""What lies beside a CLIP's weights: its vocabulary, and how pictures are prepared."""
+
+from pathlib import Path
+from typing import Any
+
+from minclip.clip_bpe import N_MERGES, ClipBPE
+from minclip.pretrained.native import CONFIG_NAME
+from minclip.tokenizer import WordPiece, load_tokenizer
+from minclip.transforms import TransformConfig
+from minlm.pretrained.facts import expect
+from minlm.pretrained.weight_files import WeightFile, read_object
+
+TOKENIZER_JSON = "tokenizer.json"  # Hugging Face's newer folders have their vocabulary in nothing else
+RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
+
+
+def tokenizer_beside(source: WeightFile, vocabulary: str | Path | None) -> WordPiece | ClipBPE:
+    """The tokenizer of a vocabulary file, or of the files beside the weights.
+
+    Raises ValueError where there is none: no published CLIP file holds its vocabulary.
+    """
+    if vocabulary is not None:
+        return load_tokenizer(vocabulary)
+    names = (*WordPiece.FILE_NAMES, *ClipBPE.FILE_NAMES)
+    found = [source.folder / name for name in names if (source.folder / name).is_file()]
+    if len(found) == 1:
+        return load_tokenizer(found[0])
+    if not found and (source.folder / TOKENIZER_JSON).is_file():
+        return read_tokenizer_json(source.folder / TOKENIZER_JSON)
+    raise ValueError(
+        f"{len(found)} vocabularies beside {source.path}: put one of {', '.join(names)}, {TOKENIZER_JSON} there, or "
+        f"name the file (vocabulary=)"
+    )
+
+
+def read_tokenizer_json(path: Path) -> WordPiece | ClipBPE:
+    """CLIP's BPE or BERT's uncased WordPiece from a tokenizer.json; ValueError for anything else."""
+    saved = read_object(path)
+    model, normalizer = saved.get("model") or {}, saved.get("normalizer") or {}
+    try:
+        if model.get("type") == "BPE" and model["end_of_word_suffix"] == "</w>":
+            pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
+            return ClipBPE(pairs[:N_MERGES])
+        if model.get("type") == "WordPiece" and normalizer["lowercase"]:
+            return WordPiece(sorted(model["vocab"], key=model["vocab"].__getitem__))
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        raise ValueError(f"{path} is damaged ({error})") from None
+    raise ValueError(f"{path} is of another tokenizer than CLIP's BPE and BERT's uncased WordPiece")
+
+
+def transform_beside(source: WeightFile) -> TransformConfig:
+    """Colours and resampling from open_clip_config.json or Hugging Face's preprocessor; else CLIP's own.
+
+    Raises ValueError where pictures are prepared otherwise than by resize, centre crop and normalisation.
+    """
+    options = source.read_json(CONFIG_NAME).get("preprocess_cfg", {})
+    if options:
+        expect(options, {"resize_mode": "shortest", "mode": "RGB"}, source.folder / CONFIG_NAME)
+        names = {"mean": options.get("mean"), "std": options.get("std")}
+        return make_transform(**names, interpolation=options.get("interpolation"))
+    options = source.read_json("preprocessor_config.json")
+    options = options or source.read_json("processor_config.json").get("image_processor", {})
+    wanted = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
+    expect(options, wanted, source.folder)
+    resample = options.get("resample", 3)
+    if resample not in RESAMPLE:
+        raise ValueError(
+            f"{source.folder} resamples pictures by Pillow's method {resample}: only 2 and 3 are known"
+        )
+    return make_transform(options.get("image_mean"), options.get("image_std"), RESAMPLE[resample])
+
+
+def make_transform(mean: Any, std: Any, interpolation: str | None) -> TransformConfig:
+    """The config of what is said; CLIP's own values for what is not."""
+    said = {"mean": mean and tuple(mean), "std": std and tuple(std), "interpolation": interpolation}
+    return TransformConfig(**{name: value for name, value in said.items() if value})

@@ -1,0 +1,58 @@
+"""What every exported folder has: weights under their owner's names, a vocabulary, options as JSON."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import nn
+
+from minclip.clip_bpe import ClipBPE
+from minclip.tokenizer import WordPiece
+from minlm.pretrained.facts import their_activation
+from minlm.pretrained.key_map import Row, export_weights
+from minlm.training.checkpoint import replace_text
+from minlm.transformer import TransformerConfig
+
+Tokenizer = WordPiece | ClipBPE
+
+
+def require(to: str, *conditions: tuple[bool, str]) -> None:
+    """ValueError with every reason whose condition does not hold."""
+    reasons = [reason for holds, reason in conditions if not holds]
+    if reasons:
+        raise ValueError(f"this model cannot be written as {to}: {'; '.join(reasons)} (try another --to)")
+
+
+def hf_options(config: TransformerConfig) -> dict[str, Any]:
+    """A Transformer's options in the words that most of Hugging Face's configs share."""
+    return {
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": their_activation(config.activation),
+        "layer_norm_eps": config.norm_eps,
+    }
+
+
+def write_weights(model: nn.Module, rows: Iterable[Row], path: Path) -> None:
+    weights = export_weights(model.state_dict(), rows, "the model")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(weights, path, {"format": "pt"})
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """The vocabulary, in files that Hugging Face's tokenizers read too."""
+    tokenizer.save(folder)
+    if isinstance(tokenizer, ClipBPE):
+        write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokenizer.tokens)})
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"})
+    else:
+        options = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        write_json(folder / "tokenizer_config.json", options)
+
+
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    replace_text(path, json.dumps(value, indent=2) + "\n")

@@ -1,0 +1,80 @@
+"""Another picture size, vocabulary or context for pretrained weights: only when asked."""
+
+from dataclasses import replace
+from math import isqrt
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from minclip.modified_resnet import ModifiedResNetConfig
+from minclip.text import BertTextConfig, GPTTextConfig
+from minclip.vit import VisionTransformerConfig, resize_positions
+
+Size = tuple[int, int]
+Weights = dict[str, Tensor]
+# Where a tower keeps one position a place of its grid.
+POSITIONS = {VisionTransformerConfig: "positions", ModifiedResNetConfig: "attention_pooling.positions"}
+
+
+def square_grid(n_places: int, where: Any) -> Size:
+    """(rows, columns) of a square grid, the only one that a file without config can mean; else ValueError."""
+    side = isqrt(n_places)
+    if side * side != n_places:
+        raise ValueError(
+            f"{where} has positions for {n_places} places, which is no square: put the config.json that says "
+            f"the image_size beside it"
+        )
+    return side, side
+
+
+def grid_of(config: Any) -> Size:
+    """Places down and across for which a tower has positions."""
+    if isinstance(config, VisionTransformerConfig):
+        return config.grid
+    return config.image_size[0] // config.stride, config.image_size[1] // config.stride
+
+
+def resize_image(config: Any, weights: Weights, image_size: Size | None) -> tuple[Any, Weights]:
+    """An image tower's config and weights for another image_size; None = as they are.
+
+    Position vectors are interpolated, bicubic in float32 (Dosovitskiy et al. 2021, section 3.2). A tower without
+    positions takes any size.
+    """
+    if image_size is None or tuple(image_size) == config.image_size:
+        return config, weights
+    resized = replace(config, image_size=tuple(image_size))
+    if type(config) in POSITIONS:
+        name = POSITIONS[type(config)]
+        positions = resize_positions(weights[name], grid_of(config), grid_of(resized))
+        weights = weights | {name: positions}
+    return resized, weights
+
+
+def resize_text(
+    config: GPTTextConfig | BertTextConfig,
+    weights: Weights,
+    vocab_size: int | None = None,
+    context_length: int | None = None,
+) -> tuple[GPTTextConfig | BertTextConfig, Weights]:
+    """A text tower's config and weights for another vocabulary or context; None = as they are.
+
+    New tokens start as the mean of the known ones; a smaller vocabulary keeps the first. A shorter context keeps the
+    first positions. Raises ValueError for a longer one: positions that were never trained would be made up.
+    """
+    tokens, positions = weights["embedding.tokens.weight"], weights["embedding.positions.weight"]
+    n_new = (vocab_size or len(tokens)) - len(tokens)
+    if n_new > 0:
+        tokens = torch.cat([tokens, tokens.mean(dim=0, keepdim=True).expand(n_new, -1)])
+    elif n_new < 0:
+        tokens = tokens[:vocab_size].clone()
+    length = context_length or len(positions)
+    if length > len(positions):
+        raise ValueError(
+            f"context_length={length} is longer than the {len(positions)} positions of these weights: give less"
+        )
+    if length < len(positions):
+        positions = positions[:length].clone()
+    resized = replace(config, vocab_size=len(tokens), context_length=length)
+    weights = weights | {"embedding.tokens.weight": tokens, "embedding.positions.weight": positions}
+    return resized, weights

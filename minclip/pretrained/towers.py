@@ -1,0 +1,122 @@
+"""One tower from a file or folder of pretrained weights, whoever's it is."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from minclip.clip import TOWERS
+from minclip.pretrained import huggingface, native
+from minclip.pretrained.resize import resize_image, resize_text
+from minclip.pretrained.resnets import resnet_plan, with_counters
+from minclip.pretrained.text_towers import bert_plan, distilbert_plan, gpt2_text_plan, modern_names
+from minclip.pretrained.vits import hf_plan, timm_plan
+from minlm.pretrained.facts import first_prefix
+from minlm.pretrained.key_map import Plan, filled, import_weights, on_meta
+from minlm.pretrained.weight_files import WeightFile, read_weights
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A way of naming a tower's tensors, known by one of them.
+
+    anchor: a tensor that this layout has and no other. prefixes: what may stand before its names.
+    plan: (file, prefix, given) -> what the file is in our terms.
+    """
+
+    name: str
+    anchor: str
+    prefixes: tuple[str, ...]
+    plan: Callable[[WeightFile, str, dict[str, Any]], Plan]
+
+
+IMAGE_LAYOUTS = (
+    Layout("torchvision's or timm's ResNet", "layer1.0.conv1.weight", ("",), resnet_plan),
+    Layout("timm's ViT", "blocks.0.attn.qkv.weight", ("",), timm_plan),
+    Layout("Hugging Face's ViT", "embeddings.patch_embeddings.projection.weight", ("", "vit."), hf_plan),
+    Layout(
+        "Hugging Face's CLIP", "embeddings.class_embedding", ("vision_model.", ""), huggingface.vision_plan
+    ),
+    Layout("CLIP's ViT", "visual.class_embedding", ("",), native.vit_plan),
+    Layout("CLIP's ResNet", "visual.attnpool.positional_embedding", ("",), native.modified_resnet_plan),
+)
+TEXT_LAYOUTS = (
+    Layout("BERT", "embeddings.token_type_embeddings.weight", ("", "bert."), bert_plan),
+    Layout("DistilBERT", "transformer.layer.0.attention.q_lin.weight", ("", "distilbert."), distilbert_plan),
+    Layout("GPT-2", "h.0.attn.c_attn.weight", ("", "transformer."), gpt2_text_plan),
+    Layout(
+        "Hugging Face's CLIP",
+        "embeddings.token_embedding.weight",
+        ("text_model.", ""),
+        huggingface.text_plan,
+    ),
+    Layout("CLIP", "transformer.resblocks.0.attn.in_proj_weight", ("", "text."), native.text_plan),
+)
+
+
+def read_source(path: str | Path) -> WeightFile:
+    """read_weights, with names as newer files have them."""
+    source = modern_names(read_weights(path))
+    return replace(source, tensors=with_counters(source.tensors))
+
+
+def find_layout(tensors: dict[str, Tensor], layouts: Sequence[Layout]) -> tuple[Layout, str] | None:
+    """(layout, prefix) of the tower in a file."""
+    for layout in layouts:
+        prefix = first_prefix(tensors, layout.prefixes, layout.anchor)
+        if prefix is not None:
+            return layout, prefix
+    return None
+
+
+def plan_tower(source: WeightFile, layouts: Sequence[Layout], given: dict[str, Any]) -> Plan:
+    """What the tower in a file is in our terms. ValueError where it is none of the layouts."""
+    found = find_layout(source.tensors, layouts)
+    if found is None:
+        raise ValueError(
+            f"{source.path} is none of {', '.join(layout.name for layout in layouts)}: its tensors are "
+            f"{', '.join(sorted(source.tensors)[:4])}, ..."
+        )
+    layout, prefix = found
+    return layout.plan(source, prefix, given)
+
+
+def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
+    """The image tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
+
+    Reads ResNets of torchvision and timm, ViTs of timm and Hugging Face, and the image towers of CLIP files (their
+    features are those before the projection). given: options of the tower's config that the file does not say
+    (n_heads, activation), or training ones (dropout, trained_blocks); image_size asks for another picture size, for
+    which positions are interpolated. Raises ValueError, in one line, where a file is damaged or incomplete, has tensors
+    that the tower does not, or leaves a fact open.
+    """
+    source = read_source(path)
+    image_size = given.pop("image_size", None)
+    plan = plan_tower(source, IMAGE_LAYOUTS, given)
+    weights = import_tower(source, plan)
+    return make_tower(*resize_image(plan.config, weights, image_size))
+
+
+def load_text_tower(path: str | Path, **given: Any) -> nn.Module:
+    """The text tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
+
+    Reads Hugging Face's BERT, DistilBERT and GPT-2, bare or in a task's model, and the text towers of CLIP files.
+    given: as for load_image_tower; vocab_size and context_length ask for other sizes. pool: BERT's pooler where the
+    file has one, else the first token.
+    """
+    source = read_source(path)
+    sizes = {name: given.pop(name, None) for name in ("vocab_size", "context_length")}
+    plan = plan_tower(source, TEXT_LAYOUTS, given)
+    weights = import_tower(source, plan)
+    return make_tower(*resize_text(plan.config, weights, **sizes))
+
+
+def import_tower(source: WeightFile, plan: Plan) -> dict[str, Tensor]:
+    expected = on_meta(lambda: TOWERS[type(plan.config)](plan.config)).state_dict()
+    return import_weights(source.tensors, plan, expected, source.path)
+
+
+def make_tower(config: Any, weights: dict[str, Tensor]) -> nn.Module:
+    return filled(on_meta(lambda: TOWERS[type(config)](config)), weights)

@@ -1,0 +1,166 @@
+"""One table for two layouts of the same weights, used in both directions.
+
+A row names tensors of theirs, tensors of ours, and what turns one into the other and back. Import and export are
+strict: every tensor is used or listed as ignored with a reason, every parameter is filled, every shape agrees.
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+Tensors = list[Tensor]
+
+
+@dataclass(frozen=True)
+class Transform:
+    """What turns a row's tensors of theirs into ours, and its inverse. Neither raises: wrong shapes show later."""
+
+    to_ours: Callable[[Tensors], Tensors]
+    to_theirs: Callable[[Tensors], Tensors]
+
+
+def transpose(tensors: Tensors) -> Tensors:
+    return [x.mT if x.dim() == 2 else x for x in tensors]
+
+
+SAME = Transform(list, list)
+TRANSPOSED = Transform(transpose, transpose)  # a matrix stored (in, out); vectors stay
+FUSED = Transform(
+    lambda x: list(torch.atleast_1d(x[0]).chunk(3)), lambda x: [torch.cat(x)]
+)  # query, key and value in one matrix
+FUSED_TRANSPOSED = Transform(
+    lambda x: FUSED.to_ours(transpose(x)), lambda x: transpose(FUSED.to_theirs(x))
+)  # (D, 3 D)
+BATCHED = Transform(lambda x: [x[0].squeeze(0)], lambda x: [x[0][None]])  # (1, T, D) and (T, D)
+TOKEN = Transform(lambda x: [x[0].flatten()], lambda x: [x[0][None, None]])  # (1, 1, D) and (D)
+
+
+@dataclass(frozen=True)
+class Row:
+    """theirs, ours: names, each with at most one {a,b,c} for several tensors in order, and * for the layer."""
+
+    theirs: str
+    ours: str
+    transform: Transform = SAME
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a file of theirs is in our terms.
+
+    config: of the model that it fills. rows: the table. ignored: {pattern of a whole name: why it is not needed}.
+    """
+
+    config: Any
+    rows: list[Row]
+    ignored: dict[str, str]
+
+
+def spread(name: str) -> list[str]:
+    """ "q.{a,b}.weight" -> ["q.a.weight", "q.b.weight"]."""
+    head, brace, rest = name.partition("{")
+    middle, _, tail = rest.partition("}")
+    return [f"{head}{part}{tail}" for part in middle.split(",")] if brace else [name]
+
+
+def module(theirs: str, ours: str, transform: Transform = SAME, leaves: str = "weight bias") -> list[Row]:
+    """A row for each tensor of a layer."""
+    return [Row(f"{theirs}.{leaf}", f"{ours}.{leaf}", transform) for leaf in leaves.split()]
+
+
+def layers(rows: Iterable[Row], count: int) -> list[Row]:
+    """The rows once for each layer, with its number for the *."""
+    table = list(rows)
+    return [
+        replace(row, theirs=row.theirs.replace("*", str(i)), ours=row.ours.replace("*", str(i)))
+        for i in range(count)
+        for row in table
+    ]
+
+
+def prefixed(rows: Iterable[Row], theirs: str = "", ours: str = "") -> list[Row]:
+    return [replace(row, theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
+
+
+def count_layers(tensors: dict[str, Tensor], pattern: str) -> int:
+    """How many numbers stand at the group of `pattern` (the beginning of a name) among the tensors' names."""
+    return len({found[1] for name in tensors if (found := re.match(pattern, name))})
+
+
+def import_weights(
+    tensors: dict[str, Tensor], plan: Plan, expected: dict[str, Tensor], where: Any
+) -> dict[str, Tensor]:
+    """{our name: float32 tensor of its own memory} from theirs.
+
+    expected: the state dict to fill, for its names and shapes. Raises one ValueError that lists what is left over
+    on either side, and shapes that disagree.
+    """
+    result, used = {}, set()
+    for row in plan.rows:
+        theirs = spread(row.theirs)
+        ours = spread(row.ours)
+        if all(name in tensors for name in theirs) and all(name in expected for name in ours):
+            values = row.transform.to_ours([tensors[name] for name in theirs])
+            result.update(zip(ours, values, strict=False))
+            used.update(theirs)
+    unused = [
+        name
+        for name in tensors.keys() - used
+        if not any(re.fullmatch(pattern, name) for pattern in plan.ignored)
+    ]
+    complain(where, unused, expected.keys() - result.keys(), shape_differences(result, expected))
+    return {name: own(value) for name, value in result.items()}
+
+
+def export_weights(weights: dict[str, Tensor], rows: Iterable[Row], where: Any) -> dict[str, Tensor]:
+    """{their name: tensor} from ours. Raises ValueError where a tensor of ours has no row, or a row no tensor."""
+    result, used, absent = {}, set(), []
+    for row in rows:
+        ours = spread(row.ours)
+        absent += [name for name in ours if name not in weights]
+        if all(name in weights for name in ours):
+            values = row.transform.to_theirs([weights[name].detach() for name in ours])
+            result.update(zip(spread(row.theirs), map(own, values), strict=True))
+            used.update(ours)
+    complain(where, weights.keys() - used, absent, [])
+    return result
+
+
+def shape_differences(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    return [
+        f"{name} {tuple(weights[name].shape)} where {tuple(value.shape)} is needed"
+        for name, value in expected.items()
+        if name in weights and weights[name].shape != value.shape
+    ]
+
+
+def complain(where: Any, unused: Iterable[str], unfilled: Iterable[str], shapes: list[str]) -> None:
+    """One ValueError with every leftover of both sides, or nothing."""
+    parts = []
+    for text, names in (("not used", sorted(unused)), ("not filled", sorted(unfilled)), ("shapes", shapes)):
+        if names:
+            parts.append(f"{len(names)} {text}: {', '.join(names)}")
+    if parts:
+        raise ValueError(f"{where} does not fit this model: {'; '.join(parts)}")
+
+
+def own(value: Tensor) -> Tensor:
+    """A contiguous copy that shares memory with nothing; floating-point numbers as float32, to train on."""
+    kind = torch.float32 if value.is_floating_point() else value.dtype
+    return torch.empty(value.shape, dtype=kind).copy_(value)
+
+
+def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+    """The model with shapes and without memory: nothing is initialised only to be overwritten."""
+    with torch.device("meta"):
+        return make()
+
+
+def filled(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+    """The model on_meta, with these weights, in eval mode; what its config freezes stays frozen."""
+    model.load_state_dict(weights, assign=True)
+    return model.eval()

@@ -1,0 +1,192 @@
+"""Weights from files, told apart by their content and read as data: no code of a file is ever run.
+
+safetensors; PyTorch's zip and older pickle files through the unpickler that builds tensors only; TorchScript archives
+(minlm/pretrained/archive.py); shards with their index.
+"""
+
+import json
+import pickle
+import re
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from minlm.pretrained.archive import is_torchscript, read_torchscript
+
+# What a folder's weights are called, Hugging Face's names and open_clip's; the first that is there is read.
+FILE_NAMES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
+ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
+WRAPPERS = ("state_dict", "model_state_dict", "model")
+MAX_DEPTH = 4  # of wrappers in wrappers
+
+
+@dataclass(frozen=True)
+class WeightFile:
+    """A file's tensors under their plain names, and the folder where its config may lie."""
+
+    path: Path
+    tensors: dict[str, Tensor]
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    def shape(self, name: str, n_axes: int) -> torch.Size:
+        """A tensor's shape. ValueError where it is missing, or has another number of axes."""
+        if name not in self.tensors:
+            raise ValueError(f"{self.path} has no {name}: it is incomplete, or of another layout")
+        if self.tensors[name].dim() != n_axes:
+            raise ValueError(
+                f"{self.path}: {name} is {tuple(self.tensors[name].shape)}, not of {n_axes} axes"
+            )
+        return self.tensors[name].shape
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """The JSON object in the file `name` beside the weights; empty where there is no such file."""
+        return read_object(self.folder / name) if (self.folder / name).is_file() else {}
+
+
+def read_weights(path: str | Path) -> WeightFile:
+    """The weights in a file, or in a folder that holds one such file or a known name.
+
+    Wrappers such as {"state_dict": ...} and the prefixes that torch.compile (_orig_mod.) and
+    DistributedDataParallel (module.) leave are taken off. Raises ValueError in one line for what is missing, damaged,
+    no weights, or would run code.
+    """
+    path = find_file(Path(path))
+    sharded = path.name.endswith(".index.json")
+    tensors = read_shards(path) if sharded else unwrap(read_file(path), path)
+    return WeightFile(path, plain_names(tensors, path))
+
+
+def find_file(path: Path) -> Path:
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise ValueError(f"no weights at {path}: there is no such file or folder")
+    named = [path / name for name in FILE_NAMES if (path / name).is_file()]
+    others = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
+    if not named and len(others) != 1:
+        raise ValueError(
+            f"{path} holds none of {', '.join(FILE_NAMES)} and {len(others)} files ending in "
+            f"{', '.join(ENDINGS)}: name the weights file itself"
+        )
+    return named[0] if named else others[0]
+
+
+def read_file(path: Path) -> Any:
+    """What a weights file holds: for safetensors and TorchScript a dictionary of tensors."""
+    with path.open("rb") as file:
+        head = file.read(64)
+    try:
+        # safetensors: the header's length in eight bytes, of which the first may be anything, then the header
+        if head[4:9] == b"\0\0\0\0{":
+            return load_file(path)
+        if head.startswith(b"PK\x03\x04"):
+            return read_torchscript(path) if is_torchscript(path) else read_pickle(path)
+        if head.startswith(b"\x80"):
+            return read_pickle(path)
+    except zipfile.BadZipFile:
+        raise ValueError(f"{path} cannot be read: it is cut short or damaged, fetch it again") from None
+    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
+        raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(
+            f"{path} is a Git LFS pointer of {path.stat().st_size} bytes: fetch the file it stands for"
+        )
+    raise ValueError(f"{path} is neither safetensors nor a file of PyTorch: it begins with {head[:12]!r}")
+
+
+def read_pickle(path: Path) -> Any:
+    """torch.load that builds tensors and containers and nothing else; UnpicklingError names what was asked for."""
+    try:
+        with path.open("rb") as file:  # given a path, torch.load would look at its ending
+            return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or hostile pickle makes the unpickler raise anything
+        asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
+        if asked:
+            reason = f"it asks to run {asked[1]}, which tensors do not need: refused"
+        else:
+            reason = f"it is damaged or no pickle of tensors ({first_line(error)})"
+        raise pickle.UnpicklingError(reason) from None
+
+
+def read_shards(index: Path) -> dict[str, Tensor]:
+    """The tensors of the files that an index names; ValueError where one names another folder or lacks a tensor."""
+    places = read_object(index).get("weight_map", {})
+    names = sorted(set(places.values())) if isinstance(places, dict) else []
+    if not names or any(not isinstance(name, str) or Path(name).name != name or not name for name in names):
+        raise ValueError(f"{index} has no weight_map from tensors to files of its own folder")
+    tensors: dict[str, Tensor] = {}
+    for name in names:
+        shard = index.parent / name
+        if not shard.is_file():
+            raise ValueError(f"{index} names {name}, which is not there: fetch all shards")
+        tensors |= unwrap(read_file(shard), shard)
+    if tensors.keys() != places.keys():
+        raise ValueError(f"{index} and its shards differ in {sorted(tensors.keys() ^ places.keys())}")
+    return tensors
+
+
+def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict inside of wrappers. ValueError where there are several, or anything that is no tensor."""
+    for _ in range(MAX_DEPTH):
+        if not isinstance(loaded, Mapping):
+            raise ValueError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
+        inner = [name for name in WRAPPERS if isinstance(loaded.get(name), Mapping)]
+        if not inner:
+            break
+        if len(inner) > 1:
+            raise ValueError(f"{path} holds several state dicts ({', '.join(inner)}): save one of them alone")
+        loaded = loaded[inner[0]]
+    strangers = [
+        str(name)
+        for name, value in loaded.items()
+        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided)
+    ]
+    if strangers or not loaded:
+        raise ValueError(f"{path} is no state dict: not tensors by name are {strangers or 'all 0 entries'}")
+    return dict(loaded)
+
+
+def plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
+    """Without torch.compile's _orig_mod. anywhere, and without a module. that every name begins with."""
+    names = [re.sub(r"(?:^|(?<=\.))(?:_orig_mod\.)+", "", name) for name in tensors]
+    while all(name.startswith("module.") for name in names):
+        names = [name.removeprefix("module.") for name in names]
+    if len(set(names)) < len(names):
+        raise ValueError(
+            f"{path} holds some tensors twice, with and without a wrapper's prefix: save it anew"
+        )
+    return dict(zip(names, tensors.values(), strict=True))
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; ValueError where it is something else."""
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path} is not JSON ({first_line(error)})") from None
+    if not isinstance(value, dict):
+        raise ValueError(f"{path} holds a {type(value).__name__} where an object of options is needed")
+    return value
+
+
+def first_line(error: Exception) -> str:
+    """What an error says in its first line; of torch.load's many lines, the one about the file."""
+    lines = str(error).splitlines() or [type(error).__name__]
+    return next((line.strip() for line in lines if "Unpickler error" in line), lines[0])

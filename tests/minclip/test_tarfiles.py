@@ -1,0 +1,182 @@
+"""What is written to a shard comes back; shards made by others are read as they are; damage is found and named."""
+
+import io
+import json
+import pickle
+import tarfile
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from minclip.data.records import Record
+from minclip.data.tarfiles import check_end, read_shard, write_shards
+
+CLASSES = [("a cat", "one cat"), ("a dog",)]
+
+
+def draw(number: int) -> Image.Image:
+    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8))
+
+
+def encoded(number: int, kind: str = "PNG") -> bytes:
+    content = io.BytesIO()
+    draw(number).save(content, kind, **({"lossless": True} if kind == "WEBP" else {}))
+    return content.getvalue()
+
+
+def write(path: Path, members: list[tuple[str, bytes]], **options) -> Path:
+    with tarfile.open(path, "w", **options) as tar:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            tar.addfile(member, io.BytesIO(content))
+    return path
+
+
+def same_picture(record: Record, number: int) -> bool:
+    return np.array_equal(np.asarray(record.open()), np.asarray(draw(number)))
+
+
+TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
+LINES = st.lists(TEXT.filter(lambda text: text.strip()), min_size=1, max_size=3)
+
+
+@given(st.lists(LINES, min_size=1, max_size=8), st.integers(1, 5), st.booleans())
+def test_round_trip(tmp_path_factory, captions, shard_size, with_class):
+    folder = tmp_path_factory.mktemp("shards")
+    records = [Record(f"{k}", partial(draw, k), tuple(texts), k % 2) for k, texts in enumerate(captions)]
+    shards = write_shards(records, folder, shard_size, ["cat", "dog"] if with_class else ())
+    sizes = json.loads((folder / "sizes.json").read_text())
+    assert [path.name for path in shards] == list(sizes)
+    assert max(sizes.values()) <= shard_size
+    found: list[Record] = []
+    for path in shards:
+        check_end(path)
+        read, left_out = read_shard(path, CLASSES, first=len(found))
+        assert (len(read), left_out) == (sizes[path.name], [])
+        found += read
+    assert len(found) == len(records) == len({record.image_id for record in found})
+    for number, (record, written) in enumerate(zip(pickle.loads(pickle.dumps(found)), records, strict=True)):
+        assert same_picture(record, number)
+        assert record.group == (written.group if with_class else number)
+        one_line = tuple(" ".join(text.splitlines()).strip() for text in written.captions)
+        assert record.captions == (CLASSES[written.group] if with_class else one_line)
+    assert (folder / "classnames.txt").exists() == with_class
+
+
+@pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+def test_layouts_of_others(tmp_path, format):
+    """Captions and class together, metadata, classes alone; folders and long names; files in any order."""
+    long = "deep/" * 10 + "n" * 40
+    members = [
+        ("./train/000.jpg", encoded(0, "WEBP")),  # told apart by content, not by name
+        ("./train/000.txt", b" a cat \n\none cat\r\n"),
+        ("./train/000.cls", b"1\n"),
+        ("x/1.0.b.txt", b"no image of this name"),
+        ("x/1.png", encoded(1)),
+        ("x/1.json", json.dumps({"url": "u", "caption": "a dog", "width": 3}).encode()),
+        (f"{long}.cls", b"0"),
+        (f"{long}.WEBP", encoded(2, "WEBP")),
+        ("3.json", json.dumps({"captions": ["x", "", " y "]}).encode()),
+        ("3.png", encoded(3)),
+        ("README", b"nothing"),
+        ("._3.png", b"left by a Mac"),
+    ]
+    path = write(tmp_path / "0.tar", members, format=format)
+    check_end(path)
+    records, left_out = read_shard(path, CLASSES, first=100)
+    assert [record.captions for record in records] == [
+        ("a cat", "one cat"),
+        ("a dog",),
+        CLASSES[0],
+        ("x", "y"),
+    ]
+    assert [record.group for record in records] == [1, 101, 0, 103]
+    assert [record.image_id for record in records] == [
+        "0.tar/train/000",
+        "0.tar/x/1",
+        f"0.tar/{long}",
+        "0.tar/3",
+    ]
+    assert all(same_picture(record, number) for number, record in enumerate(records))
+    assert left_out == []
+
+
+def test_incomplete_samples_are_left_out_by_name(tmp_path):
+    members = [
+        ("a.png", encoded(0)),
+        ("b.txt", b"a dog"),
+        ("c.png", encoded(1)),
+        ("c.txt", b" \n"),
+        ("d.json", b"{}"),
+    ]
+    path = write(tmp_path / "0.tar", [*members, ("e.png", encoded(2)), ("e.txt", b"a cat")])
+    records, left_out = read_shard(path, (), first=7)
+    assert [(record.image_id, record.group) for record in records] == [("0.tar/e", 7)]
+    assert left_out == ["0.tar/a", "0.tar/b", "0.tar/c", "0.tar/d"]
+
+
+@pytest.mark.parametrize(
+    "name, content, classes, message",
+    [
+        ("a.cls", b"2", CLASSES, "0.tar/a has the class 2, classnames.txt beside the shards names 2 classes"),
+        ("a.cls", b"-1", CLASSES, "has the class -1, classnames.txt beside the shards names 2"),
+        ("a.cls", b"0", (), "has the class 0, classnames.txt beside the shards names 0 classes"),
+        ("a.cls", b"cat", CLASSES, "has a damaged .txt, .json or .cls: invalid literal"),
+        ("a.txt", b"caf\xe9", (), "has a damaged .txt, .json or .cls: 'utf-8'"),
+        ("a.json", b"{", (), "has a damaged .txt, .json or .cls: "),
+        ("a.json", b"[1]", (), "has a damaged .txt, .json or .cls: "),
+    ],
+)
+def test_faulty_texts_are_named(tmp_path, name, content, classes, message):
+    path = write(tmp_path / "0.tar", [("a.png", encoded(0)), (name, content)])
+    with pytest.raises(ValueError, match=message) as caught:
+        read_shard(path, classes)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):
+    path = write(
+        tmp_path / "0.tar", [("a.png", encoded(0)[:60]), ("a.txt", b"x"), ("b.png", b""), ("b.txt", b"y")]
+    )
+    for record in read_shard(path, ())[0]:
+        with pytest.raises(ValueError, match=r"cannot decode image '.*0\.tar/[ab]': "):
+            record.open()
+
+
+@given(st.integers(1, 10240))
+def test_every_cut_is_found(tmp_path_factory, missing):
+    """By the end alone, but for what tar pads the end with; and by going through the shard, wherever a file is hit."""
+    folder = tmp_path_factory.mktemp("shards")
+    path = write(folder / "0.tar", [(f"{k}.{e}", encoded(k)) for k in range(3) for e in ("png", "txt")])
+    whole = path.read_bytes()
+    used = len(whole.rstrip(b"\0"))
+    path.write_bytes(whole[: len(whole) - missing])
+    if missing > len(whole) - used or missing % 512:
+        with pytest.raises(ValueError, match=r"shard '.*0\.tar' does not end as a tar file does at byte"):
+            check_end(path)
+    if missing > len(whole) - used:
+        with pytest.raises(ValueError, match=r"shard '.*0\.tar' is not a whole tar file: ") as caught:
+            read_shard(path, ())
+        assert "\n" not in str(caught.value)
+
+
+def test_damaged_headers_doubles_and_other_files(tmp_path):
+    path = write(tmp_path / "0.tar", [(f"{k}.txt", b"x") for k in range(3)])
+    whole = path.read_bytes()
+    path.write_bytes(whole[:1024] + b"\xff" * 512 + whole[1536:])  # tarfile alone would stop here in silence
+    with pytest.raises(ValueError, match="is not a whole tar file: no header at byte 1024; fetch it again"):
+        read_shard(path, ())
+    write(path, [("a.txt", b"x"), ("b.txt", b"x"), ("a.TXT", b"x")])
+    with pytest.raises(ValueError, match=r"is not a whole tar file: a\.TXT is there twice"):
+        read_shard(path, ())
+    path.write_bytes(b"no tar at all" * 200)
+    with pytest.raises(ValueError, match="does not end as a tar file does at byte 2600"):
+        check_end(path)
+    with pytest.raises(ValueError, match=r"cannot read shard '.*none\.tar': No such file"):
+        check_end(tmp_path / "none.tar")

@@ -1,0 +1,148 @@
+"""TorchScript archives are read as data: right numbers, and nothing that could run."""
+
+import os
+import pickle
+import zipfile
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+from minlm.pretrained.archive import is_torchscript, read_torchscript
+from minlm.pretrained.weight_files import read_file
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+DTYPES += [torch.int64, torch.int32, torch.uint8, torch.bool]
+
+
+class Body(nn.Module):
+    def __init__(self, dtype, width):
+        super().__init__()
+        self.layers = nn.Sequential(nn.Linear(width, 3), nn.BatchNorm1d(3))
+        self.word = nn.Parameter(torch.randn(width))
+        self.register_buffer("number", torch.tensor(7))
+        self.register_buffer("table", torch.randn(2, width).to(dtype))
+        self.register_buffer("empty", torch.zeros(0, 3))
+        self.sizes = [1, 2]
+        self.name = "x"
+
+    def forward(self, x):
+        return self.layers(x) + self.word.sum()
+
+
+def write(path, dtype=torch.float32, width=2):
+    module = Body(dtype, width).eval()
+    torch.jit.script(module).save(str(path))
+    return module
+
+
+@given(st.sampled_from(DTYPES), st.integers(1, 5))
+def test_tensors_are_those_of_the_state_dict(tmp_path_factory, dtype, width):
+    path = tmp_path_factory.mktemp("jit") / "any.pt"
+    module = write(path, dtype, width)
+    assert is_torchscript(path)
+    found, expected = read_torchscript(path), module.state_dict()
+    assert found.keys() == expected.keys()
+    for name, value in expected.items():
+        assert found[name].dtype == value.dtype
+        assert torch.equal(found[name], value)
+
+
+def test_views_and_shared_numbers(tmp_path):
+    class Views(nn.Module):
+        def __init__(self):
+            super().__init__()
+            base = torch.arange(12.0)
+            self.register_buffer("turned", base.view(3, 4).T)
+            self.register_buffer("part", base[2:5])
+
+        def forward(self, x):
+            return x
+
+    module = Views()
+    torch.jit.script(module).save(str(tmp_path / "views.pt"))
+    found = read_torchscript(tmp_path / "views.pt")
+    assert torch.equal(found["turned"], module.turned)
+    assert torch.equal(found["part"], module.part)
+
+
+def rewrite(path, changes: dict[str, bytes], compression=zipfile.ZIP_STORED):
+    """The archive with other contents for the records whose names end so."""
+    with zipfile.ZipFile(path) as archive:
+        records = {name: archive.read(name) for name in archive.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        for name, data in records.items():
+            archive.writestr(name, next((new for end, new in changes.items() if name.endswith(end)), data))
+
+
+def test_the_code_in_it_is_never_looked_at(tmp_path):
+    module = write(tmp_path / "a.pt")
+    rewrite(tmp_path / "a.pt", {".py": b"raise SystemExit", "constants.pkl": b"no pickle"})
+    assert torch.equal(read_torchscript(tmp_path / "a.pt")["word"], module.word)
+
+
+class Hostile:
+    def __init__(self, call, *arguments):
+        self.call, self.arguments = call, arguments
+
+    def __reduce__(self):
+        return self.call, self.arguments
+
+
+@pytest.mark.parametrize("call", [os.mkdir, eval, getattr, torch.load, print, pickle.loads, __import__])
+def test_whatever_would_run_is_refused_by_name(call, tmp_path):
+    write(tmp_path / "a.pt")
+    target = str(tmp_path / "made")
+    rewrite(tmp_path / "a.pt", {"data.pkl": pickle.dumps(Hostile(call, target), protocol=2)})
+    with pytest.raises(
+        ValueError, match=rf"a.pt cannot be read: it asks to run \S*{call.__name__}, .*: refused"
+    ):
+        read_file(tmp_path / "a.pt")
+    assert not os.path.exists(target)
+
+
+def storage(path, name: str, **changes):
+    """Replace the record of a tensor's numbers."""
+    rewrite(path, {name: changes["data"]})
+
+
+def test_damage_is_told_in_one_line(tmp_path):
+    whole = tmp_path / "whole.pt"
+    write(whole)
+    data = whole.read_bytes()
+    for cut in (len(data) // 2, len(data) - 30, 100):
+        torn = tmp_path / "torn.pt"
+        torn.write_bytes(data[:cut])
+        with pytest.raises(ValueError, match=r"torn.pt cannot be read: [^\n]*$"):
+            read_file(torn)
+    storage(whole, "data/0", data=b"123")
+    with pytest.raises(ValueError, match=r"data/0 has 3 bytes, not \d+: damaged"):
+        read_file(whole)
+
+
+def test_records_that_unfold_are_refused(tmp_path):
+    write(tmp_path / "a.pt")
+    rewrite(tmp_path / "a.pt", {}, zipfile.ZIP_DEFLATED)
+    with pytest.raises(ValueError, match=r"data/\d has .* damaged"):
+        read_file(tmp_path / "a.pt")
+
+
+@given(st.integers(0, 2**32 - 1), st.integers(1, 30))
+def test_any_flipped_bytes_give_tensors_or_one_error(tmp_path_factory, seed, n_bytes):
+    """A hostile data.pkl neither runs nor escapes as another kind of error."""
+    path = tmp_path_factory.mktemp("jit") / "a.pt"
+    write(path)
+    with zipfile.ZipFile(path) as archive:
+        data = bytearray(archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
+    generator = torch.Generator().manual_seed(seed)
+    for place in torch.randint(len(data), (n_bytes,), generator=generator).tolist():
+        data[place] = int(torch.randint(256, (), generator=generator))
+    rewrite(path, {"data.pkl": bytes(data)})
+    try:
+        found, message = read_file(path), ""
+    except ValueError as error:
+        found, message = {}, str(error)
+    assert "\n" not in message
+    assert all(isinstance(value, torch.Tensor) for value in found.values())

@@ -1,0 +1,246 @@
+"""Windows and pairs: disjoint, complete, never across a split; files that hold the text's ids and nothing else."""
+
+import re
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minlm.data import (
+    ReplyDataset,
+    TextFileConfig,
+    TokenizedDataset,
+    encode_splits,
+    fit_context,
+    split_scenes,
+)
+from minlm.screenplay import ScreenplayConfig, write_scenes
+from minlm.tokenizer import CharTokenizer, train_bpe
+from minlm.training.batches import Batches
+
+seeds = st.integers(0, 10**6)
+contexts = st.integers(1, 7)
+
+
+def places(context_length: int, more: int, seed: int) -> TokenizedDataset:
+    """A split whose ids are their own places."""
+    return TokenizedDataset(np.arange(context_length + 1 + more), context_length, seed)
+
+
+@given(contexts, st.integers(0, 60), seeds, st.integers(0, 9), st.integers(1, 3))
+def test_the_windows_of_an_epoch_are_disjoint_and_their_targets_follow(
+    context_length, more, seed, epoch, batch_size
+):
+    dataset = places(context_length, more, seed)
+    n_ids, n_windows = len(dataset.ids), len(dataset)
+    whole = dataset.collate([dataset[epoch, i] for i in range(n_windows)])
+    tokens = whole["tokens"]
+    assert tokens.shape == (n_windows, context_length)
+    assert torch.equal(whole["targets"], tokens + 1)
+    assert len(tokens.unique()) == tokens.numel()
+    assert whole["targets"].max() < n_ids
+    assert n_ids - 1 - tokens.numel() < 2 * context_length  # no more windows would fit behind every phase
+    if batch_size > n_windows:
+        return
+    batches = Batches(dataset, batch_size, seed)
+    steps = range(epoch * batches.steps_per_epoch, (epoch + 1) * batches.steps_per_epoch)
+    keys = [key for step in steps for key in batches.keys(step)]
+    assert len(keys) == n_windows // batch_size * batch_size
+    assert len(set(keys)) == len(keys)
+    assert set(keys) <= {(epoch, i) for i in range(n_windows)}
+
+
+@given(st.integers(1, 4), st.integers(0, 16), seeds)
+def test_over_the_epochs_windows_begin_wherever_one_fits(context_length, more, seed):
+    dataset = places(context_length, more, seed)
+    starts = {int(dataset[epoch, i][0]) for epoch in range(400) for i in range(len(dataset))}
+    assert starts == set(range(len(dataset.ids) - context_length))
+
+
+def test_the_phase_is_drawn_from_the_seed_and_the_epoch():
+    phases = [[places(9, 100, seed).phase(epoch) for epoch in range(20)] for seed in (1, 1, 2)]
+    assert phases[0] == phases[1] != phases[2]
+    assert len(set(phases[0])) > 5
+
+
+def test_a_split_shorter_than_a_window_is_refused():
+    with pytest.raises(ValueError, match="5 tokens do not fill a window of context_length=5"):
+        TokenizedDataset(np.arange(5), 5, 0)
+
+
+texts = st.text(alphabet="ab é€😀\n", min_size=2, max_size=80)
+
+
+@given(texts, texts, st.booleans())
+def test_the_files_hold_the_ids_and_are_not_written_twice(train, validation, characters):
+    class Untouched:
+        def encode(self, text):
+            raise AssertionError("resumed runs read the ids that are there")
+
+    tokenizer = CharTokenizer(train + validation) if characters else train_bpe("ab é€😀", 257)
+    given_texts = {"train": train, "validation": validation}
+    with TemporaryDirectory() as name:
+        for encoder in (tokenizer, Untouched()):
+            splits = encode_splits(given_texts, encoder, Path(name))
+            for split, text in given_texts.items():
+                assert isinstance(splits[split], np.memmap)
+                assert splits[split].tolist() == tokenizer.encode(text)
+                assert tokenizer.decode(splits[split].tolist()) == text
+        assert {path.name for path in Path(name).iterdir()} == {"train.ids", "validation.ids"}
+
+
+@given(st.integers(2, 40), st.integers(2, 40), contexts, seeds)
+def test_no_window_reaches_across_the_splits(n_train, n_validation, context_length, seed):
+    tokenizer = CharTokenizer("abcxyz")
+    rng = np.random.default_rng(seed)
+    texts = {
+        "train": "".join(rng.choice(list("abc"), n_train)),
+        "validation": "".join(rng.choice(list("xyz"), n_validation)),
+    }
+    with TemporaryDirectory() as name, redirect_stdout(StringIO()):
+        splits = encode_splits(texts, tokenizer, Path(name))
+        context_length = fit_context(context_length, splits)
+        for split, text in texts.items():
+            dataset = TokenizedDataset(splits[split], context_length, seed)
+            for epoch in range(5):
+                for i in range(len(dataset)):
+                    assert tokenizer.decode(dataset[epoch, i].tolist()) in text
+
+
+@given(st.integers(1, 50), st.lists(st.integers(2, 50), min_size=1, max_size=3))
+def test_a_context_longer_than_a_split_is_shortened_with_a_message(context_length, lengths):
+    said, splits = StringIO(), {f"split{i}": np.arange(n) for i, n in enumerate(lengths)}
+    with redirect_stdout(said):
+        fitted = fit_context(context_length, splits)
+    assert fitted == min(context_length, min(lengths) - 1)
+    assert all(len(TokenizedDataset(ids, fitted, 0)) for ids in splits.values())
+    assert bool(said.getvalue()) == (fitted < context_length)
+    if fitted < context_length:
+        name = f"split{lengths.index(min(lengths))}"
+        assert f"is shortened to {fitted}: split {name} has {min(lengths)} tokens" in said.getvalue()
+
+
+def test_a_split_of_one_token_is_refused():
+    with pytest.raises(ValueError, match="split b has 1 tokens, at least 2 are needed"):
+        fit_context(4, {"a": np.arange(9), "b": np.arange(1)})
+
+
+scene_lists = st.lists(st.integers(0, 30), min_size=2, max_size=12).map(
+    lambda sizes: [f"<{i}{'x' * size}>" for i, size in enumerate(sizes)]
+)
+
+
+@given(scene_lists, st.floats(0.01, 0.6), st.floats(0.01, 0.6), seeds)
+def test_scenes_are_held_out_whole_until_the_fraction_is_reached(scenes, fraction, other, seed):
+    found = {}
+    for share in sorted([fraction, other]):
+        try:
+            splits = split_scenes(scenes, share, seed)
+        except (
+            ValueError
+        ):  # the last scene was needed too, or the largest came last: nothing is left to train on
+            assert share * sum(map(len, scenes)) > sum(map(len, scenes)) - max(map(len, scenes))
+            return
+        train, held_out = (re.findall("<.*?>", splits[name]) for name in ("train", "validation"))
+        assert [s for s in scenes if s in train] == train
+        assert [s for s in scenes if s in held_out] == held_out
+        assert sorted(train + held_out) == sorted(scenes)
+        size, wanted = sum(map(len, held_out)), share * sum(map(len, scenes))
+        assert size >= wanted > size - max(map(len, held_out))
+        found[share] = set(held_out)
+    assert found[min(fraction, other)] <= found[max(fraction, other)]
+
+
+def test_the_seed_alone_draws_the_scenes():
+    scenes = [f"<{i}>" for i in range(30)]
+    first, again, other = (split_scenes(scenes, 0.3, seed)["validation"] for seed in (3, 3, 4))
+    assert first == again != other
+    shouted = split_scenes([scene.replace("<", "!") for scene in scenes], 0.3, 3)["validation"]
+    assert shouted == first.replace("<", "!")
+
+
+@given(st.text(alphabet="ab \n", min_size=20, max_size=90), st.floats(0.11, 0.89))
+def test_the_end_of_a_plain_text_is_held_out(text, fraction):
+    with TemporaryDirectory() as name:
+        path = Path(name) / "text.txt"
+        path.write_text(text, encoding="utf-8")
+        splits = TextFileConfig(path=str(path), validation_fraction=fraction).read()
+    assert splits["train"] + splits["validation"] == text
+    assert abs(len(splits["validation"]) - fraction * len(text)) <= 1
+
+
+def test_whole_scenes_of_a_script_are_held_out(tmp_path):
+    scenes = [text for text, _ in write_scenes(ScreenplayConfig(n_scenes=9))]
+    (tmp_path / "script.txt").write_text("".join(scenes), encoding="cp1252")
+    config = TextFileConfig(path=str(tmp_path / "script.txt"), split="scenes", validation_fraction=0.3)
+    splits = config.read()
+    where = [[name for name, text in splits.items() if scene in text] for scene in scenes]
+    assert all(len(names) == 1 for names in where)
+    assert {name for names in where for name in names} == {"train", "validation"}
+    assert sum(map(len, splits.values())) == len("".join(scenes)) + 1  # a line end behind the last one
+
+
+@pytest.mark.parametrize(
+    "text, options, message",
+    [
+        (None, {}, r"no text to learn from: .* --data.path FILE"),
+        (None, {"path": "nowhere.txt"}, "nowhere.txt"),
+        ("", {}, "split train has 0 characters"),
+        ("ab", {}, "split train has 1 characters"),
+        ("abcde", {"validation_fraction": 0.2}, "split validation has 1 characters"),
+        ("nobody says a word", {"split": "scenes"}, "no dialogue found"),
+    ],
+)
+def test_texts_that_cannot_be_split_are_refused(tmp_path, text, options, message):
+    if text is not None:
+        (tmp_path / "text.txt").write_text(text)
+        options = options | {"path": str(tmp_path / "text.txt")}
+    with pytest.raises(ValueError, match=message) as error:
+        TextFileConfig(**options).read()
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
+def test_the_fraction_lies_between_none_and_all(fraction):
+    with pytest.raises(ValueError, match=r"validation_fraction=.* must lie in"):
+        TextFileConfig(validation_fraction=fraction)
+
+
+pairs_of_lines = st.lists(st.tuples(*[st.text("ab ", min_size=1, max_size=9)] * 2), min_size=1, max_size=7)
+
+
+@given(pairs_of_lines, st.integers(2, 12), st.integers(1, 4))
+def test_replies_begin_and_end_and_stand_beside_their_lines(pairs, length, batch_size):
+    tokenizer = CharTokenizer("ab ", ("end", "pad", "start"))
+    dataset = ReplyDataset(pairs, tokenizer, length)
+    told = []
+    for batch in dataset.batches(batch_size):
+        assert batch["source"].shape == batch["source_mask"].shape
+        assert batch["tokens"].shape == batch["targets"].shape == batch["token_mask"].shape
+        for row in range(len(batch["source"])):
+            real = {name: value[row] for name, value in batch.items()}
+            source = real["source"][real["source_mask"]].tolist()
+            tokens, targets = (real[name][real["token_mask"]].tolist() for name in ("tokens", "targets"))
+            assert tokens[0] == tokenizer.start_id
+            assert tokens[1:] == targets[:-1]
+            assert targets[-1] == tokenizer.end_id
+            for name, mask in (("source", "source_mask"), ("targets", "token_mask")):
+                n_real = int(real[mask].sum())
+                assert real[mask][:n_real].all()  # padding stands on the right
+                assert (real[name][n_real:] == tokenizer.pad_id).all()
+            told.append((tokenizer.decode(source), tokenizer.decode(targets[:-1])))
+    assert told == [(line[:length], reply[: length - 1]) for line, reply in pairs]
+    assert dataset.n_cut == sum(cut != whole for cut, whole in zip(told, pairs, strict=True))
+    assert len(dataset) == len(pairs)
+    assert dataset[5, 0] == dataset.pairs[0]
+
+
+def test_a_split_without_a_reply_is_refused():
+    with pytest.raises(ValueError, match="no reply in this split"):
+        ReplyDataset([], CharTokenizer("a", ("end", "pad", "start")), 5)

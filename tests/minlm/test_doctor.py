@@ -1,0 +1,142 @@
+"""The doctor names each thing that will go wrong with a text, and nothing where all is well."""
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from minlm.data import TextFileConfig
+from minlm.doctor import examine
+from minlm.lm import LMConfig
+from minlm.presets import RunConfig
+from minlm.screenplay import bigram_floor, unigram_floor
+from minlm.script import parse_script, reply_pairs
+from minlm.seq2seq import Seq2SeqConfig
+from minlm.tokenizer import CharTokenizer
+from minlm.training.state import TrainConfig
+
+SIZES = {"d_model": 8, "n_heads": 2, "n_layers": 1}
+
+
+def scene(i, line="How many doors has number {}?"):
+    return f"INT. ROOM {i} - DAY\n\nADA\n{line.format(i)}\n\nBEN\nThere are {i} of them.\n"
+
+
+GOOD = [scene(i) for i in range(20)]
+
+
+def findings(tmp_path, text, model=None, **changes):
+    (tmp_path / "text.txt").write_text(text)
+    options = {"data": TextFileConfig(path=str(tmp_path / "text.txt"), validation_fraction=0.25)} | changes
+    config = RunConfig(
+        model=model or LMConfig(**SIZES, context_length=32),
+        train=options.pop("train", TrainConfig(steps=100, batch_size=4)),
+        **options,
+    )
+    return list(examine(config)), config
+
+
+def told(found, part):
+    """The one finding with these words in it."""
+    [finding] = [(level, text) for level, text in found if part in text]
+    return finding
+
+
+def problems(found):
+    return [text for level, text in found if level == "problem"]
+
+
+@pytest.mark.parametrize("model", [None, Seq2SeqConfig(**SIZES, context_length=32)])
+def test_nothing_is_wrong_with_a_good_script(tmp_path, model):
+    found, config = findings(tmp_path, "\n".join(GOOD), model)
+    texts = config.data.read()
+    assert {level for level, _ in found} == {"ok"}
+    for name, text in texts.items():
+        told(found, f"split {name}: {len(text):,} characters")
+    script = parse_script(texts["train"])
+    told(found, f"a script of {len(script.scenes)} scenes, {len(script.turns)} turns, 2 characters")
+    floors = [floor(texts["train"], texts["validation"]) for floor in (bigram_floor, unigram_floor)]
+    told(found, f"bigrams {floors[0]:.3f}, unigrams {floors[1]:.3f}")
+    n = len(set("".join(texts.values()))) + (3 if model else 0)
+    told(found, f"ln({n}) = {math.log(n):.3f} nats a token")
+    told(found, "at most 100 steps")
+
+
+def test_lines_that_stand_in_both_splits_are_leakage(tmp_path):
+    lines = [f"line number {i} of a text that is plain\n" for i in range(40)]
+    few = "".join([*lines, lines[3]])
+    level, text = told(findings(tmp_path, few)[0], "stand in training too")
+    assert (level, text) == (
+        "note",
+        "1 of 10 long lines of validation stand in training too, as 'line number 3 of a text that is plain'",
+    )
+    many = "".join(lines[:8]) * 5
+    assert "10 of 10 long lines" in problems(findings(tmp_path, many)[0])[0]
+
+
+def test_a_plain_text_is_a_problem_only_for_replies(tmp_path):
+    text = "".join(f"once upon a time there was a king of {i} towns\n" for i in range(40))
+    level, said = told(findings(tmp_path, text)[0], "read as plain text: no dialogue found")
+    assert level == "note"
+    (tmp_path / "text.txt").write_text(text)
+    config = RunConfig(
+        model=Seq2SeqConfig(**SIZES),
+        data=TextFileConfig(path=str(tmp_path / "text.txt"), validation_fraction=0.25),
+        train=TrainConfig(steps=9),
+    )
+    found = []
+    with pytest.raises(ValueError, match="no dialogue found"):
+        found.extend(examine(config))
+    first = [finding for _, finding in zip(range(4), examine(config), strict=False)]
+    assert ("problem", said) in first
+
+
+def test_a_context_longer_than_the_text_is_told(tmp_path):
+    found, config = findings(tmp_path, "\n".join(GOOD), LMConfig(**SIZES, context_length=5000))
+    n_validation = len(config.data.read()["validation"])
+    level, text = told(found, "would be shortened")
+    assert (level, text) == ("note", f"context_length=5000 would be shortened to {n_validation - 1}")
+
+
+@pytest.mark.parametrize("n_scenes, level", [(20, "problem"), (60, "note")])
+def test_replies_cut_are_counted(tmp_path, n_scenes, level):
+    long = scene(99, "{} " + "and so on " * 9)
+    text = "\n".join([long, *map(scene, range(n_scenes))])
+    found, config = findings(tmp_path, text, Seq2SeqConfig(**SIZES, context_length=32))
+    n = len(reply_pairs(parse_script(config.data.read()["train"])))
+    assert (level, f"train: {n} pairs, 1 ({1 / n:.1%}) cut at context_length=32") in found
+
+
+def test_too_large_a_batch_is_a_problem(tmp_path):
+    train = TrainConfig(steps=100, batch_size=500)
+    [text] = problems(findings(tmp_path, "\n".join(GOOD), train=train)[0])
+    assert "windows of training text: lower it" in text
+    seq2seq = Seq2SeqConfig(**SIZES, context_length=32)
+    assert problems(findings(tmp_path, "\n".join(GOOD), seq2seq, train=train)[0]) == [
+        "batch_size=500 is more than the 15 pairs: lower it"
+    ]
+
+
+def test_too_short_a_warm_up_is_a_problem(tmp_path):
+    train = TrainConfig(steps=5, batch_size=4)
+    assert "warm-up takes 0 of them" in problems(findings(tmp_path, "\n".join(GOOD), train=train)[0])[0]
+
+
+def test_a_vocabulary_that_cannot_be_used_is_refused(tmp_path):
+    text = "\n".join(GOOD)
+    for name, tokenizer in {"plain": CharTokenizer(text), "short": CharTokenizer("abc")}.items():
+        tokenizer.save(tmp_path / name)
+    with pytest.raises(ValueError, match="needs start, end and pad ids"):
+        findings(tmp_path, text, Seq2SeqConfig(**SIZES), vocabulary=str(tmp_path / "plain"))
+    with pytest.raises(ValueError, match="is not among the 3 characters"):
+        findings(tmp_path, text, vocabulary=str(tmp_path / "short"))
+
+
+def test_byte_pairs_are_counted(tmp_path):
+    model = replace(LMConfig(**SIZES, context_length=16), vocab_size=270)
+    found, config = findings(tmp_path, "\n".join(GOOD), model, tokens="byte-pairs")
+    _, text = told(found, "of 270 kinds")
+    n_tokens = int(text.split(" tokens")[0].replace(",", ""))
+    n_characters = len(config.data.read()["train"])
+    assert n_tokens < n_characters
+    assert text.endswith(f"{n_characters / n_tokens:.2f} characters each")

@@ -1,0 +1,193 @@
+"""What a text costs, against one forward pass a token, and the windows it is read in."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+
+from minlm.data import ReplyDataset
+from minlm.evaluate import (
+    Cost,
+    next_token_loss,
+    random_batches_loss,
+    reply_cost,
+    reply_loss,
+    strided_windows,
+    text_cost,
+)
+from minlm.lm import LMConfig, TransformerLM
+from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
+from minlm.tokenizer import CharTokenizer, train_bpe
+from tests.minlm.test_lm import language_model, lm_configs
+from tests.minlm.test_seq2seq import encoder_decoder
+
+seeds = st.integers(0, 10**6)
+lms = lm_configs(context_lengths=st.integers(1, 7))
+CHARACTERS = "aé€😀bcdef"  # of one to four bytes
+
+
+def surprise(model, context, target) -> float:
+    """-log p(target | context) in nats, from one forward pass for this token alone."""
+    return -model(torch.tensor([context]))[0, -1].log_softmax(-1)[target].item()
+
+
+def drawn_ids(config, n, seed):
+    return np.random.default_rng(seed).integers(0, config.vocab_size, n)
+
+
+@given(st.integers(2, 60), st.integers(1, 12), st.data())
+def test_each_target_is_scored_once_with_the_context_promised(n_ids, context_length, data):
+    stride = data.draw(st.integers(1, context_length))
+    windows = strided_windows(n_ids, context_length, stride)
+    targets = [t for _, end, first in windows for t in range(first + 1, end + 1)]
+    assert targets == list(range(1, n_ids))
+    for i, (start, end, first) in enumerate(windows):
+        assert 0 <= start <= first < end
+        assert end - start <= context_length
+        assert i == 0 or end - first <= stride
+        for t in range(first + 1, end + 1):
+            assert t - start >= min(t, context_length - stride + 1)
+
+
+@pytest.mark.parametrize("stride", [0, -1, 6])
+def test_strides_that_leave_gaps_are_refused(stride):
+    model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3, context_length=5))
+    with pytest.raises(ValueError, match=f"stride={stride} must lie in 1 to context_length=5"):
+        text_cost(model, CharTokenizer("abc"), np.zeros(9, dtype=int), stride)
+
+
+@given(lms, st.integers(2, 25), seeds, st.data())
+def test_the_cost_is_that_of_the_tokens_one_by_one(config, n, seed, data):
+    model, tokenizer = language_model(config, seed), CharTokenizer(CHARACTERS[: config.vocab_size])
+    ids, length = drawn_ids(config, n, seed), config.context_length
+    stride = data.draw(st.integers(1, length) | st.none())
+    step = (length + 1) // 2 if stride is None else stride
+    expected = 0.0
+    for t in range(1, n):  # the window that scores t ends behind the first one by whole steps
+        end = length if t <= length else min(length + -(-(t - length) // step) * step, n - 1)
+        context = ids[max(0, end - length) : t].tolist()
+        expected += surprise(model, context, ids[t])
+    for batch_size in (1, 2, 64):
+        cost = text_cost(model, tokenizer, ids, stride, batch_size)
+        assert cost.nats == pytest.approx(expected, rel=1e-5)  # the loss is summed in float32
+        text = tokenizer.decode(ids[1:].tolist())
+        assert (cost.tokens, cost.characters, cost.bytes) == (n - 1, n - 1, len(text.encode()))
+
+
+@given(lms, st.integers(2, 25), seeds)
+def test_with_stride_one_each_token_is_told_from_a_full_context(config, n, seed):
+    model, ids = language_model(config, seed), drawn_ids(config, n, seed)
+    length = config.context_length
+    expected = sum(surprise(model, ids[max(0, t - length) : t].tolist(), ids[t]) for t in range(1, n))
+    cost = text_cost(model, CharTokenizer(CHARACTERS[: config.vocab_size]), ids, stride=1)
+    assert cost.nats == pytest.approx(expected, rel=1e-5)
+
+
+@given(st.text(CHARACTERS + " ", max_size=40), st.booleans())
+def test_a_model_that_knows_nothing_costs_log_v_a_token(text, characters):
+    """So that each figure has a closed form, for characters of several bytes and for tokens of parts of them."""
+    text = "ab " + text
+    tokenizer = CharTokenizer(CHARACTERS + " ") if characters else train_bpe("é€ é€ ab ab", 260)
+    size, ids = tokenizer.vocab_size, tokenizer.encode(text)
+    if len(ids) < 2:
+        return
+    model = TransformerLM(LMConfig(d_model=4, n_heads=1, n_layers=1, vocab_size=size, context_length=9))
+    torch.nn.init.zeros_(model.embedding.tokens.weight)
+    n_bytes = len(text.encode()) - len(tokenizer.decode(ids[:1]).encode())
+    n_characters = len(text) - len(tokenizer.decode(ids[:1]))
+    figures = text_cost(model.eval(), tokenizer, np.array(ids)).figures()
+    assert figures["bits_per_byte"] == pytest.approx((len(ids) - 1) * math.log2(size) / n_bytes, rel=1e-5)
+    assert figures["nats_per_character"] == pytest.approx(
+        (len(ids) - 1) * math.log(size) / n_characters, rel=1e-5
+    )
+    assert figures["perplexity"] == pytest.approx(size, rel=1e-4)
+    counts = (figures["tokens"], figures["characters"], figures["bytes"])
+    assert counts == (len(ids) - 1, n_characters, n_bytes)
+
+
+def test_the_figures_of_a_cost():
+    cost = Cost(nats=6 * math.log(2), tokens=3, characters=2, bytes=4)
+    assert cost.nats_per_token == pytest.approx(2 * math.log(2))
+    assert cost.figures() == {
+        "nats_per_character": pytest.approx(3 * math.log(2)),
+        "bits_per_byte": pytest.approx(1.5),
+        "perplexity": pytest.approx(4),
+        **{"tokens": 3, "characters": 2, "bytes": 4},
+    }
+
+
+def test_a_text_of_one_token_has_no_cost():
+    model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3))
+    with pytest.raises(ValueError, match="a text of 1 tokens cannot be scored: give at least 2"):
+        text_cost(model, CharTokenizer("abc"), np.zeros(1, dtype=int))
+
+
+@given(lms, st.integers(1, 15), st.integers(1, 4), st.integers(1, 3), seeds, st.data())
+def test_the_peers_estimate_is_the_mean_of_windows_drawn_alike(config, more, batch_size, n, seed, data):
+    model = language_model(config, seed)
+    length = data.draw(st.none() | st.integers(1, config.context_length))
+    shown = length or config.context_length
+    ids = drawn_ids(config, shown + more, seed)
+    generator, losses = torch.Generator().manual_seed(seed), []
+    for _ in range(n):
+        for start in torch.randint(more, (batch_size,), generator=generator).tolist():
+            window = torch.from_numpy(ids[start : start + shown + 1])
+            losses.append(F.cross_entropy(model(window[None, :-1])[0], window[1:]).item())
+    found = random_batches_loss(model, ids, batch_size, seed, n, length)
+    assert found == pytest.approx(sum(losses) / len(losses), rel=1e-5)
+
+
+def test_the_peers_estimate_needs_a_whole_window():
+    model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3, context_length=5))
+    with pytest.raises(ValueError, match="5 tokens do not fill a window of 5: give a longer text"):
+        random_batches_loss(model, np.zeros(5, dtype=int), 2, 0)
+
+
+lines = st.text("aé€", min_size=1, max_size=6)
+
+
+@given(st.lists(st.tuples(lines, lines), min_size=1, max_size=5), st.integers(1, 3), st.booleans(), seeds)
+def test_replies_cost_what_each_costs_alone(pairs, batch_size, norm_first, seed):
+    tokenizer = CharTokenizer("aé€", ("end", "pad", "start"))
+    sizes = {"d_model": 8, "n_heads": 2, "n_layers": 1, "context_length": 6, "norm_first": norm_first}
+    config = Seq2SeqConfig(vocab_size=tokenizer.vocab_size, start_id=tokenizer.start_id, **sizes)
+    model = encoder_decoder(config, seed)
+    dataset = ReplyDataset(pairs, tokenizer, config.context_length)
+    expected = 0.0
+    for line, reply in dataset.pairs:
+        logits = model(torch.tensor([line]), torch.tensor([[tokenizer.start_id, *reply[:-1]]]))
+        expected += F.cross_entropy(logits[0], torch.tensor(reply), reduction="sum").item()
+    cost = reply_cost(model, dataset, batch_size)
+    assert cost.nats == pytest.approx(expected, rel=1e-5)
+    replies = [reply[:5] for _, reply in pairs]
+    assert cost.tokens == sum(len(reply) + 1 for reply in replies)
+    assert cost.characters == sum(map(len, replies))
+    assert cost.bytes == sum(len(reply.encode()) for reply in replies)
+
+
+@given(lms, st.integers(1, 3), seeds)
+def test_the_training_loss_is_torchs_on_every_target(config, batch, seed):
+    model = language_model(config, seed)
+    ids = torch.from_numpy(drawn_ids(config, (batch, config.context_length + 1), seed))
+    nats, count = next_token_loss(model, {"tokens": ids[:, :-1], "targets": ids[:, 1:]})
+    expected = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
+    assert nats.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert count == batch * config.context_length
+
+
+def test_replies_are_smoothed_in_training_only_where_they_are_real():
+    tokenizer = CharTokenizer("ab", ("end", "pad", "start"))
+    config = Seq2SeqConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=5, start_id=4, dropout=0.0)
+    model = EncoderDecoder(config).eval()
+    dataset = ReplyDataset([("a", "ba"), ("bb", "abba")], tokenizer, 9)
+    nats, count = reply_loss(model, next(dataset.batches(2)), label_smoothing=0.3)
+    expected = 0.0
+    for line, reply in dataset.pairs:
+        logits = model(torch.tensor([line]), torch.tensor([[4, *reply[:-1]]]))[0]
+        expected += F.cross_entropy(logits, torch.tensor(reply), reduction="sum", label_smoothing=0.3).item()
+    assert nats.item() == pytest.approx(expected, rel=1e-5)
+    assert count == 3 + 5

@@ -1,0 +1,60 @@
+"""What every doctor says of a run's length, and the exit status of what it found."""
+
+import pytest
+
+from minlm.training.findings import examine_schedule, print_findings
+from minlm.training.state import TrainConfig
+
+
+@pytest.mark.parametrize(
+    "train, level, text",
+    [
+        (
+            TrainConfig(steps=100, batch_size=10, warmup=0.1),
+            "ok",
+            "at most 100 steps, 1.0 epochs; warm-up takes 10",
+        ),
+        (
+            TrainConfig(epochs=2, batch_size=10, warmup=0.1),
+            "ok",
+            "at most 200 steps, 2.0 epochs; warm-up takes 20",
+        ),
+        (
+            TrainConfig(steps=50, epochs=2, batch_size=10, warmup=0.1),
+            "ok",
+            "at most 50 steps, 0.5 epochs; warm-up takes 5",
+        ),
+        (
+            TrainConfig(steps=5, batch_size=10, warmup=0.05),
+            "problem",
+            "at most 5 steps, 0.1 epochs; warm-up takes 0",
+        ),
+        (TrainConfig(steps=5, batch_size=10, warmup=0), "ok", "at most 5 steps, 0.1 epochs"),
+        (TrainConfig(minutes=2, warmup=0.1), "ok", "at most 2 minutes; warm-up takes 12 s"),
+        (
+            TrainConfig(steps=5, batch_size=2000),
+            "problem",
+            "batch_size=2000 is more than the 1,000 training images: lower it",
+        ),
+    ],
+)
+def test_run_length_and_warm_up(train, level, text):
+    found = list(examine_schedule(train, 1000, "training images"))
+    assert any(found_level == level and said.startswith(text) for found_level, said in found)
+    assert len(found) == 1
+
+
+def test_both_limits_are_told():
+    found = list(examine_schedule(TrainConfig(steps=10, minutes=2), 1000, "windows"))
+    assert [text.split(";")[0] for _, text in found] == ["at most 10 steps, 1.4 epochs", "at most 2 minutes"]
+
+
+@pytest.mark.parametrize("levels, status", [(["ok", "note"], 0), (["ok", "problem", "note"], 1), ([], 0)])
+def test_findings_are_lines_and_a_problem_is_status_one(levels, status, capsys):
+    with pytest.raises(SystemExit) as exit:
+        print_findings((level, f"finding {i}") for i, level in enumerate(levels))
+    assert exit.value.code == status
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(": ") for line in lines] == [
+        [level.rjust(7), f"finding {i}"] for i, level in enumerate(levels)
+    ]

@@ -1,0 +1,166 @@
+"""python -m minlm: each command on a trained folder, against the same figures and texts computed here."""
+
+import json
+import sys
+
+import numpy as np
+import pytest
+
+from minlm.__main__ import COMMANDS, main
+from minlm.data import ReplyDataset
+from minlm.evaluate import random_batches_loss, reply_cost, text_cost
+from minlm.generate import SamplingConfig
+from minlm.runs import load
+from minlm.script import parse_script, reply_pairs
+from minlm.training.command import run_main
+from minlm.writing import write, write_best
+
+PROMPTS = ["INT. ROOM", "Ada"]
+ASKED = ["--max_new_tokens", "12", "--seed", "3", "--temperature", "0.7"]
+SAMPLING = SamplingConfig(max_new_tokens=12, seed=3, temperature=0.7)
+
+
+@pytest.fixture(params=["lm_run", "reply_run"])
+def run(request):
+    """Each of the two trained folders."""
+    return request.getfixturevalue(request.param)
+
+
+def said_by(capsys, command, run, *arguments):
+    COMMANDS[command](["--checkpoint", str(run), *map(str, arguments)])
+    return capsys.readouterr().out
+
+
+def shown(run, texts):
+    """How texts are printed: behind their prompts, where these are continued."""
+    begun = PROMPTS if run.name == "lm" else ["", ""]
+    return "".join(f"{prompt}{text}\n" for prompt, text in zip(begun, texts, strict=True))
+
+
+@pytest.mark.parametrize("stops", [[], ["e", "a "]])
+def test_generate_writes_what_write_does_streamed_or_not(run, stops, capsys):
+    model, tokenizer, _ = load(run)
+    expected = shown(run, write(model, tokenizer, PROMPTS, SAMPLING, stops))
+    options = [*ASKED, *(["--stop", *stops] if stops else [])]
+    assert said_by(capsys, "generate", run, "--prompt", *PROMPTS, *options) == expected
+    assert said_by(capsys, "generate", run, "--prompt", *PROMPTS, *options, "--stream") == expected
+
+
+def test_generate_takes_the_best_of_a_beam(run, capsys):
+    model, tokenizer, _ = load(run)
+    options = ["--beam", 3, "--max_new_tokens", 5]
+    said = said_by(capsys, "generate", run, "--prompt", *PROMPTS, *options)
+    assert said == shown(run, write_best(model, tokenizer, PROMPTS, 5, 3))
+
+
+@pytest.mark.parametrize("option", [["--stream"], ["--temperature", "0"], ["--stop", "a"]])
+def test_a_beam_takes_no_sampling_options(lm_run, option, capsys):
+    with pytest.raises(ValueError, match="of the other options it takes --max_new_tokens only"):
+        said_by(capsys, "generate", lm_run, "--prompt", "Ada", "--beam", "2", *option)
+
+
+def figures_of(capsys, path, run, *arguments):
+    """(what is written, what is printed)."""
+    said = said_by(capsys, "evaluate", run, "--json", path, *arguments)
+    return json.loads(path.read_text()), dict(line.split() for line in said.splitlines())
+
+
+def test_evaluate_gives_the_figures_of_the_run(run, capsys, tmp_path):
+    figures, said = figures_of(capsys, tmp_path / "figures.json", run)
+    result = json.loads((run / "result.json").read_text())
+    for name in ("nats_per_character", "bits_per_byte", "perplexity", "tokens", "characters", "bytes"):
+        assert figures[name] == pytest.approx(result[name])
+        assert float(said[name].replace(",", "")) == pytest.approx(figures[name], abs=1e-4)
+    assert figures["seconds"] > 0
+
+
+def test_evaluate_offers_other_strides_and_the_peers_estimate(lm_run, capsys, tmp_path):
+    model, tokenizer, config = load(lm_run)
+    ids = np.array(tokenizer.encode(config.data.read()["validation"]))
+    options = ["--stride", 32, "--random_batches", 3]
+    figures, _ = figures_of(capsys, tmp_path / "figures.json", lm_run, *options)
+    assert (
+        figures["nats_per_character"] == text_cost(model, tokenizer, ids, 32).figures()["nats_per_character"]
+    )
+    expected = random_batches_loss(model, ids, config.train.batch_size, config.train.seed, 3)
+    assert figures["random_batches_nats_per_token"] == expected
+    with pytest.raises(ValueError, match="stride=0 must lie in 1 to context_length=32"):
+        said_by(capsys, "evaluate", lm_run, "--stride", 0)
+
+
+def test_evaluate_takes_another_file_even_a_short_one(lm_run, capsys, tmp_path):
+    """Of its validation text nothing but that is read: the training part would not fill one window."""
+    text = "A naïve text.\nShort!\n"
+    (tmp_path / "text.txt").write_text(text, encoding="utf-8")
+    model, tokenizer, _ = load(lm_run)
+    options = ["--data.path", tmp_path / "text.txt", "--data.validation_fraction", "0.6"]
+    figures, _ = figures_of(capsys, tmp_path / "figures.json", lm_run, *options)
+    ids = np.array(tokenizer.encode(text[int(0.4 * len(text)) :]))
+    expected = text_cost(model, tokenizer, ids).figures()
+    assert {name: figures[name] for name in expected} == expected
+    with pytest.raises(ValueError, match="tokens do not fill a window of 32: give a longer text"):
+        said_by(capsys, "evaluate", lm_run, *options, "--random_batches", 2)
+
+
+def test_evaluate_takes_another_script_for_replies(reply_run, capsys, tmp_path):
+    model, tokenizer, _ = load(reply_run)
+    speeches = [f"INT. BAR - DAY\n\nADA\nI owe you {i}.\n\nBEN\nMore, Ada.\n" for i in "abcdef"]
+    (tmp_path / "script.txt").write_text("\n".join(speeches))
+    options = ["--data.path", tmp_path / "script.txt", "--data.validation_fraction", "0.9"]
+    try:
+        figures, _ = figures_of(capsys, tmp_path / "figures.json", reply_run, *options)
+    except ValueError as error:
+        assert "is not among the" in str(error)  # noqa: PT017 - the run may not know each letter
+        return
+    text = "\n".join(speeches)
+    pairs = reply_pairs(parse_script(text[int((1 - 0.9) * len(text)) :]))
+    expected = reply_cost(model, ReplyDataset(pairs, tokenizer, 80)).figures()
+    assert {name: figures[name] for name in expected} == expected
+
+
+def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
+    small = ["--data.n_scenes", "6", "--data.validation_scenes", "2", "--model.vocab_size", "300"]
+    statuses = []
+    for more in ([], ["--train.batch_size", "999"]):
+        with pytest.raises(SystemExit) as exit:
+            COMMANDS["doctor"]([*small, "--model.context_length", "32", *more])
+        statuses.append(exit.value.code)
+    assert statuses == [0, 1]
+    said = capsys.readouterr().out
+    assert "     ok: split train: " in said
+    assert "problem: batch_size=999 is more than the " in said
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["generate", "--checkpoint", "nowhere", "--prompt", "a"], "no checkpoint in nowhere"),
+        (["generate", "--checkpoint", "RUN", "--prompt", ""], "the prompt is empty"),
+        (["generate", "--checkpoint", "RUN", "--prompt", "a", "--stop", ""], "a stop string is empty"),
+        (["generate", "--checkpoint", "RUN", "--prompt", "a", "--top_p", "2"], "top_p=2.0 must lie in"),
+        (["generate", "--checkpoint", "RUN", "--prompt", "a", "--top_q", "2"], "did you mean --top_p?"),
+        (["generate", "--checkpoint", "REPLY", "--prompt", "漢"], "character '漢' (U+6F22) is not among"),
+        (["generate", "--checkpoint", "REPLY", "--prompt", "a " * 99], "more than context_length=80"),
+        (["generate", "--checkpoint", "RUN"], "--prompt"),
+        (["evaluate", "--checkpoint", "RUN", "--data.path", "nowhere"], "nowhere"),
+        (["evaluate", "--checkpoint", "RUN", "--data.n_scenes", "0"], "n_scenes is 0"),
+        (["doctor", "--preset", "script-lm"], "no text to learn from"),
+        (["paint"], "unknown command 'paint': there are generate, evaluate, doctor"),
+    ],
+)
+def test_bad_input_is_one_line_and_status_two(lm_run, reply_run, monkeypatch, capsys, arguments, message):
+    places = {"RUN": str(lm_run), "REPLY": str(reply_run)}
+    monkeypatch.setattr(sys, "argv", ["minlm", *(places.get(word, word) for word in arguments)])
+    with pytest.raises(SystemExit) as exit:
+        run_main(main)
+    said = capsys.readouterr()
+    assert (exit.value.code, said.out) == (2, "")
+    assert message in said.err
+    assert said.err.count("\n") == 1
+
+
+def test_help_names_every_command(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["minlm"])
+    main()
+    said = capsys.readouterr().out
+    assert all(f"minlm {command} " in said for command in COMMANDS)
