@@ -30,7 +30,7 @@ from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
 from minclip.runs import classes_of, files_beside_weights, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import replace_text
+from minlm.training.checkpoint import check_digest, replace_text
 from minlm.training.command import command_line, run_main
 from minlm.training.loop import choose_device, fit
 from minlm.training.report import write_report
@@ -45,6 +45,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     records, dev = splits["train"], splits["dev"]
     if resume:
         tokenizer = load_tokenizer(run)
+        check_digest(tokenizer.digest, config.text.vocab_digest, run)
     else:
         tokenizer = make_tokenizer(config, records)
         config = config.with_tokenizer(tokenizer)

@@ -28,7 +28,7 @@ from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import replace_text
+from minlm.training.checkpoint import check_digest, replace_text
 from minlm.training.command import command_line, run_main
 from minlm.training.loop import fit, forward_precision
 from minlm.training.report import write_report
@@ -40,6 +40,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     texts = config.data.read()
     if resume:
         tokenizer = load_tokenizer(run)
+        check_digest(tokenizer.digest, config.model.vocab_digest, run)
     else:
         tokenizer = make_tokenizer(config, texts)
         config = config.with_tokenizer(tokenizer)
@@ -49,7 +50,12 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         task = Replies(config, tokenizer, texts)
     else:
         splits = encode_splits(texts, tokenizer, run)
-        length = fit_context(config.model.context_length, splits)
+        wanted = config.model.context_length
+        length = fit_context(wanted, splits)
+        if length < wanted:
+            print(
+                f"context_length={wanted} is shortened to {length}: the shortest split has {length + 1} tokens"
+            )
         config = replace(config, model=replace(config.model, context_length=length))
         task = Continuation(config, tokenizer, splits)
     files_beside_weights(config, tokenizer)(run)

@@ -100,13 +100,17 @@ def evaluate(arguments: list[str]) -> None:
     texts = config.data.read()
     model, tokenizer, _ = load(given.checkpoint)
     if isinstance(config.model, Seq2SeqConfig):
+        if given.stride or given.random_batches:
+            raise ValueError(
+                "--stride and --random_batches are for models that continue a text: leave them out"
+            )
         pairs = reply_pairs(parse_script(texts["validation"]))
-        cost, ids = reply_cost(model, ReplyDataset(pairs, tokenizer, config.model.context_length)), None
+        cost = reply_cost(model, ReplyDataset(pairs, tokenizer, config.model.context_length))
     else:
         ids = np.array(tokenizer.encode(texts["validation"]))
         cost = text_cost(model, tokenizer, ids, given.stride)
     figures = cost.figures()
-    if given.random_batches and ids is not None:
+    if given.random_batches:
         size, seed = config.train.batch_size, config.train.seed
         figures["random_batches_nats_per_token"] = random_batches_loss(
             model, ids, size, seed, given.random_batches

@@ -91,16 +91,14 @@ def encode_splits(
 
 
 def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:
-    """context_length, or as much of it as the shortest split can fill; a window's targets need one id more."""
+    """context_length, or as much of it as the shortest split can fill; a window's targets need one id more.
+
+    ValueError where that is nothing.
+    """
     name, ids = min(splits.items(), key=lambda item: len(item[1]))
     if len(ids) < 2:
         raise ValueError(f"split {name} has {len(ids)} tokens, at least 2 are needed: give a longer text")
-    if context_length < len(ids):
-        return context_length
-    print(
-        f"context_length={context_length} is shortened to {len(ids) - 1}: split {name} has {len(ids)} tokens"
-    )
-    return len(ids) - 1
+    return min(context_length, len(ids) - 1)
 
 
 class TokenizedDataset(Dataset):

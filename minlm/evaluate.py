@@ -68,7 +68,6 @@ def text_cost(
     ids: np.ndarray,
     stride: int | None = None,
     batch_size: int = 32,
-    progress: bool = False,
 ) -> Cost:
     """The cost of a text of ids (n), all of it but its first token: the same figure each time.
 
@@ -82,7 +81,7 @@ def text_cost(
     windows = strided_windows(len(ids), context_length, stride)
     nats = 0.0
     # Windows of one length and one number of scored targets go together; only the first and last differ.
-    for group in tqdm(list(batched(windows, batch_size)), "scoring", disable=not progress, leave=False):
+    for group in tqdm(list(batched(windows, batch_size)), "scoring", leave=False, disable=None):
         rows = np.stack([ids[start : end + 1] for start, end, _ in group]).astype(np.int64)
         rows = torch.from_numpy(rows).to(device)  # (B, T + 1)
         n_scored = group[0][1] - group[0][2]
@@ -139,12 +138,12 @@ def random_batches_loss(
 
 @torch.inference_mode()
 def reply_cost(model: nn.Module, dataset: ReplyDataset, batch_size: int = 32) -> Cost:
-    """The cost of all replies of a dataset, their end ids included, each told from its line."""
+    """The cost of all replies of a dataset, each told from its line; a reply's end counts as a line end does."""
     device, nats, tokens = device_of(model), 0.0, 0
     for batch in dataset.batches(batch_size):
         total, count = reply_loss(model, {name: value.to(device) for name, value in batch.items()})
         nats, tokens = nats + total.item(), tokens + count
-    replies = [dataset.tokenizer.decode(reply[:-1]) for _, reply in dataset.pairs]
+    replies = [dataset.tokenizer.decode(reply[:-1]) + "\n" for _, reply in dataset.pairs]
     n_bytes = sum(len(reply.encode("utf-8", "surrogatepass")) for reply in replies)
     return Cost(nats, tokens, sum(map(len, replies)), n_bytes)
 

@@ -97,7 +97,35 @@ PRESETS = {
         ),
     ),
 }
+"""screenplay: the built-in script, five minutes on two cores. shakespeare-char: nanoGPT's game, with
+`--data.path input.txt`. script-lm, script-seq2seq: a movie script as plain text, with `--data.path FILE`: what
+comes next, and what is replied to a line."""
 FULL = {
+    "shakespeare-char": replace(
+        PRESETS["shakespeare-char"],
+        model=LMConfig(
+            d_model=384,
+            n_heads=6,
+            n_layers=6,
+            context_length=256,
+            positions="rotary",
+            tied=False,
+            dropout=0.2,
+            attention_dropout=0.0,
+        ),
+        train=TrainConfig(
+            minutes=58.0,
+            batch_size=16,
+            lr=4e-3,
+            muon_lr=0.02,
+            muon_momentum=0.9,
+            schedule="linear",
+            weight_decay=0.3,
+            average=0.998,
+            evaluate_every=300,
+            save_every=300,
+        ),
+    ),
     "script-lm": replace(
         PRESETS["script-lm"],
         model=LMConfig(
@@ -111,8 +139,5 @@ FULL = {
         train=TrainConfig(epochs=30, batch_size=64, lr=7e-4, schedule="inverse_sqrt", warmup=0.2, beta2=0.98),
     ),
 }
-"""The shapes of GPT-2's smallest model and of the Transformer's base model (Vaswani et al. 2017, table 3)."""
-
-"""screenplay: the built-in script, five minutes on two cores. shakespeare-char: nanoGPT's game, with
-`--data.path input.txt`. script-lm, script-seq2seq: a movie script as plain text, with `--data.path FILE`: what
-comes next, and what is replied to a line."""
+"""shakespeare-char: nanoGPT's larger shape, an hour of two cores. script-lm: GPT-2's smallest model. script-seq2seq:
+the Transformer's base model (Vaswani et al. 2017, table 3)."""

@@ -59,7 +59,8 @@ class Continuation:
 
     def sample(self, model: TransformerLM) -> str:
         """What the model makes of the first line of the validation text."""
-        start = self.texts()["validation"].lstrip("\n")
+        validation = self.texts()["validation"]
+        start = validation.lstrip("\n") or validation
         prompt = start[: start.find("\n") + 1] or start[:20]
         return prompt + write(model, self.tokenizer, [prompt], SAMPLE)[0] + "\n"
 

@@ -30,7 +30,8 @@ class TransformerConfig:
     activation: exact GELU, its tanh form (GPT-2), its sigmoid form (OpenAI's CLIP), or ReLU
     norm_first: LayerNorm before each sublayer and once at the end (GPT-2, ViT, CLIP), or after (BERT, Vaswani)
     norm_eps: added to the variance in every LayerNorm
-    dropout: on attention weights and on each sublayer's output
+    dropout: on each sublayer's output, and on attention weights unless those have their own
+    attention_dropout: on attention weights, which costs time; none = the same as dropout
     """
 
     d_model: int = 128
@@ -41,6 +42,7 @@ class TransformerConfig:
     norm_first: bool = True
     norm_eps: float = 1e-5
     dropout: float = 0.0
+    attention_dropout: float | None = None
 
     def __post_init__(self):
         for name in ("d_model", "n_heads", "n_layers"):
@@ -50,8 +52,9 @@ class TransformerConfig:
             raise ValueError(
                 f"n_heads={self.n_heads} does not divide d_model={self.d_model}: choose heads that do"
             )
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"dropout={self.dropout} must lie in [0, 1)")
+        for name in ("dropout", "attention_dropout"):
+            if not 0 <= (getattr(self, name) or 0) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
 
     @property
     def head_size(self) -> int:
@@ -114,7 +117,9 @@ class MultiHeadAttention(nn.Module):
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
-        self.n_heads, self.dropout = config.n_heads, config.dropout
+        self.n_heads = config.n_heads
+        own = config.attention_dropout
+        self.dropout = config.dropout if own is None else own
         self.q_proj = nn.Linear(config.d_model, config.d_model)
         self.k_proj = nn.Linear(config.d_model, config.d_model)
         self.v_proj = nn.Linear(config.d_model, config.d_model)

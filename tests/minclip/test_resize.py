@@ -75,5 +75,7 @@ def test_vocabularies_and_contexts():
 
 def test_only_squares_are_understood_without_a_config():
     assert square_grid(49, "FILE") == (7, 7)
-    with pytest.raises(ValueError, match=r"FILE has positions for 50 places, which is no square: put the config"):
+    with pytest.raises(
+        ValueError, match=r"FILE has positions for 50 places, which is no square: put the config"
+    ):
         square_grid(50, "FILE")

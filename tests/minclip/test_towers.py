@@ -47,12 +47,12 @@ def drawn(config):
 
 def batch():
     mask = torch.tensor([9, 4])[:, None] > torch.arange(9)
-    tokens = torch.randint(4, WORDS.vocab_size, (2, 9))
+    tokens = torch.randint(4, WORDS.vocab_size, (2, 9), generator=torch.Generator().manual_seed(3))
     tokens[:, 3] = WORDS.end_id
     return tokens, mask
 
 
-@pytest.mark.parametrize("config", IMAGE_CONFIGS, ids=str)
+@pytest.mark.parametrize("config", IMAGE_CONFIGS, ids=lambda config: type(config).__name__)
 def test_image_towers_come_back(config, tmp_path):
     tower = drawn(config)
     save_image_tower(tower, TransformConfig(), tmp_path)
@@ -66,13 +66,15 @@ def test_image_towers_come_back(config, tmp_path):
     assert again(images).shape == (2, again.width)
 
 
-@pytest.mark.parametrize("config", TEXT_CONFIGS, ids=str)
+@pytest.mark.parametrize("config", TEXT_CONFIGS, ids=lambda config: type(config).__name__)
 def test_text_towers_come_back(config, tmp_path):
     tower = drawn(config)
     save_text_tower(tower, WORDS, tmp_path)
     again = load_text_tower(tmp_path)
     assert torch.equal(again(*batch()), tower(*batch()))
-    assert again.config.pool == config.pool if hasattr(config, "pool") else again.config.end_id == config.end_id
+    assert (
+        again.config.pool == config.pool if hasattr(config, "pool") else again.config.end_id == config.end_id
+    )
     assert WordPiece.load(tmp_path).digest == WORDS.digest
 
 
@@ -84,7 +86,9 @@ def test_prefixes_heads_half_precision_and_old_names(tmp_path_factory, prefix, h
     tensors = {}
     for name, value in load_file(folder / "model.safetensors").items():
         if old:
-            name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+            name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace(
+                "LayerNorm.bias", "LayerNorm.beta"
+            )
         tensors[prefix + name] = value.half() if half else value
     if "bert" in prefix:
         outer = prefix.removesuffix("bert.")
@@ -132,13 +136,15 @@ def test_older_files_without_counters(tmp_path):
 def test_missing_tensors_are_named(tmp_path):
     resnet_folder(tmp_path)
     edit(tmp_path, lambda x: x.pop("layer2.0.downsample.1.running_var"))
-    with pytest.raises(ValueError, match=r"4 not used: layer2.*1 not filled: blocks.1.shortcut.1.running_var|not filled"):
+    with pytest.raises(ValueError, match=r"model: 1 not filled: blocks.1.shortcut.1.running_var$"):
         load_image_tower(tmp_path)
 
 
 def test_what_is_no_tower_is_named(tmp_path):
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
-    with pytest.raises(ValueError, match=r"is none of torchvision's or timm's ResNet, .*its tensors are some.weight"):
+    with pytest.raises(
+        ValueError, match=r"is none of torchvision's or timm's ResNet, .*its tensors are some.weight"
+    ):
         load_image_tower(tmp_path)
     with pytest.raises(ValueError, match=r"is none of BERT, DistilBERT, GPT-2"):
         load_text_tower(tmp_path)
@@ -149,7 +155,9 @@ def test_heads_and_activation_are_never_guessed(tmp_path):
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match="places, which is no square"):
         load_image_tower(tmp_path)
-    save_image_tower(drawn(VisionTransformerConfig(**(VIT | {"image_size": (16, 16)}))), TransformConfig(), tmp_path)
+    save_image_tower(
+        drawn(VisionTransformerConfig(**(VIT | {"image_size": (16, 16)}))), TransformConfig(), tmp_path
+    )
     (tmp_path / "config.json").unlink()
     with pytest.raises(ValueError, match=r"does not say n_heads, activation: put its config.json beside it"):
         load_image_tower(tmp_path)

@@ -165,8 +165,8 @@ def test_replies_cost_what_each_costs_alone(pairs, batch_size, norm_first, seed)
     assert cost.nats == pytest.approx(expected, rel=1e-5)
     replies = [reply[:5] for _, reply in pairs]
     assert cost.tokens == sum(len(reply) + 1 for reply in replies)
-    assert cost.characters == sum(map(len, replies))
-    assert cost.bytes == sum(len(reply.encode()) for reply in replies)
+    assert cost.characters == sum(len(reply) + 1 for reply in replies)  # each end is a line end
+    assert cost.bytes == sum(len(reply.encode()) + 1 for reply in replies)
 
 
 @given(lms, st.integers(1, 3), seeds)

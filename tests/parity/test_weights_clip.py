@@ -1,4 +1,4 @@
-"""Whole CLIPs: open_clip's, transformers', and OpenAI's archives (traced, of open_clip's model, whose code is theirs)."""
+"""Whole CLIPs: open_clip's, transformers', and OpenAI's archives (traced from open_clip's model of the same code)."""
 
 import json
 import random

@@ -1,0 +1,274 @@
+"""Whole CLIPs of others, without their libraries: their files are made here, by hand and by export."""
+
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+import minclip.clip_bpe
+from minclip.clip import CLIP, CLIPConfig
+from minclip.clip_bpe import ClipBPE
+from minclip.modified_resnet import ModifiedResNetConfig
+from minclip.pretrained import (
+    export,
+    is_published,
+    load_clip,
+    load_clip_model,
+    load_image_tower,
+    load_text_tower,
+)
+from minclip.text import GPTTextConfig
+from minclip.tokenizer import WordPiece
+from minclip.transforms import OPENAI_MEAN, ImageTransform, TransformConfig
+from minclip.vit import VisionTransformerConfig
+from tests.minclip.test_towers import drawn_half
+
+# [UNK] and the like come first, so that the end of text is no last id; see test_export for others.
+WORDS = WordPiece.train(["a dog on the beach", "the cat"] * 2, 60)
+VIT = VisionTransformerConfig(
+    d_model=64,
+    n_heads=1,
+    n_layers=2,
+    image_size=(16, 16),
+    patch_size=(8, 8),
+    norm_input=True,
+    activation="quick_gelu",
+)
+RESNET = ModifiedResNetConfig(d_model=16, n_heads=8, depths=(1, 2, 1, 1), image_size=(64, 64))
+
+
+def text_config(tokenizer=WORDS, **options) -> GPTTextConfig:
+    return GPTTextConfig(
+        d_model=64,
+        n_heads=1,
+        n_layers=2,
+        context_length=9,
+        activation="quick_gelu",
+        vocab_size=tokenizer.vocab_size,
+        vocab_digest=tokenizer.digest,
+        **{"end_id": tokenizer.end_id} | options,
+    )
+
+
+def drawn(image=VIT, text=None, **options) -> CLIP:
+    """A CLIP with all of its numbers drawn."""
+    model = CLIP(CLIPConfig(image=image, text=text or text_config(), embed_dim=6, **options)).eval()
+    for name, value in model.state_dict().items():
+        if value.is_floating_point() and value.dim():
+            value.copy_(torch.rand_like(value) + 0.5 if "var" in name else 0.1 * torch.randn_like(value))
+    return model
+
+
+def batch(model, end_id=WORDS.end_id):
+    generator = torch.Generator().manual_seed(3)
+    tokens = torch.randint(4, WORDS.vocab_size - 1, (3, 9), generator=generator)
+    tokens[:, 5] = end_id
+    images = torch.randn(3, 3, *model.config.image.image_size, generator=generator)
+    return images, tokens, torch.ones_like(tokens, dtype=torch.bool)
+
+
+def transform_of(model, **options) -> ImageTransform:
+    return ImageTransform(TransformConfig(**options), model.config.image.image_size, train=False)
+
+
+def openai_file(folder, image=VIT):
+    """(model, its state dict in OpenAI's layout, markers included)."""
+    model = drawn(image, text_config(end_id=WORDS.vocab_size - 1))
+    export(model, WORDS, transform_of(model), folder, "openai")
+    return model, torch.load(folder / "model.pt", weights_only=True)
+
+
+def archive(tensors, path):
+    """A TorchScript archive whose state dict is `tensors`."""
+
+    class Node(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x
+
+    root = Node()
+    for name, value in tensors.items():
+        *parents, leaf = name.split(".")
+        node = root
+        for parent in parents:
+            if parent not in dict(node.named_children()):
+                node.add_module(parent, Node())
+            node = getattr(node, parent)
+        node.register_buffer(leaf, value)
+    torch.jit.trace(root.eval(), torch.zeros(1)).save(str(path))
+
+
+@pytest.mark.parametrize("image", [VIT, RESNET], ids=["ViT", "ResNet"])
+@pytest.mark.parametrize("half", [False, True])
+def test_openais_archive_is_read_as_data(image, half, tmp_path):
+    model, tensors = openai_file(tmp_path, image)
+    if half:
+        tensors = {name: x.half() if x.is_floating_point() else x for name, x in tensors.items()}
+        drawn_half(model)
+    archive(tensors, tmp_path / "any.pt")
+    again = load_clip_model(tmp_path / "any.pt")
+    assert again.config.text.n_heads == 1
+    assert again.config.text.end_id == WORDS.vocab_size - 1
+    batch_of = batch(model, WORDS.vocab_size - 1)
+    torch.testing.assert_close(again(*batch_of), model(*batch_of))
+    images, tokens, mask = batch_of
+    torch.testing.assert_close(load_image_tower(tmp_path / "any.pt")(images), model.image_tower(images))
+    torch.testing.assert_close(
+        load_text_tower(tmp_path / "any.pt")(tokens, mask), model.text_tower(tokens, mask)
+    )
+
+
+def test_a_bare_state_dict_is_no_ones_for_certain(tmp_path):
+    """Without OpenAI's numbers or open_clip's config, heads and activation must be given."""
+    model, tensors = openai_file(tmp_path)
+    bare = {
+        f"module.{name}": tensors[name] for name in tensors if "." in name or "_p" in name or "logit" in name
+    }
+    bare["module.positional_embedding"] = tensors["positional_embedding"]
+    torch.save({"state_dict": bare}, tmp_path / "bare.pt")
+    with pytest.raises(
+        ValueError, match=r"n_heads=1, activation='quick_gelu'; .*image_heads=... and text_heads="
+    ):
+        load_clip_model(tmp_path / "bare.pt")
+    given = {"activation": "quick_gelu", "image_heads": 1, "text_heads": 1}
+    again = load_clip_model(tmp_path / "bare.pt", **given)
+    end_id = again.config.text.end_id
+    torch.testing.assert_close(again(*batch(model, end_id)), model(*batch(model, end_id)))
+    with pytest.raises(ValueError, match=r"\['heads'\] are no options of a published CLIP"):
+        load_clip_model(tmp_path / "bare.pt", heads=3)
+
+
+def test_quick_gelu_is_a_stored_fact(tmp_path):
+    """The same tensors with another config are another function, in both formats that say it."""
+    for activation, name in (("gelu", "open_clip"), ("quick_gelu", "hf-clip"), ("gelu", "hf-clip")):
+        folder = tmp_path / f"{name}-{activation}"
+        model = drawn(replace(VIT, activation=activation), replace(text_config(), activation=activation))
+        export(model, WORDS, transform_of(model), folder, name)
+        again = load_clip_model(folder)
+        assert again.config.text.activation == again.config.image.activation == activation
+
+
+def test_another_picture_size_only_when_asked(tmp_path):
+    openai_file(tmp_path)
+    assert load_clip_model(tmp_path).config.image.image_size == (16, 16)
+    resized = load_clip_model(tmp_path, image_size=(24, 32))
+    assert resized.image_tower.positions.shape == (13, 64)
+    assert resized.image_tower(torch.randn(1, 3, 24, 32)).shape == (1, 64)
+
+
+def hf_folder(folder, **options):
+    model = drawn()
+    export(model, WORDS, transform_of(model, **options), folder, "hf-clip")
+    return model
+
+
+def edit_json(path, change) -> None:
+    value = json.loads(path.read_text())
+    change(value)
+    path.write_text(json.dumps(value))
+
+
+def test_hugging_faces_end_of_text(tmp_path):
+    """An eos_token_id of 2 is that of old config files, and stands for the largest id."""
+    hf_folder(tmp_path)
+    assert load_clip_model(tmp_path).config.text.end_id == WORDS.end_id
+    edit_json(tmp_path / "config.json", lambda c: c["text_config"].update(eos_token_id=2))
+    assert load_clip_model(tmp_path).config.text.end_id == WORDS.vocab_size - 1
+    edit_json(tmp_path / "config.json", lambda c: c["text_config"].pop("eos_token_id"))
+    assert load_clip_model(tmp_path).config.text.end_id == 49407
+
+
+def test_pictures_are_prepared_as_the_folder_says(tmp_path):
+    hf_folder(tmp_path, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear")
+    _, _, transform = load_clip(tmp_path)
+    assert transform.config == TransformConfig(
+        mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6), interpolation="bilinear"
+    )
+    assert transform.image_size == (16, 16)
+    edit_json(tmp_path / "preprocessor_config.json", lambda c: c.update(do_center_crop=False))
+    with pytest.raises(ValueError, match="do_center_crop=False: only True"):
+        load_clip(tmp_path)
+    (tmp_path / "preprocessor_config.json").unlink()
+    assert load_clip(tmp_path)[2].config.mean == OPENAI_MEAN
+
+
+def test_the_vocabulary_lies_beside_or_is_given(tmp_path):
+    model = hf_folder(tmp_path)
+    again, tokenizer, _ = load_clip(tmp_path)
+    assert tokenizer.digest == WORDS.digest == again.config.text.vocab_digest
+    torch.testing.assert_close(again(*batch(model)), model(*batch(model)))
+    words = (tmp_path / "vocab.txt").rename(tmp_path.parent / f"{tmp_path.name}.txt")
+    with pytest.raises(ValueError, match=r"0 vocabularies beside .*: put one of vocab.txt, merges.txt"):
+        load_clip(tmp_path)
+    assert load_clip(tmp_path, words)[1].digest == WORDS.digest
+    tokens = {token: i for i, token in enumerate(WORDS.tokens)}
+    saved = {"normalizer": {"lowercase": True}, "model": {"type": "WordPiece", "vocab": tokens}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    assert load_clip(tmp_path)[1].digest == WORDS.digest
+    (tmp_path / "tokenizer.json").write_text(json.dumps(saved | {"normalizer": {"lowercase": False}}))
+    with pytest.raises(ValueError, match="is of another tokenizer"):
+        load_clip(tmp_path)
+    WordPiece([*WORDS.tokens, "more"]).save(tmp_path)
+    with pytest.raises(
+        ValueError, match=r"has 37 tokens and its text ends with id 3; the model in .* has 36 and 3"
+    ):
+        load_clip(tmp_path)
+
+
+def test_merges_from_a_tokenizer_json(tmp_path, monkeypatch):
+    """CLIP's merges stand there as pairs or as strings."""
+    monkeypatch.setattr(minclip.clip_bpe, "N_MERGES", 2)
+    bpe = ClipBPE([("a", "b"), ("ab", "c</w>")])
+    model = drawn(text=text_config(bpe))
+    export(model, bpe, transform_of(model), tmp_path, "hf-clip")
+    (tmp_path / "merges.txt").unlink()
+    for merges in ([["a", "b"], ["ab", "c</w>"]], ["a b", "ab c</w>"]):
+        saved = {"normalizer": None, "model": {"type": "BPE", "end_of_word_suffix": "</w>", "merges": merges}}
+        (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+        assert load_clip(tmp_path)[1].digest == bpe.digest
+
+
+def test_leftovers_and_strangers_are_named(tmp_path):
+    hf_folder(tmp_path)
+    path = tmp_path / "model.safetensors"
+    tensors = load_file(path)
+    save_file(tensors | {"vision_model.head.weight": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"1 not used: vision_model.head.weight$"):
+        load_clip_model(tmp_path)
+    short = {name: x for name, x in tensors.items() if name != "vision_model.post_layernorm.bias"}
+    save_file(short, path)
+    with pytest.raises(ValueError, match=r"1 not filled: image_tower.transformer.norm.bias$"):
+        load_clip_model(tmp_path)
+    save_file({"a.b": torch.zeros(1)}, path)
+    with pytest.raises(ValueError, match=r"is no CLIP that is known: .* its tensors are a.b, ..."):
+        load_clip_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "tower, option, value",
+    [
+        ("vision_cfg", "pool_type", "avg"),
+        ("vision_cfg", "timm_model_name", "vit_x"),
+        ("vision_cfg", "ls_init_value", 0.1),
+        ("text_cfg", "no_causal_mask", True),
+        ("text_cfg", "qk_norm", True),
+    ],
+)
+def test_open_clips_other_functions_are_refused(tower, option, value, tmp_path):
+    model = drawn()
+    export(model, WORDS, transform_of(model), tmp_path, "open_clip")
+    edit_json(tmp_path / "open_clip_config.json", lambda c: c["model_cfg"][tower].update({option: value}))
+    with pytest.raises(ValueError, match=f"has {option}={value!r}"):
+        load_clip_model(tmp_path)
+
+
+def test_published_files_are_told_from_runs(tmp_path):
+    model = hf_folder(tmp_path / "hf")
+    export(model, WORDS, transform_of(model), tmp_path / "run", "safetensors")
+    openai_file(tmp_path / "openai")
+    assert is_published(tmp_path / "hf")
+    assert is_published(tmp_path / "openai")
+    assert is_published(tmp_path / "openai" / "model.pt")
+    assert not is_published(tmp_path / "run")
+    assert not is_published(tmp_path / "nowhere")
