@@ -17,10 +17,11 @@ from pathlib import Path
 
 from minclip.data.records import Record, open_image
 from minclip.doctor import examine
-from minclip.evaluate import embed_classes, embed_images, embed_texts, evaluate_records, format_retrieval
+from minclip.embed import embed_classes, embed_images, embed_texts
+from minclip.evaluate import evaluate_all, format_figures
 from minclip.plots import SHOWN, search_results
 from minclip.presets import FULL, PRESETS, RunConfig
-from minclip.runs import load
+from minclip.runs import classes_of, load
 from minlm.training.checkpoint import last_checkpoint, replace_text
 from minlm.training.command import (
     add_options,
@@ -112,7 +113,10 @@ def caption(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Retrieval figures of a checkpoint: on the data it was trained with, or on a preset's."""
+    """Every figure that fits the data: retrieval, caption choice; with classes, zero-shot and linear probe.
+
+    On the data that the model was trained with, or on a preset's.
+    """
     parser = parser_of(evaluate)
     parser.add_argument("--preset", choices=PRESETS, help="evaluate on this preset's kind of data")
     parser.add_argument("--split", default="dev")
@@ -128,8 +132,10 @@ def evaluate(arguments: list[str]) -> None:
     if given.split not in splits:
         raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
     model, tokenizer, transform = load(given.checkpoint)
-    evaluation = evaluate_records(model, splits[given.split], transform, tokenizer)
-    print(format_retrieval(evaluation.figures, evaluation.seconds))
+    names, templates = classes_of(config.data)
+    fitted = splits["train"] if given.split != "train" else ()  # a probe is not judged on what it fitted
+    evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)
+    print(format_figures(evaluation.figures, evaluation.seconds))
     if given.json:
         figures = {"split": given.split, **evaluation.figures, "seconds": evaluation.seconds}
         replace_text(given.json, json.dumps(figures, indent=2) + "\n")

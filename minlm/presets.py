@@ -66,7 +66,7 @@ PRESETS = {
         ),
         data=TextFileConfig(),
         train=TrainConfig(
-            steps=200, batch_size=24, lr=0.02, muon_lr=0.04, muon_momentum=0.85, schedule="linear"
+            steps=230, batch_size=24, lr=0.02, muon_lr=0.04, muon_momentum=0.85, schedule="linear"
         ),
     ),
     "script-lm": RunConfig(

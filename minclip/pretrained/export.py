@@ -19,7 +19,6 @@ from minclip.pretrained.beside import RESAMPLE
 from minclip.pretrained.clips import hf_rows, native_rows
 from minclip.pretrained.folders import (
     Tokenizer,
-    hf_options,
     require,
     save_tokenizer,
     write_json,
@@ -31,6 +30,7 @@ from minclip.text import GPTTextConfig
 from minclip.tokenizer import WordPiece
 from minclip.transforms import ImageTransform, TransformConfig
 from minclip.vit import VisionTransformerConfig
+from minlm.pretrained.facts import hf_options
 from minlm.pretrained.key_map import Row, export_weights
 from minlm.training.config import save_config
 from minlm.training.state import TrainConfig

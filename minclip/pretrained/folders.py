@@ -10,10 +10,8 @@ from torch import nn
 
 from minclip.clip_bpe import ClipBPE
 from minclip.tokenizer import WordPiece
-from minlm.pretrained.facts import their_activation
 from minlm.pretrained.key_map import Row, export_weights
 from minlm.training.checkpoint import replace_text
-from minlm.transformer import TransformerConfig
 
 Tokenizer = WordPiece | ClipBPE
 
@@ -23,18 +21,6 @@ def require(to: str, *conditions: tuple[bool, str]) -> None:
     reasons = [reason for holds, reason in conditions if not holds]
     if reasons:
         raise ValueError(f"this model cannot be written as {to}: {'; '.join(reasons)} (try another --to)")
-
-
-def hf_options(config: TransformerConfig) -> dict[str, Any]:
-    """A Transformer's options in the words that most of Hugging Face's configs share."""
-    return {
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "intermediate_size": config.mlp_width,
-        "hidden_act": their_activation(config.activation),
-        "layer_norm_eps": config.norm_eps,
-    }
 
 
 def write_weights(model: nn.Module, rows: Iterable[Row], path: Path) -> None:

@@ -8,7 +8,6 @@ from safetensors.torch import save_file
 from minclip.clip import CLIP
 from minclip.pretrained.folders import (
     Tokenizer,
-    hf_options,
     require,
     save_tokenizer,
     write_json,
@@ -21,7 +20,7 @@ from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.transforms import TransformConfig
 from minclip.vit import VisionTransformer, VisionTransformerConfig
-from minlm.pretrained.facts import their_activation
+from minlm.pretrained.facts import hf_options, their_activation
 from minlm.pretrained.gpt2 import gpt2_options, gpt2_rows
 
 # (block, depths) of the networks that have a name, of 64 channels and an ImageNet stem.

@@ -4,6 +4,8 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from minlm.transformer import TransformerConfig
+
 # {Hugging Face's name: ours}; the first name of a function is the one that is written.
 HF_ACTIVATIONS = {
     "gelu": "gelu",
@@ -23,6 +25,18 @@ def our_activation(name: str | None, where: Any) -> str | None:
 
 def their_activation(name: str) -> str:
     return next(theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == name)
+
+
+def hf_options(config: TransformerConfig) -> dict[str, Any]:
+    """A Transformer's options in the words that most of Hugging Face's configs share."""
+    return {
+        "hidden_size": config.d_model,
+        "num_hidden_layers": config.n_layers,
+        "num_attention_heads": config.n_heads,
+        "intermediate_size": config.mlp_width,
+        "hidden_act": their_activation(config.activation),
+        "layer_norm_eps": config.norm_eps,
+    }
 
 
 def expect(options: dict[str, Any], wanted: dict[str, Any], where: Any) -> None:

@@ -1,5 +1,6 @@
 """TorchScript archives are read as data: right numbers, and nothing that could run."""
 
+import io
 import os
 import pickle
 import zipfile
@@ -103,11 +104,6 @@ def test_whatever_would_run_is_refused_by_name(call, tmp_path):
     assert not os.path.exists(target)
 
 
-def storage(path, name: str, **changes):
-    """Replace the record of a tensor's numbers."""
-    rewrite(path, {name: changes["data"]})
-
-
 def test_damage_is_told_in_one_line(tmp_path):
     whole = tmp_path / "whole.pt"
     write(whole)
@@ -117,9 +113,28 @@ def test_damage_is_told_in_one_line(tmp_path):
         torn.write_bytes(data[:cut])
         with pytest.raises(ValueError, match=r"torn.pt cannot be read: [^\n]*$"):
             read_file(torn)
-    storage(whole, "data/0", data=b"123")
+    rewrite(whole, {"data/0": b"123"})
     with pytest.raises(ValueError, match=r"data/0 has 3 bytes, not \d+: damaged"):
         read_file(whole)
+
+
+def test_a_tensor_larger_than_its_numbers_is_refused(tmp_path):
+    """With a stride of zero, four bytes would stand for any number of numbers."""
+
+    class Pickler(pickle.Pickler):
+        def persistent_id(self, value):
+            return ("storage", torch.FloatStorage, "0", "cpu", 1) if value == "the numbers" else None
+
+    write(tmp_path / "a.pt")
+    for size in (1, 10**12):
+        data = io.BytesIO()
+        tensor = Hostile(torch._utils._rebuild_tensor_v2, "the numbers", 0, (size,), (0,), False, {})
+        Pickler(data, protocol=2).dump(tensor)
+        rewrite(tmp_path / "a.pt", {"data.pkl": data.getvalue(), "data/0": b"\0\0\0\0"})
+        if size == 1:
+            assert read_torchscript(tmp_path / "a.pt")[""].tolist() == [0.0]
+    with pytest.raises(ValueError, match=r"a tensor of \(1000000000000,\) with 1 numbers: refused"):
+        read_file(tmp_path / "a.pt")
 
 
 def test_records_that_unfold_are_refused(tmp_path):
