@@ -4,26 +4,33 @@
     python -m minclip search --checkpoint RUN --folder pictures --text "a dog on a beach" --picture found.png
     python -m minclip caption --checkpoint RUN --image cat.jpg --captions captions.txt
     python -m minclip evaluate --checkpoint RUN [--preset NAME] [--data.root DIR] [--json figures.json]
+    python -m minclip export --checkpoint RUN --to hf-clip|open_clip|openai|safetensors|towers
     python -m minclip doctor --preset flickr8k --data.root DIR
 
-RUN is the folder of a training run.
+RUN is the folder of a training run, or a published CLIP: a file or folder of OpenAI's, open_clip's or Hugging
+Face's, with CLIP's merges file beside it or given with --vocabulary.
 """
 
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import get_args
 
+from minclip import pretrained
 from minclip.data.records import Record, open_image
 from minclip.doctor import examine
 from minclip.embed import embed_classes, embed_images, embed_texts
 from minclip.evaluate import evaluate_all, format_figures
 from minclip.plots import SHOWN, search_results
 from minclip.presets import FULL, PRESETS, RunConfig
+from minclip.pretrained import Format
 from minclip.runs import classes_of, load
 from minlm.training.checkpoint import last_checkpoint, replace_text
 from minlm.training.command import (
+    OneLineParser,
     add_options,
     call_command,
     checkpoint_parser,
@@ -37,7 +44,12 @@ from minlm.training.findings import print_findings
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
 
 
-parser_of = partial(checkpoint_parser, package="minclip")
+def parser_of(command: Callable) -> OneLineParser:
+    parser = checkpoint_parser(command, "minclip")
+    parser.add_argument(
+        "--vocabulary", type=Path, metavar="FILE", help="of published weights without one beside them"
+    )
+    return parser
 
 
 def pictures(paths: list[Path]) -> list[Record]:
@@ -54,7 +66,7 @@ def classify(arguments: list[str]) -> None:
         "--templates", nargs="+", default=["a photo of a {}"], help="prompts; {} is the label"
     )
     given = parser.parse_args(arguments)
-    model, tokenizer, transform = load(given.checkpoint)
+    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     labels = [label.strip() for label in given.labels.split(",")]
     classes = embed_classes(model, tokenizer, labels, given.templates)  # (labels, E)
     images = embed_images(model, pictures(given.image), transform)  # (N, E)
@@ -78,7 +90,7 @@ def search(arguments: list[str]) -> None:
     paths = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
     if not paths:
         raise ValueError(f"no image in {given.folder}: looked for names ending in {', '.join(IMAGE_ENDINGS)}")
-    model, tokenizer, transform = load(given.checkpoint)
+    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     records = pictures(paths)
     text = embed_texts(model, tokenizer, [given.text])[0]  # (E)
     cosines = embed_images(model, records, transform) @ text  # (N)
@@ -105,7 +117,7 @@ def caption(arguments: list[str]) -> None:
             f"cannot read {given.captions} ({error}): give one caption a line, in UTF-8"
         ) from None
     captions = [line.strip() for line in lines if line.strip()]
-    model, tokenizer, transform = load(given.checkpoint)
+    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     image = embed_images(model, pictures([given.image]), transform)[0]  # (E)
     cosines = embed_texts(model, tokenizer, captions) @ image  # (M)
     for i in cosines.argsort(descending=True)[: given.top].tolist():
@@ -131,7 +143,7 @@ def evaluate(arguments: list[str]) -> None:
     splits = config.data.read()
     if given.split not in splits:
         raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
-    model, tokenizer, transform = load(given.checkpoint)
+    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     names, templates = classes_of(config.data)
     fitted = splits["train"] if given.split != "train" else ()  # a probe is not judged on what it fitted
     evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)
@@ -139,6 +151,17 @@ def evaluate(arguments: list[str]) -> None:
     if given.json:
         figures = {"split": given.split, **evaluation.figures, "seconds": evaluation.seconds}
         replace_text(given.json, json.dumps(figures, indent=2) + "\n")
+
+
+def export(arguments: list[str]) -> None:
+    """Write a model in the format of another library: a run's, or one that another library wrote."""
+    parser = parser_of(export)
+    parser.add_argument("--to", choices=get_args(Format), required=True)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
+    given = parser.parse_args(arguments)
+    out = given.out or given.checkpoint.with_name(f"{given.checkpoint.name}-{given.to}")
+    pretrained.export(*load(given.checkpoint, given.vocabulary), out, given.to)
+    print(out)
 
 
 def doctor(arguments: list[str]) -> None:
@@ -149,7 +172,7 @@ def doctor(arguments: list[str]) -> None:
     print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
 
 
-COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, doctor)}
+COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, export, doctor)}
 
 
 def main() -> None:

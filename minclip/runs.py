@@ -11,6 +11,7 @@ from minclip.data.records import Record
 from minclip.data.shards import ShardsConfig
 from minclip.evaluate import TEMPLATES
 from minclip.presets import DataConfig, RunConfig
+from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
 from minclip.tokenizer import ClipBPE, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
@@ -60,12 +61,17 @@ def classes_of(data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), TEMPLATES
 
 
-def load(path: str | Path) -> tuple[CLIP, WordPiece | ClipBPE, ImageTransform]:
-    """(model in eval mode, tokenizer, transform) of a run folder or of one of its checkpoints.
+def load(
+    path: str | Path, vocabulary: str | Path | None = None
+) -> tuple[CLIP, WordPiece | ClipBPE, ImageTransform]:
+    """(model in eval mode, tokenizer, transform) of a run folder, one of its checkpoints, or a published CLIP.
 
+    vocabulary: CLIP's merges file, for published weights without one beside them.
     Raises ValueError where files are missing or damaged, weights and config disagree, or the vocabulary is
     not the one the model was trained with.
     """
+    if is_published(path):
+        return load_clip(path, vocabulary)
     folder = last_checkpoint(Path(path))
     config: RunConfig = load_config(RunConfig, folder / "config.json")
     tokenizer = load_tokenizer(folder)

@@ -2,6 +2,7 @@
 
     python -m minlm generate --checkpoint RUN --prompt "HOT ROD" --stream
     python -m minlm evaluate --checkpoint RUN [--data.path FILE] [--random_batches 200] [--json figures.json]
+    python -m minlm export --checkpoint RUN --to hf-gpt2
     python -m minlm doctor --preset script-lm --data.path FILE
 
 RUN is the folder of a training run.
@@ -21,6 +22,7 @@ from minlm.doctor import examine
 from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
 from minlm.presets import FULL, PRESETS, RunConfig
+from minlm.pretrained import save_gpt2
 from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig
 from minlm.script import parse_script, reply_pairs
@@ -122,6 +124,22 @@ def evaluate(arguments: list[str]) -> None:
         replace_text(given.json, json.dumps(figures, indent=2) + "\n")
 
 
+def export(arguments: list[str]) -> None:
+    """Write a TransformerLM of GPT-2's layout (learned positions) as a Hugging Face folder."""
+    parser = parser_of(export)
+    parser.add_argument("--to", choices=("hf-gpt2",), required=True)
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
+    given = parser.parse_args(arguments)
+    out = given.out or given.checkpoint.with_name(f"{given.checkpoint.name}-{given.to}")
+    model, tokenizer, config = load(given.checkpoint)
+    if isinstance(config.model, Seq2SeqConfig):
+        raise ValueError(
+            f"{given.checkpoint} is an encoder-decoder: only a model that continues text is a GPT-2"
+        )
+    save_gpt2(model, out, tokenizer)
+    print(out)
+
+
 def doctor(arguments: list[str]) -> None:
     """What will go wrong with this text and config, before step 0; the options are train_lm.py's.
 
@@ -130,7 +148,7 @@ def doctor(arguments: list[str]) -> None:
     print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
 
 
-COMMANDS = {command.__name__: command for command in (generate, evaluate, doctor)}
+COMMANDS = {command.__name__: command for command in (generate, evaluate, export, doctor)}
 
 
 def main() -> None:

@@ -112,8 +112,13 @@ def load_into(model: nn.Module, folder: Path) -> nn.Module:
             raise ValueError(
                 f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
             )
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.load_state_dict(weights, assign=True)
-    return model.requires_grad_(True).eval()
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(
+            name in trained
+        )  # what was assigned has no gradient, and a frozen tower keeps none
+    return model.eval()
 
 
 def check_digest(digest: str, trained_with: str, folder: Path) -> None:

@@ -172,7 +172,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
             r"\{\}",
         ),
         (["doctor", "--preset", "flickr8k", "--data.root", "nowhere"], "nowhere"),
-        (["paint"], "unknown command 'paint': there are classify, search, caption, evaluate, doctor"),
+        (["paint"], "unknown command 'paint': there are classify, search, caption, evaluate, export, doctor"),
     ],
 )
 def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, arguments, message):

@@ -145,7 +145,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         (["evaluate", "--checkpoint", "RUN", "--data.path", "nowhere"], "nowhere"),
         (["evaluate", "--checkpoint", "RUN", "--data.n_scenes", "0"], "n_scenes is 0"),
         (["doctor", "--preset", "script-lm"], "no text to learn from"),
-        (["paint"], "unknown command 'paint': there are generate, evaluate, doctor"),
+        (["paint"], "unknown command 'paint': there are generate, evaluate, export, doctor"),
     ],
 )
 def test_bad_input_is_one_line_and_status_two(lm_run, reply_run, monkeypatch, capsys, arguments, message):

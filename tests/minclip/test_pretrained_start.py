@@ -10,7 +10,7 @@ from minclip.pretrained import pretrained_towers, save_image_tower, save_text_to
 from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.transforms import TransformConfig
 from minclip.vit import VisionTransformerConfig
-from tests.minclip.test_towers import IMAGE_CONFIGS, TEXT_CONFIGS, WORDS, drawn
+from tests.minclip.test_pretrained_towers import IMAGE_CONFIGS, TEXT_CONFIGS, WORDS, drawn
 
 ASKED = {"trained_blocks": 1, "lr_factor": 0.1, "dropout": 0.2}
 

@@ -23,9 +23,9 @@ from minclip.text import GPTTextConfig
 from minclip.tokenizer import WordPiece
 from minclip.transforms import OPENAI_MEAN, ImageTransform, TransformConfig
 from minclip.vit import VisionTransformerConfig
-from tests.minclip.test_towers import drawn_half
+from tests.minclip.test_pretrained_towers import drawn_half
 
-# [UNK] and the like come first, so that the end of text is no last id; see test_export for others.
+# [UNK] and the like come first, so that the end of text is no last id; see test_pretrained_export for others.
 WORDS = WordPiece.train(["a dog on the beach", "the cat"] * 2, 60)
 VIT = VisionTransformerConfig(
     d_model=64,

@@ -13,7 +13,7 @@ from minclip.resnet import ResNetConfig
 from minclip.text import BertTextConfig
 from minclip.tokenizer import WordPiece
 from minclip.vit import VisionTransformerConfig
-from tests.minclip.test_clips import RESNET, VIT, WORDS, batch, drawn, text_config, transform_of
+from tests.minclip.test_pretrained_clips import RESNET, VIT, WORDS, batch, drawn, text_config, transform_of
 
 
 class EndsLast(WordPiece):
