@@ -14,7 +14,6 @@ Face's, with CLIP's merges file beside it or given with --vocabulary.
 import inspect
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import get_args
@@ -127,16 +126,17 @@ def caption(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """Every figure that fits the data: retrieval, caption choice; with classes, zero-shot and linear probe.
 
-    On the data that the model was trained with, or on a preset's.
+    On the data that the model was trained with, or on a preset's: of published weights no data is known.
     """
     parser = parser_of(evaluate)
     parser.add_argument("--preset", choices=PRESETS, help="evaluate on this preset's kind of data")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     given, _ = parser.parse_known_args(arguments)  # which options there are depends on the data
-    config: RunConfig = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
     if given.preset:
-        config = replace(config, data=PRESETS[given.preset].data)
+        config = PRESETS[given.preset]
+    else:
+        config = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
     add_options(parser, config, only="data")
     options = vars(parser.parse_args(arguments))
     config = override(config, {name: text for name, text in options.items() if name.startswith("data.")})
@@ -145,7 +145,7 @@ def evaluate(arguments: list[str]) -> None:
         raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
     model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     names, templates = classes_of(config.data)
-    fitted = splits["train"] if given.split != "train" else ()  # a probe is not judged on what it fitted
+    fitted = splits.get("train", ()) if given.split != "train" else ()  # a probe is not judged on what it fitted
     evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)
     print(format_figures(evaluation.figures, evaluation.seconds))
     if given.json:

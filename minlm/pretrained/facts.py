@@ -6,6 +6,7 @@ from typing import Any
 
 from minlm.transformer import TransformerConfig
 
+DECISIVE = {"n_heads", "activation"}
 # {Hugging Face's name: ours}; the first name of a function is the one that is written.
 HF_ACTIVATIONS = {
     "gelu": "gelu",
@@ -51,8 +52,12 @@ def complete(
 ) -> Any:
     """The config of these facts, and of what was given in their stead.
 
-    Raises ValueError where a fact is None in both, naming all of them, and for names that are no option.
+    Raises ValueError where a fact is None in both, naming all of them, for names that are no option, and where
+    a given DECISIVE one is another than the file says: the weights would be another function.
     """
+    for name in DECISIVE & given.keys():
+        if facts.get(name) not in (None, given[name]):
+            raise ValueError(f"{where} says {name}={facts[name]!r}, not {given[name]!r}: the two must agree")
     strangers = given.keys() - {field.name for field in fields(config_class)}
     if strangers:
         raise ValueError(f"{sorted(strangers)} are no options of {config_class.__name__}")

@@ -139,6 +139,32 @@ def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
         said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
 
 
+def test_what_export_writes_classifies_and_is_evaluated_as_the_run(tiny_run, files, capsys, tmp_path):
+    out = tmp_path / "published"
+    said = said_by(capsys, "export", "--checkpoint", tiny_run, "--to", "open_clip", "--out", out)
+    assert said == [str(out)]
+    assert (out / "open_clip_config.json").is_file()
+    asked = ["--image", files / "a.png", "--labels", "red circle,blue star,ring", "--templates", "a {}"]
+    figures = []
+    for checkpoint in (tiny_run, out):
+        classified = said_by(capsys, "classify", "--checkpoint", checkpoint, *asked)
+        sizes = ["--data.train_size", 64, "--data.dev_size", 90, "--data.image_size", 32]
+        said_by(
+            capsys,
+            "evaluate",
+            "--checkpoint",
+            checkpoint,
+            "--preset",
+            "shapes",
+            *sizes,
+            "--json",
+            tmp_path / "f",
+        )
+        found = json.loads((tmp_path / "f").read_text())
+        figures.append((classified, found["text_to_image"], found["image_to_text"]))
+    assert figures[0] == figures[1]
+
+
 def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
     small = ["--data.train_size", "300", "--data.dev_size", "6"]
     with pytest.raises(SystemExit) as good:

@@ -197,3 +197,14 @@ def test_towers_that_no_one_else_has_are_not_written(config, words, tmp_path):
 def test_texts_that_no_one_else_has_are_not_written(config, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         save_text_tower(TOWERS[type(config)](config), WORDS, tmp_path)
+
+
+@pytest.mark.parametrize("given", [{"n_heads": 4}, {"activation": "relu"}])
+def test_what_the_file_says_is_not_contradicted(given, tmp_path):
+    """Other heads or another activation on the same weights are another function, and no error would show it."""
+    config = VisionTransformerConfig(**VIT)
+    save_image_tower(TOWERS[VisionTransformerConfig](config), TransformConfig(), tmp_path)
+    assert load_image_tower(tmp_path, n_heads=2, activation="gelu").config.n_heads == 2
+    name, value = next(iter(given.items()))
+    with pytest.raises(ValueError, match=f"says {name}=.*, not {value!r}: the two must agree"):
+        load_image_tower(tmp_path, **given)

@@ -5,14 +5,18 @@ import sys
 
 import numpy as np
 import pytest
+import torch
 
+import train_lm
 from minlm.__main__ import COMMANDS, main
 from minlm.data import ReplyDataset
 from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
+from minlm.presets import PRESETS
+from minlm.pretrained import load_gpt2
 from minlm.runs import load
 from minlm.script import parse_script, reply_pairs
-from minlm.training.command import run_main
+from minlm.training.command import command_line, run_main
 from minlm.writing import write, write_best
 
 PROMPTS = ["INT. ROOM", "Ada"]
@@ -116,6 +120,49 @@ def test_evaluate_takes_another_script_for_replies(reply_run, capsys, tmp_path):
     pairs = reply_pairs(parse_script(text[int((1 - 0.9) * len(text)) :]))
     expected = reply_cost(model, ReplyDataset(pairs, tokenizer, 80)).figures()
     assert {name: figures[name] for name in expected} == expected
+
+
+def test_export_writes_what_load_gpt2_reads(tmp_path, capsys, monkeypatch):
+    sizes = ["--model.d_model", 8, "--model.n_heads", 2, "--model.n_layers", 1, "--model.context_length", 16]
+    film = [
+        "--data.n_scenes",
+        5,
+        "--data.validation_scenes",
+        1,
+        "--minutes",
+        0,
+        "--steps",
+        1,
+        "--train.batch_size",
+        2,
+    ]
+    options = [
+        *sizes,
+        *film,
+        "--model.vocab_size",
+        300,
+        "--model.positions",
+        "learned",
+        "--out",
+        tmp_path / "run",
+    ]
+    command = command_line(PRESETS, "", list(map(str, options)))
+    train_lm.train(command.config, command.run)
+    capsys.readouterr()
+    assert said_by(capsys, "export", tmp_path / "run", "--to", "hf-gpt2").strip() == str(
+        tmp_path / "run-hf-gpt2"
+    )
+    ours, theirs = load(tmp_path / "run")[0], load_gpt2(tmp_path / "run-hf-gpt2")
+    assert ours.config.context_length == theirs.config.context_length
+    tokens = torch.arange(12)[None]
+    assert torch.equal(ours(tokens), theirs(tokens))
+
+
+def test_export_refuses_what_gpt2_cannot_be(run, capsys, tmp_path):
+    message = "learned positions" if run.name == "lm" else "is an encoder-decoder"
+    with pytest.raises(ValueError, match=message):
+        said_by(capsys, "export", run, "--to", "hf-gpt2", "--out", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
