@@ -190,14 +190,14 @@ SYSTEMS = {
         ),
         "tiny": RunConfig(
             image=VisionTransformerConfig(
-                d_model=192, n_heads=6, n_layers=6, image_size=(32, 32), patch_size=(4, 4), dropout=0.1
+                d_model=128, n_heads=4, n_layers=6, image_size=(32, 32), patch_size=(4, 4), dropout=0.1
             ),
             text=replace(MINI_BERT, d_model=128, vocab_size=60, context_length=12, dropout=0.1),
             embed_dim=128,
             projection="linear_norm",
-            transform=TransformConfig(crop_scale=(0.3, 1.0), flip=True, jitter=0.4),
-            data=Cifar10Config(root=""),
-            train=replace(FLICKR8K.train, minutes=13.0, batch_size=128, evaluate_every=200, save_every=200),
+            transform=TransformConfig(crop_scale=(0.5, 1.0), flip=True, jitter=0.2),
+            data=Cifar10Config(root="", dev_fraction=0.05),
+            train=replace(FLICKR8K.train, minutes=13.0, batch_size=128, evaluate_every=300, save_every=300),
         ),
     },
     "vit-distilbert-ndlinear-flickr8k": {
