@@ -145,9 +145,8 @@ def evaluate(arguments: list[str]) -> None:
         raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
     model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     names, templates = classes_of(config.data)
-    fitted = (
-        splits.get("train", ()) if given.split != "train" else ()
-    )  # a probe is not judged on what it fitted
+    # A probe is not judged on what it fitted.
+    fitted = splits.get("train", ()) if given.split != "train" else ()
     evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)
     print(format_figures(evaluation.figures, evaluation.seconds))
     if given.json:
