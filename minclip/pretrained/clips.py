@@ -52,6 +52,7 @@ def load_clip_model(path: str | Path, **given: Any) -> CLIP:
 
 
 def build_clip(source: WeightFile, given: dict[str, Any]) -> CLIP:
+    """The CLIP in a file, in eval mode; `given` as for `load_clip_model`, ValueError for other options."""
     strangers = given.keys() - {"image_size", "activation", "image_heads", "text_heads"}
     if strangers:
         raise ValueError(f"{sorted(strangers)} are no options of a published CLIP")

@@ -85,6 +85,7 @@ def require_clip(to: str, config: CLIPConfig, image_kinds: tuple[type, ...]) -> 
 
 
 def save_hf_clip(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder: Path) -> None:
+    """A folder for CLIPModel.from_pretrained. ValueError naming what its form has no place for."""
     config, image, text = model.config, model.config.image, model.config.text
     require_clip("hf-clip", config, (VisionTransformerConfig,))
     require(
@@ -136,6 +137,7 @@ def save_hf_clip(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, 
 
 
 def save_open_clip(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder: Path) -> None:
+    """A folder for open_clip's local-dir. ValueError naming what its form has no place for."""
     config, image, text = model.config, model.config.image, model.config.text
     require_clip("open_clip", config, (VisionTransformerConfig, ModifiedResNetConfig))
     activations = {text.activation, getattr(image, "activation", text.activation)}

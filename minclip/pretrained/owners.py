@@ -85,6 +85,7 @@ def timm_options(architecture: str, image_size: tuple[int, int], transform: Tran
 
 
 def save_hf_vit(tower: VisionTransformer, folder: Path) -> None:
+    """A folder for ViTModel.from_pretrained. ValueError naming what its form has no place for."""
     config = tower.config
     require(
         "Hugging Face's ViT",
@@ -159,6 +160,7 @@ def save_gpt2_tower(tower: GPTTextEncoder, folder: Path) -> None:
 
 
 def save_distilbert(tower: BertTextEncoder, folder: Path) -> None:
+    """A folder for DistilBertModel.from_pretrained. ValueError naming what its form has no place for."""
     config = tower.config
     require(
         "DistilBERT",
@@ -185,6 +187,7 @@ def save_distilbert(tower: BertTextEncoder, folder: Path) -> None:
 
 
 def save_bert(tower: BertTextEncoder, folder: Path) -> None:
+    """A folder for BertModel.from_pretrained. ValueError where the LayerNorms stand elsewhere."""
     config = tower.config
     require("BERT", (not config.norm_first, "it has its LayerNorms before the sublayers"))
     options = {

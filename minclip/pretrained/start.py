@@ -40,6 +40,7 @@ def keep(wanted: Any, found: Any) -> Any:
 
 
 def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
+    """(config, weights) of the file that an image tower's config names, at its image_size."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, IMAGE_LAYOUTS, {})
     found, weights = resize_image(plan.config, import_tower(source, plan), wanted.image_size)
@@ -47,6 +48,7 @@ def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def read_text(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
+    """(config, weights) of the file that a text tower's config names; it must be of that kind and vocabulary."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, TEXT_LAYOUTS, {})
     if type(plan.config) is not type(wanted):

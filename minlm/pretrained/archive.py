@@ -71,6 +71,7 @@ class TensorUnpickler(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module_name: str, name: str) -> Any:
+        """What a name in the pickle stands for; UnpicklingError for all that an archive of weights does not need."""
         if module_name == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module_name, name) == ("collections", "OrderedDict"):

@@ -74,6 +74,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def find_file(path: Path) -> Path:
+    """The file of weights meant by a file or a folder. ValueError where there is none, or more than one."""
     if path.is_file():
         return path
     if not path.is_dir():
