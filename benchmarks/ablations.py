@@ -3,8 +3,8 @@
     python benchmarks/ablations.py --text input.txt --seeds 2
 
 Nats a character on the whole validation text (windows end to end), mean over the seeds, and the seconds that
-training took beside the preset's in the same run. What brings less than 1 % is not in the preset; ideas that are
-not in the project's code stand below as a few lines each.
+training took beside the preset's in the same run. Ideas that are not in the project's code stand below as a few
+lines each.
 """
 
 import argparse

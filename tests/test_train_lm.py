@@ -2,6 +2,7 @@
 
 import json
 import math
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from minlm.presets import PRESETS
 from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig, bigram_floor, entropy_rate, floor_of, unigram_floor
 from minlm.script import parse_script
+from minlm.tokenizer import CharTokenizer
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import command_line, run_main
 
@@ -102,6 +104,14 @@ def test_resumed_the_weights_are_the_undisturbed_ones(run, tmp_path, monkeypatch
     resumed = load_weights(last_checkpoint(folder))
     assert last_checkpoint(folder).name == "step-00000008"
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_a_run_is_not_continued_with_another_vocabulary(run, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    CharTokenizer("abc").save(folder)
+    with pytest.raises(ValueError, match="put the run's own vocabulary back"):
+        train(monkeypatch, "--resume", folder)
 
 
 SCRIPT = "\n\n".join(

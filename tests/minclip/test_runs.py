@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 
 import minclip
 from minclip.clip import CLIP
+from minclip.data.cifar10 import Cifar10Config
 from minclip.data.shapes import ShapesConfig
 from minclip.presets import PRESETS
-from minclip.runs import files_beside_weights, load, make_tokenizer
+from minclip.pretrained import export
+from minclip.runs import classes_of, files_beside_weights, load, make_model, make_tokenizer
 from minclip.text import BertTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
@@ -58,6 +60,34 @@ def test_loaded_is_saved(saved):
     tokens, token_mask, _ = encode_batch(words, ["a red circle", "a big blue star"], 20)
     images = torch.randn(3, 3, 32, 48)
     assert torch.equal(loaded(images, tokens, token_mask), model(images, tokens, token_mask))
+
+
+def test_a_run_starts_from_the_towers_that_its_config_names(saved, tmp_path):
+    """And where it is continued, from its checkpoint: the files may be gone by then."""
+    run, model, tokenizer = saved
+    export(model, tokenizer, model.config.image_transform(train=False), tmp_path / "out", "towers")
+    named = {
+        name: replace(getattr(model.config, name), weights=str(tmp_path / "out" / name), trained_blocks=0)
+        for name in ("image", "text")
+    }
+    config = replace(model.config, **named)
+    torch.manual_seed(1)
+    started = make_model(config, tmp_path / "new", resume=False)
+    for name, value in model.state_dict().items():
+        same = torch.equal(started.state_dict()[name], value)
+        assert same == (not name.endswith("projection.weight")), name
+    assert started.image_tower.frozen
+    shutil.rmtree(tmp_path / "out")
+    continued = make_model(config, run, resume=True)
+    assert all(torch.equal(continued.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_classes_are_those_of_the_data(data_root):
+    names, templates = classes_of(
+        Cifar10Config(root=str(data_root / "cifar-10-batches-py"), templates=("a {}",))
+    )
+    assert (names[0], len(names), templates) == ("airplane", 10, ("a {}",))
+    assert classes_of(ShapesConfig(train_size=3, dev_size=3))[0] == ()
 
 
 def test_the_package_offers_it(saved):
