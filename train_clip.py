@@ -4,6 +4,7 @@
     python train_clip.py --preset flickr8k --data.root DIR --minutes 20
     python train_clip.py --preset pairs --data.path captions.csv      your own images and captions
     python train_clip.py --resume runs/NAME                           continue what was stopped
+    torchrun --nproc-per-node 2 train_clip.py ...                     two processes share each batch
 
 Any field of the config is an option: --image.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
 metrics.jsonl, the checkpoints, the pictures and result.json.
@@ -23,21 +24,24 @@ from minclip.data.features import with_features
 from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig, questions
 from minclip.data.shards import ShardBatches, ShardsConfig
+from minclip.embed import embed_classes
 from minclip.evaluate import choice_accuracy, evaluate_all, evaluate_records, format_figures
 from minclip.gradcache import cached_backward
 from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
 from minclip.runs import classes_of, files_beside_weights, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
+from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import check_digest, replace_text
-from minlm.training.command import command_line, run_main
+from minlm.training.command import run_main, run_training
+from minlm.training.distributed import rank, world
 from minlm.training.loop import choose_device, fit
 from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
-    """One training run, from data to figures -> what stands in result.json."""
+    """One training run, from data to figures -> what stands in result.json ({} in processes beside the first)."""
     started = time.monotonic()
     splits = config.data.read()
     if "dev" not in splits:
@@ -54,8 +58,9 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     model = make_model(config, run, resume)
     config = replace(config, image=model.config.image, text=model.config.text)
     run.mkdir(parents=True, exist_ok=True)
-    files_beside_weights(config, tokenizer)(run)
-    print(f"{parameters(model)}; {len(records):,} training images; {run}")
+    if rank() == 0:
+        files_beside_weights(config, tokenizer)(run)
+        print(f"{parameters(model)}; {len(records):,} training images; {run}")
     pairs = PairDataset(
         records,
         config.image_transform(train=True),
@@ -67,12 +72,12 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     dataset = with_features(pairs, model.to(choose_device(settings.device)), settings.batch_size)
     if getattr(dataset, "image_features", None) is None:
         pairs.fill_cache(workers=2, progress=True)
+    drawn, which = (settings.batch_size, settings.seed, settings.workers), {"rank": rank(), "world": world()}
     if isinstance(config.data, ShardsConfig):
-        batches = ShardBatches(
-            dataset, settings.batch_size, settings.seed, settings.workers, config.data.buffer
-        )
+        batches = ShardBatches(dataset, *drawn, config.data.buffer, **which)
     else:
-        batches = Batches(dataset, settings.batch_size, settings.seed, settings.workers, settings.neighbours)
+        batches = Batches(dataset, *drawn, settings.neighbours, **which)
+    classes = dict(zip(("class_names", "templates"), classes_of(config.data), strict=True))
     look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
     fit(
         model,
@@ -81,30 +86,31 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         settings,
         run,
         inference_files=files_beside_weights(config, tokenizer),
-        evaluate=partial(dev_figures, dev=dev, batch_size=settings.batch_size, **look),
+        evaluate=partial(dev_figures, dev=dev, batch_size=settings.batch_size, classes=classes, **look),
         after_step=model.clamp_logit_scale,
         backward=cached_backward,
     )
+    if rank():
+        return {}
 
-    names, templates = classes_of(config.data)
-    evaluation = evaluate_all(
-        model, dev, **look, class_names=names, templates=templates, train_records=records
-    )
+    evaluation = evaluate_all(model, dev, **look, **classes, train_records=records)
     print(format_figures(evaluation.figures, evaluation.seconds))
     draw_pictures(run, dev, evaluation)
     draw_where_it_looks(run, model, dev, **look)
     asked = questions(config.data) if isinstance(config.data, ShapesConfig) else {}
-    zero_shot = {name: choice_accuracy(model, questions=some, **look) for name, some in asked.items() if some}
-    for name, row in zero_shot.items():
+    told_apart = {
+        name: choice_accuracy(model, questions=some, **look) for name, some in asked.items() if some
+    }
+    for name, row in told_apart.items():
         print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
-    if zero_shot:
+    if told_apart:
         shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
         draw_zero_shot(run, model, shown, **look)
     result = {
         "data": type(config.data).__name__.removesuffix("Config").lower(),
         "split": "dev",
         **evaluation.figures,
-        "zero_shot": zero_shot,
+        "zero_shot": told_apart,
         "corrupt_images": len(dataset.corrupt),
         "seconds": time.monotonic() - started,
         "seed": settings.seed,
@@ -124,8 +130,10 @@ def parameters(model: CLIP) -> str:
 
 
 @torch.no_grad()
-def dev_figures(model: CLIP, dev: list[Record], batch_size: int, **look) -> dict[str, float]:
-    """What is followed during training: the loss on the dev split, in whole batches, and recall@10 both ways."""
+def dev_figures(model: CLIP, dev: list[Record], batch_size: int, classes: dict, **look) -> dict[str, float]:
+    """What is followed during training: the loss on the dev split, in whole batches, and recall@10 both ways; where
+    there are classes, zero-shot accuracy among them instead.
+    """
     evaluation = evaluate_records(model, dev, **look)
     first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(dev))]
     groups = torch.tensor([record.group for record in dev])
@@ -134,14 +142,17 @@ def dev_figures(model: CLIP, dev: list[Record], batch_size: int, **look) -> dict
     whole = batches[: len(dev) // batch_size] or batches
     losses = [contrastive_loss(model, *batch) for batch in whole]
     figures = {"dev_loss": float(sum(total for total, _ in losses) / sum(count for _, count in losses))}
+    if classes["class_names"]:
+        prompts = embed_classes(model, look["tokenizer"], **classes)  # (classes, E)
+        found = zero_shot(evaluation.image_embeddings, groups, prompts, classes["class_names"])
+        return figures | {"dev_zero_shot_top1": found["top1"]}
     for way in ("image_to_text", "text_to_image"):
         figures[f"dev_{way}_recall@10"] = evaluation.figures[way]["recall@10"]
     return figures
 
 
 def main() -> None:
-    command = command_line(PRESETS, __doc__, full=FULL)
-    train(command.config, command.run, command.resume)
+    run_training(train, PRESETS, __doc__, FULL)
 
 
 if __name__ == "__main__":

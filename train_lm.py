@@ -5,6 +5,7 @@
     python train_lm.py --preset script-lm --data.path script.txt      your own screenplay
     python train_lm.py --preset script-seq2seq --data.path script.txt     what is replied to a line
     python train_lm.py --resume runs/NAME                             continue what was stopped
+    torchrun --nproc-per-node 2 train_lm.py ...                       two processes share each batch
 
 Any field of the config is an option: --model.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
 metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
@@ -29,13 +30,14 @@ from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import check_digest, replace_text
-from minlm.training.command import command_line, run_main
+from minlm.training.command import run_main, run_training
+from minlm.training.distributed import first_process_first, rank, world
 from minlm.training.loop import fit, forward_precision
 from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
-    """One training run, from text to figures -> what stands in result.json."""
+    """One training run, from text to figures -> what stands in result.json ({} in processes beside the first)."""
     started = time.monotonic()
     texts = config.data.read()
     if resume:
@@ -49,7 +51,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     if isinstance(config.model, Seq2SeqConfig):
         task = Replies(config, tokenizer, texts)
     else:
-        splits = encode_splits(texts, tokenizer, run)
+        with first_process_first():
+            splits = encode_splits(texts, tokenizer, run)
         wanted = config.model.context_length
         length = fit_context(wanted, splits)
         if length < wanted:
@@ -58,13 +61,15 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
             )
         config = replace(config, model=replace(config.model, context_length=length))
         task = Continuation(config, tokenizer, splits)
-    files_beside_weights(config, tokenizer)(run)
 
     settings = config.train
-    batches = Batches(task.dataset, settings.batch_size, settings.seed, settings.workers, settings.neighbours)
+    drawn, which = (settings.batch_size, settings.seed, settings.workers), {"rank": rank(), "world": world()}
+    batches = Batches(task.dataset, *drawn, settings.neighbours, **which)
     torch.manual_seed(settings.seed)
     model = MODELS[type(config.model)](config.model)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {task.describe()}; {run}")
+    if rank() == 0:
+        files_beside_weights(config, tokenizer)(run)
+        print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {task.describe()}; {run}")
     fit(
         model,
         batches,
@@ -74,6 +79,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         inference_files=files_beside_weights(config, tokenizer),
         evaluate=partial(validation_figures, task=task, precision=settings.precision),
     )
+    if rank():
+        return {}
 
     cost = task.cost(model)
     result = cost.figures() | floors(config, texts, task.texts())
@@ -132,8 +139,7 @@ def describe(result: dict[str, float]) -> str:
 
 
 def main() -> None:
-    command = command_line(PRESETS, __doc__, full=FULL)
-    train(command.config, command.run, command.resume)
+    run_training(train, PRESETS, __doc__, FULL)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from minclip.projection import Projection, make_projection
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.vit import VisionTransformer, VisionTransformerConfig
+from minlm.training.distributed import gather, world
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
 FIRST_LOGIT_BIAS = -10.0  # Zhai et al. 2023, section 3.2: nearly every pair is a negative, and called one
@@ -136,6 +137,18 @@ def contrastive_loss(
 
 def batch_loss(model: CLIP, batch: dict[str, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
     """The loss that `fit` minimises: (sum over pairs, pairs, figures for the log)."""
-    pair, groups = embed_batch(model, batch), batch["groups"]
+    return loss_of_share(model, *embed_batch(model, batch), batch["groups"])
+
+
+def loss_of_share(
+    model: CLIP, images: Tensor, texts: Tensor, groups: Tensor
+) -> tuple[Tensor, int, dict[str, Tensor]]:
+    """The loss of a batch that several processes share -> (sum over pairs, pairs, figures for the log).
+
+    images, texts (B, E), groups (B): this process's pairs, which are compared with those of all. Sum and pairs are
+    this process's share, the figures the whole batch's.
+    """
+    pair, groups = (gather(images), gather(texts)), gather(groups)  # (W B, E) each, (W B)
     total, n_pairs = contrastive_loss(model, *pair, groups)
-    return total, n_pairs, contrastive_figures(*pair, model.logit_scale, groups, model.logit_bias)
+    figures = contrastive_figures(*pair, model.logit_scale, groups, model.logit_bias)
+    return total / world(), n_pairs // world(), figures

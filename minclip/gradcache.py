@@ -5,7 +5,8 @@ plain accumulation of gradients computes another loss. Here: 1. embed the parts 
 random state before each; 2. the loss of the whole batch, and its gradient at the embeddings; 3. embed each
 part again with a graph and the same random state (so dropout draws the same mask), and let the cached
 gradient flow on into the towers. Every parameter gets the full batch's gradient, logit_scale's included;
-but BatchNorm, by its nature, normalises each part by that part's own statistics.
+but BatchNorm, by its nature, normalises each part by that part's own statistics. The same holds for parts that
+are computed by several processes.
 """
 
 from collections.abc import Callable, Iterator
@@ -15,10 +16,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from minclip.clip import CLIP, contrastive_loss, embed_batch
-from minclip.losses import contrastive_figures
+from minclip.clip import CLIP, embed_batch, loss_of_share
 from minlm.training.checkpoint import random_states, restore_random_states
-from minlm.training.loop import accumulate, divide_gradients, split
+from minlm.training.loop import accumulate, average, split
 
 
 @contextmanager
@@ -50,7 +50,7 @@ def cached_backward(
             embeddings.append(embed_batch(model, part))
 
     image, text = (torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True))  # (B, E) each
-    total, n_pairs = contrastive_loss(model, image, text, batch["groups"])
+    total, n_pairs, figures = loss_of_share(model, image, text, batch["groups"])
     scale(total).backward()  # fills image.grad, text.grad and the gradients of logit_scale and logit_bias
 
     sizes = [len(part["groups"]) for part in parts]
@@ -61,7 +61,4 @@ def cached_backward(
         for embedding, gradient in zip(embed_batch(model, part), cached, strict=True):
             if embedding.requires_grad:  # not where nothing of its side is trained
                 embedding.backward(gradient)
-    divide_gradients(model, n_pairs)
-    pair = image.detach(), text.detach()
-    figures = contrastive_figures(*pair, model.logit_scale, batch["groups"], model.logit_bias)
-    return total.detach() / n_pairs, n_pairs, figures
+    return *average(model, total.detach(), n_pairs), figures

@@ -233,8 +233,16 @@ SYSTEMS["resnet50-distilbert-flickr30k"] = {
   ln(batch / 10); the temperature is learned, where the source divides by 7.
 - vit-distilbert-ndlinear-flickr8k: NdLinear starts at the deviation of a dense head (its own start: 0.6 of it)."""
 
-PRESETS = {"shapes": SHAPES, "flickr8k": FLICKR8K, "pairs": PAIRS}
+PRESETS = {
+    "shapes": SHAPES,
+    "flickr8k": FLICKR8K,
+    "pairs": PAIRS,
+    "coco": replace(FLICKR8K, data=CocoConfig(root="")),
+    "karpathy": replace(FLICKR8K, data=KarpathyConfig(path="")),
+    "shards": replace(FLICKR8K, data=ShardsConfig(path="")),
+}
 PRESETS |= {name: sizes["tiny"] for name, sizes in SYSTEMS.items()}
 FULL = {name: sizes["full"] for name, sizes in SYSTEMS.items()}
 """shapes: the built-in world, five minutes on two cores. flickr8k: Flickr8k from random weights, with
-`--data.root DIR`. pairs: any CSV, TSV or JSONL of images and captions, with `--data.path FILE`."""
+`--data.root DIR`. pairs: any CSV, TSV or JSONL of images and captions, with `--data.path FILE`. coco, karpathy,
+shards: Flickr8k's recipe on COCO captions, Karpathy's splits of three data sets, and tar shards."""

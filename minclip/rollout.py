@@ -1,6 +1,8 @@
-"""Where a Vision Transformer looks: attention rolled out through its layers, and drawn over the picture.
+"""Where a Vision Transformer looks, whatever is asked and for a caption: drawn over the picture.
 
-Abnar and Zuidema 2020, section 3. B images, H heads, T tokens (class token first where there is one), L layers.
+Attention rolled out through the layers (Abnar and Zuidema 2020, section 3), and only as far as it makes the picture
+like the caption (Chefer et al. 2021, section 3.1). B images, H heads, T tokens (class token first where there is
+one), L layers, E embed_dim.
 """
 
 from collections.abc import Sequence
@@ -38,17 +40,51 @@ def attention_rollout(weights: Sequence[Tensor]) -> Tensor:
     return rollout
 
 
+def attention_relevance(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """Attention of L layers and a score's gradient by it, (B, H, T, T) each -> what each token does for the score.
+
+        A_l = mean over heads of max(0, gradient * weights),      relevance = (I + A_L) ... (I + A_1)      (B, T, T)
+
+    Chefer et al. 2021, equations 5 and 6: of attention counts only what raises the score.
+    """
+    relevance = torch.eye(weights[0].shape[-1], device=weights[0].device)
+    for layer, gradient in zip(weights, gradients, strict=True):
+        relevance = relevance + (layer * gradient).clamp(min=0).float().mean(dim=1) @ relevance  # (B, T, T)
+    return relevance
+
+
+def caption_relevance(model: nn.Module, images: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Images (B, C, h, w), a unit text embedding (B, E) for each -> relevance of the patches (B, rows, columns).
+
+    What each patch does for the cosine of its picture and text. ValueError for an image tower without attention.
+    """
+    tower = vision_transformer(model)
+    weights: list[Tensor] = []
+    device = model.logit_scale.device
+    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+        images = images.to(device, copy=True).requires_grad_()  # a graph, even where the tower is frozen
+        embeddings = model.project_image(tower.pool(tower.forward_tokens(images, weights)))  # (B, E)
+        score = (
+            embeddings * text_embeddings.to(device, copy=True)
+        ).sum()  # of pictures that do not see each other
+        gradients = torch.autograd.grad(score, weights)
+    return _over_patches(attention_relevance(weights, gradients).detach(), tower.config)
+
+
+def vision_transformer(model: nn.Module) -> VisionTransformer:
+    if not isinstance(model.image_tower, VisionTransformer):
+        name = type(model.image_tower).__name__
+        raise ValueError(f"{name} has no attention to show: only a VisionTransformer has patches that look")
+    return model.image_tower
+
+
 def image_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     """Images (B, C, h, w) -> rollout (B, rows, columns) and the last layer's heads (B, H, rows, columns).
 
     Both are the row of the token that the features are pooled from (the mean of all rows for mean pooling), over
     the grid of patches. ValueError for an image tower without attention.
     """
-    tower = model.image_tower
-    if not isinstance(tower, VisionTransformer):
-        raise ValueError(
-            f"{type(tower).__name__} has no attention to show: only a VisionTransformer has patches that look"
-        )
+    tower = vision_transformer(model)
     weights: list[Tensor] = []
     with evaluating(model):
         tower.forward_tokens(images.to(model.logit_scale.device), weights=weights)
@@ -60,7 +96,7 @@ def _over_patches(attention: Tensor, config) -> Tensor:
     match config.pool:
         case "class":
             row = attention[..., 0, :]  # (..., T)
-        case "mean":
+        case "mean" | "mean_norm":
             row = attention.mean(dim=-2)  # (..., T)
         case "last":
             row = attention[..., -1, :]  # (..., T)
@@ -75,26 +111,28 @@ def draw_attention(
     tokenizer: WordPiece | ClipBPE,
     path: str | Path,
 ) -> Figure:
-    """A row a record: the picture as the tower sees it, the rollout over it, the last layer's heads -> PNG.
+    """A row a record: the picture as the tower sees it; over it relevance, rollout, the last layer's heads -> PNG.
 
-    Above the picture its first caption and their cosine. Attention takes no account of the caption: it shows
-    what the tower looks at, whatever is asked. Errors as `image_attention`; ValueError for no record.
+    Above the picture its first caption and their cosine. Relevance is for that caption; attention takes no account
+    of it: it shows what the tower looks at, whatever is asked. Errors as `image_attention`; ValueError for no record.
     """
     texts = embed_texts(model, tokenizer, [record.captions[0] for record in records])  # (B, E)
     images = torch.stack([transform(record.open()) for record in records])  # (B, C, h, w)
     rollouts, heads = image_attention(model, images)
+    relevance = caption_relevance(model, images, texts)
     with evaluating(model):
         embeddings = model.encode_image(images.to(model.logit_scale.device)).float().cpu()  # (B, E)
     heads = heads[:, :MOST_HEADS]
-    columns = 2 + heads.shape[1]
+    columns = 3 + heads.shape[1]
     figure = new_figure(1.9 * columns, 2.35 * len(records) + 0.6)
     panels = figure.subplots(len(records), columns, squeeze=False)
     for row, record in enumerate(records):
         picture = np.asarray(transform.invert(images[row]))
         cosine = float(embeddings[row] @ texts[row])
-        names = [f"{wrap(record.captions[0], 30, 2)}\ncosine {cosine:.2f}", "rollout"]
+        names = [f"{wrap(record.captions[0], 30, 2)}\ncosine {cosine:.2f}", "for this caption", "rollout"]
         names += [f"last layer, head {head}" for head in range(heads.shape[1])]
-        for axes, name, map_ in zip(panels[row], names, [None, rollouts[row], *heads[row]], strict=True):
+        maps = [None, relevance[row], rollouts[row], *heads[row]]
+        for axes, name, map_ in zip(panels[row], names, maps, strict=True):
             axes.imshow(picture)
             axes.set_title(name, fontsize=7, parse_math=False)
             axes.axis("off")

@@ -21,14 +21,15 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
 
     image_size: height,width in pixels
     patch_size: height,width of a patch; must divide image_size
-    pool: what becomes the image's features: a class token put before the patches, their mean, or the last one
+    pool: what becomes the image's features: a class token put before the patches, their mean, their mean with the
+        last LayerNorm after it instead of before (timm's fc_norm), or the last one
     norm_input: LayerNorm before the first Block, as in CLIP
     patch_dropout: share of the patches that training leaves out, others in each picture and step
     """
 
     image_size: tuple[int, int] = (64, 64)
     patch_size: tuple[int, int] = (8, 8)
-    pool: Literal["class", "mean", "last"] = "class"
+    pool: Literal["class", "mean", "mean_norm", "last"] = "class"
     norm_input: bool = False
     patch_dropout: float = 0.0
 
@@ -83,7 +84,10 @@ class VisionTransformer(Tower):
         )
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config)
-        self.freeze(self.transformer.blocks, self.transformer.norm)
+        self.norm_mean = nn.Identity()
+        if config.pool == "mean_norm":
+            self.norm_mean, self.transformer.norm = self.transformer.norm, self.norm_mean
+        self.freeze(self.transformer.blocks, self.transformer.norm, self.norm_mean)
 
     @property
     def width(self) -> int:
@@ -112,12 +116,17 @@ class VisionTransformer(Tower):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> features (B, D)."""
-        x = self.forward_tokens(images)
+        return self.pool(self.forward_tokens(images))
+
+    def pool(self, x: Tensor) -> Tensor:
+        """Last hidden states (B, T, D) -> features (B, D)."""
         match self.config.pool:
             case "class":
                 return x[:, 0]  # (B, D)
             case "mean":
                 return x.mean(dim=1)  # (B, D)
+            case "mean_norm":
+                return self.norm_mean(x.mean(dim=1))  # (B, D)
             case "last":
                 return x[:, -1]  # (B, D)
 

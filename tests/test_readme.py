@@ -1,6 +1,8 @@
 """Every command of the README is run, on tiny data and budgets, in a folder that has the files it names."""
 
 import csv
+import gzip
+import json
 import re
 import shlex
 import shutil
@@ -12,9 +14,16 @@ import pytest
 from PIL import Image
 
 import minclip.__main__
+import minclip.clip_bpe
 import minlm.__main__
 import train_clip
 import train_lm
+from minclip.clip_bpe import ClipBPE
+from minclip.presets import PRESETS
+from minclip.pretrained import save_image_tower, save_text_tower
+from minclip.transforms import TransformConfig
+from minclip.vit import VisionTransformerConfig
+from tests.minclip import test_pretrained_clips, test_pretrained_towers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -27,6 +36,7 @@ LINES = [
 SMALL = {  # what makes a training command of the README one of seconds
     "shapes": "--steps 2 --image.n_layers 1 --data.train_size 64 --data.dev_size 90 --train.batch_size 16",
     "flickr8k": "--minutes 0 --steps 2 --image.d_model 8 --train.batch_size 4",
+    "vit-distilbert-ndlinear-flickr8k": "--epochs 0 --steps 2 --train.batch_size 4 --text.context_length 9",
     "pairs": "--epochs 0 --steps 2 --image.n_layers 1 --train.batch_size 4",
     "screenplay": "--minutes 0 --steps 2 --data.n_scenes 20 --data.validation_scenes 2 --model.vocab_size 400",
     "shakespeare-char": "--steps 2 --model.n_layers 1 --train.batch_size 2",
@@ -69,6 +79,24 @@ def place(tmp_path_factory):
     return folder
 
 
+def write_published(folder):
+    """Small files in the published layouts, under the names that the README gives them."""
+    bpe = ClipBPE([("a", "b"), ("ab", "c</w>")])
+    _, tensors = test_pretrained_clips.openai_file(folder / "openai", tokenizer=bpe)
+    test_pretrained_clips.archive(tensors, folder / "ViT-B-32.pt")
+    with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:
+        file.write((folder / "openai" / "merges.txt").read_text())
+    test_pretrained_clips.hf_folder(folder / "clip-vit-base-patch32")
+    image, text = (
+        VisionTransformerConfig(**test_pretrained_towers.VIT),
+        test_pretrained_towers.TEXT_CONFIGS[0],
+    )
+    drawn = test_pretrained_towers.drawn
+    save_image_tower(drawn(image), TransformConfig(), folder / "vit-base-patch16-224")
+    words = test_pretrained_towers.WORDS
+    save_text_tower(drawn(text), words, folder / "distilbert-base-uncased")
+
+
 def call(function, words, monkeypatch):
     """Run a command line in this process; its exit status."""
     monkeypatch.setattr(sys, "argv", words)
@@ -91,9 +119,15 @@ def train(words, monkeypatch):
 def test_the_commands_run(place, monkeypatch, capsys):
     """In the README's order, in one folder; the first run of CLIP stands for runs/NAME."""
     monkeypatch.chdir(place)
+    monkeypatch.setattr(minclip.clip_bpe, "N_MERGES", 2)
+    write_published(place)
     ran = []
     for line in LINES:
         words = shlex.split(line.removeprefix("pip install -r requirements.txt && "))
+        if words[0] == "torchrun":  # tests/minlm/test_distributed.py runs it
+            assert words[1:4] == ["--nproc-per-node", "2", "train_clip.py"]
+            assert words[5] in PRESETS
+            continue
         if words[0] == "python" and words[1] in SCRIPTS:
             assert train(words, monkeypatch) == 0, line
             if not Path("runs/NAME").exists() and words[1] == "train_clip.py":
@@ -112,6 +146,7 @@ def test_the_commands_run(place, monkeypatch, capsys):
     assert Path("found.png").is_file()
     assert Path("figures.json").is_file()
     assert Path("runs/mine/result.json").is_file()
+    assert json.loads(Path("runs/tuned/config.json").read_text())["image"]["d_model"] == 8  # the file's
 
     for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
         scope: dict = {}

@@ -14,8 +14,18 @@ from PIL import Image
 
 import train_clip
 from minclip.presets import PRESETS
+from minclip.resnet import ResNetConfig
+from minclip.vit import VisionTransformerConfig
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import run_main
+from tests.minclip import (
+    test_cifar10,
+    test_coco,
+    test_flickr8k,
+    test_flickr30k,
+    test_karpathy,
+    test_shards,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -159,6 +169,106 @@ def test_killed_three_times_at_random_the_weights_are_the_undisturbed_ones(tmp_p
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())
         rows.append([{k: v for k, v in line.items() if k not in clock} for line in lines])
     assert rows[0] == rows[1]
+
+
+SMALL_TOWERS = {
+    VisionTransformerConfig: "--image.d_model 16 --image.n_heads 2 --image.n_layers 1",
+    ResNetConfig: "--image.d_model 8",
+}
+SMALL_TEXT = "--text.d_model 16 --text.n_heads 2 --text.n_layers 1 --minutes 0 --steps 3 --train.batch_size 4"
+CAPTIONS = {f"{k}.jpg": [f"a dog number {k}", f"photograph {k}"] for k in range(24)}
+PARTS = {"train": list(CAPTIONS)[:16], "dev": list(CAPTIONS)[16:]}
+
+
+def write_flickr8k(root):
+    test_flickr8k.write_kaggle(root, CAPTIONS)
+    test_flickr8k.write_images(root, list(CAPTIONS))
+    test_flickr8k.write_lists(root, **PARTS)
+    return "--data.root", root
+
+
+def write_flickr30k(root):
+    test_flickr30k.write_kaggle(root, CAPTIONS)
+    test_flickr30k.write_splits(root, train=PARTS["train"], val=PARTS["dev"])
+    return "--data.root", root
+
+
+def write_karpathy(root):
+    names = [("train", name) for name in PARTS["train"]] + [("val", name) for name in PARTS["dev"]]
+    listed = [test_karpathy.image(name, split, CAPTIONS[name]) for split, name in names]
+    return "--data.path", test_karpathy.write(root / "dataset_flickr8k.json", listed)
+
+
+def write_coco(root):
+    for folder, first, last in (("train2017", 0, 16), ("val2017", 16, 24)):
+        test_coco.write(root, folder, {k: CAPTIONS[f"{k}.jpg"] for k in range(first, last)})
+    return "--data.root", root
+
+
+def write_shards(root):
+    test_shards.make(root, 24, shard_size=8)
+    return "--data.path", root
+
+
+def write_table(root):
+    test_flickr8k.write_images(root, list(CAPTIONS), "")
+    rows = [{"image": name, "caption": text} for name, texts in CAPTIONS.items() for text in texts]
+    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return "--data.path", root / "pairs.jsonl", "--epochs", 0, "--data.dev_fraction", 0.34
+
+
+def write_parquet(root):
+    test_parquet = pytest.importorskip("tests.minclip.test_parquet", exc_type=pytest.skip.Exception)
+    rows = [(k, text) for k in range(24) for text in CAPTIONS[f"{k}.jpg"]]
+    columns = {"img": [test_parquet.png(k) for k, _ in rows], "text_EN": [text for _, text in rows]}
+    path = test_parquet.write(root / "train.parquet", **columns)
+    return "--data.path", path, "--data.dev_fraction", 0.34
+
+
+def write_cifar10(root):
+    test_cifar10.write(root, (5,) * 5 + (3,))
+    return "--data.root", root, "--data.dev_fraction", 0.34
+
+
+LAYOUTS = {
+    "flickr8k": write_flickr8k,
+    "pairs": write_table,
+    "coco": write_coco,
+    "karpathy": write_karpathy,
+    "shards": write_shards,
+    "resnet50-distilbert-flickr8k": write_flickr8k,
+    "vit-gpt-captions": write_parquet,
+    "vit-distilbert-cifar10": write_cifar10,
+    "vit-distilbert-ndlinear-flickr8k": write_flickr8k,
+    "resnet50-distilbert-flickr30k": write_flickr30k,
+}
+
+
+@pytest.mark.parametrize("preset", [name for name in PRESETS if name != "shapes"])
+def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypatch):
+    """From a small folder as it is published to the figures: as many pictures and captions as were written."""
+    (tmp_path / "data").mkdir()
+    data = LAYOUTS[preset](tmp_path / "data")
+    small = f"{SMALL_TOWERS[type(PRESETS[preset].image)]} {SMALL_TEXT}".split()
+    out = tmp_path / "run"
+    command = ["train_clip.py", "--preset", preset, "--out", out, *small, *data]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    train_clip.main()
+    result = json.loads((out / "result.json").read_text())
+    rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
+    assert (out / "report.html").is_file()
+    followed = rows[-1].keys() - {"step", "dev_loss"}
+    if "cifar10" in preset:
+        assert followed == {"dev_zero_shot_top1"}
+        assert result["class_zero_shot"]["n"] == result["images"]
+        assert rows[-1]["dev_zero_shot_top1"] == pytest.approx(result["class_zero_shot"]["top1"])
+        assert result["linear_probe"]["n_train"] + result["images"] == 25
+    else:
+        assert followed == {"dev_image_to_text_recall@10", "dev_text_to_image_recall@10"}
+        assert "class_zero_shot" not in result
+        captions = 1 if preset == "shards" else 2
+        assert (result["images"], result["captions"]) == (8, 8 * captions)
 
 
 def steps_of(run: Path) -> int:

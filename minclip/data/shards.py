@@ -187,7 +187,7 @@ class ShardBatches(Batches):
     All processes together see every sample once an epoch, but for the last ones that do not fill a batch of
     each. The batch is a function of (seed, step, rank, world), whatever the number of workers.
 
-    batch_size: items a step of this process. buffer: see `shard_order`. rank, world: which process of how many.
+    batch_size: items a step, of all processes. buffer: see `shard_order`. rank, world: which process of how many.
     """
 
     def __init__(
@@ -200,20 +200,16 @@ class ShardBatches(Batches):
         rank: int = 0,
         world: int = 1,
     ):
-        super().__init__(dataset, batch_size, seed, workers)
-        self.buffer, self.share = buffer, len(dataset) // world
-        self.start = rank * self.share
-        self.steps_per_epoch = self.share // batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {self.share} samples for each of {world} processes"
-            )
+        super().__init__(dataset, batch_size, seed, workers, rank=rank, world=world)
+        self.buffer = buffer
+
+    def _start(self, place: int) -> int:
+        """A process's shares of the batches of an epoch lie in a row, so that processes read few shards in common."""
+        return self.rank * (len(self.dataset) // self.world) + place * self.share
 
     def _order(self, epoch: int) -> list[int]:
-        """This process's part of the epoch: neighbours in a row, so that processes share few shards."""
         if getattr(self, "_kept", (None,))[0] != epoch:
-            order = shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer)
-            self._kept = (epoch, order[self.start : self.start + self.share])
+            self._kept = (epoch, shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer))
         return self._kept[1]
 
 

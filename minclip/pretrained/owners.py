@@ -130,7 +130,7 @@ def save_timm_vit(tower: VisionTransformer, transform: TransformConfig, folder: 
         "mlp_ratio": config.mlp_width / config.d_model,
         "class_token": config.pool == "class",
         "global_pool": options["global_pool"],
-        "fc_norm": False,
+        "fc_norm": config.pool == "mean_norm",
     }
     write_weights(tower, timm_rows(config, bias=not config.norm_input), folder / "model.safetensors")
     write_json(folder / "config.json", options)

@@ -102,20 +102,24 @@ def timm_rows(config: VisionTransformerConfig, bias: bool = True) -> list[Row]:
         rows.append(Row("cls_token", "class_token", TOKEN))
     if config.norm_input:
         rows += module("norm_pre", "norm_input")
-    return [*rows, *layers(TIMM_BLOCK, config.n_layers), *module("norm", "transformer.norm")]
+    last = ("fc_norm", "norm_mean") if config.pool == "mean_norm" else ("norm", "transformer.norm")
+    return [*rows, *layers(TIMM_BLOCK, config.n_layers), *module(*last)]
 
 
 def timm_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """A timm VisionTransformer, pooled at its class token, or without one by the mean after the last LayerNorm."""
+    """A timm VisionTransformer, pooled at its class token, or, without one, by the mean before or after the last
+    LayerNorm.
+    """
     tensors, config = source.tensors, source.read_json("config.json")
     arguments = config.get("model_args") or {}
-    if "fc_norm.weight" in tensors:
-        raise ValueError(
-            f"{source.path} has its last LayerNorm after the mean (fc_norm): this ViT has it before"
-        )
     has_class, norm_input = "cls_token" in tensors, "norm_pre.weight" in tensors
-    pool = "class" if has_class else "mean"
-    expect(config, {"global_pool": {"class": "token", "mean": "avg"}[pool]}, source.path)
+    norm_after = "fc_norm.weight" in tensors
+    if has_class and norm_after:
+        raise ValueError(
+            f"{source.path} pools the mean of the patches (fc_norm) beside a class token: this ViT pools the token"
+        )
+    pool = "class" if has_class else "mean_norm" if norm_after else "mean"
+    expect(config, {"global_pool": "token" if has_class else "avg"}, source.path)
     patches = source.shape("patch_embed.proj.weight", 4)
     d_model = patches[0]
     architecture = config.get("architecture", "")

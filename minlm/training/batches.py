@@ -1,7 +1,8 @@
 """The order of the data: the batch is a function of (seed, step), whatever was drawn before.
 
 An epoch is one permutation of the items, without replacement; its last items that do not fill a batch are
-dropped (another permutation drops others). Resuming at step n starts the same sequence at its n-th batch.
+dropped (another permutation drops others). Resuming at step n starts the same sequence at its n-th batch. Of
+several processes, each draws an equal share of that batch.
 """
 
 import random
@@ -24,12 +25,25 @@ class Batches:
     """Batches of a dataset that is indexed by (epoch, index) and offers `collate(items)`.
 
     workers: processes that draw items ahead; 0 draws in the training process. The batches are the same.
-    neighbours: see `epoch_order`. Raises ValueError where the data does not fill one batch.
+    neighbours: see `epoch_order`. rank, world: which process of how many this is. Raises ValueError where the data
+    does not fill one batch, or the processes cannot share it equally.
     """
 
-    def __init__(self, dataset: Dataset, batch_size: int, seed: int, workers: int = 0, neighbours: int = 1):
+    def __init__(
+        self,
+        dataset: Dataset,
+        batch_size: int,
+        seed: int,
+        workers: int = 0,
+        neighbours: int = 1,
+        rank: int = 0,
+        world: int = 1,
+    ):
+        if batch_size % world:
+            raise ValueError(f"batch_size={batch_size} cannot be shared equally by {world} processes")
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
-        self.neighbours = neighbours
+        self.neighbours, self.rank, self.world = neighbours, rank, world
+        self.share = batch_size // world
         self.steps_per_epoch = len(dataset) // batch_size
         if self.steps_per_epoch == 0:
             raise ValueError(
@@ -37,10 +51,14 @@ class Batches:
             )
 
     def keys(self, step: int) -> list[Key]:
-        """The items of one batch."""
+        """The items of one batch that are this process's."""
         epoch, place = divmod(step, self.steps_per_epoch)
-        order = self._order(epoch)
-        return [(epoch, i) for i in order[place * self.batch_size : (place + 1) * self.batch_size]]
+        start = self._start(place)
+        return [(epoch, i) for i in self._order(epoch)[start : start + self.share]]
+
+    def _start(self, place: int) -> int:
+        """Where, in the epoch's order, this process's share of its batch number `place` begins."""
+        return place * self.batch_size + self.rank * self.share
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_kept", (None,))[0] != epoch:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from minlm.training.config import field_help, from_dict, load_config, read_text, to_dict
+from minlm.training.distributed import from_first_process, processes
 
 SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
 
@@ -178,6 +179,15 @@ def call_command(commands: dict[str, Callable[[list[str]], None]], description: 
         commands[name](arguments)
     else:
         raise ValueError(f"unknown command {name!r}: there are {', '.join(commands)}")
+
+
+def run_training(
+    train: Callable[[Any, Path, bool], Any], presets: dict[str, Any], description: str, full: dict[str, Any]
+) -> None:
+    """What a training script does: train(config, run, resume) as the command line asks, in every process of it."""
+    with processes():
+        command = from_first_process(partial(command_line, presets, description, full=full))
+        train(command.config, command.run, command.resume)
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 from tqdm import tqdm
 
+from minlm.training.distributed import rank
+
 
 class Log:
     """The record of a run: `metrics.jsonl` for programs, a bar on stderr for people."""
@@ -19,7 +21,7 @@ class Log:
             bar_format="{percentage:3.0f}%|{bar:20}| {postfix[0]} [{elapsed}<{remaining}]",
             postfix=["starting"],
             mininterval=1.0,
-            file=sys.stderr,
+            file=sys.stderr if rank() == 0 else self.file,
         )
 
     def write(self, row: dict[str, Any]) -> None:

@@ -4,6 +4,7 @@ In this order: draw, forward, backward, clip, step, log, evaluate, save. It know
 images: a model, batches that are a function of (seed, step), and a loss that returns (sum, count, figures).
 """
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import truncate_metrics
+from minlm.training.distributed import from_first_process, rank, sum_over_processes
 from minlm.training.log import Log
 from minlm.training.optim import schedule
 from minlm.training.state import TrainConfig, TrainingState
@@ -70,8 +72,7 @@ def accumulate(
         part_sum, part_count, figures = loss(model, part)
         scale(part_sum).backward()
         total, count = total + part_sum.detach(), count + part_count
-    divide_gradients(model, count)
-    return total / count, count, figures
+    return *average(model, total, count), figures
 
 
 def split(batch: Batch, n_parts: int) -> Iterator[Batch]:
@@ -80,10 +81,18 @@ def split(batch: Batch, n_parts: int) -> Iterator[Batch]:
         yield dict(zip(chunks, values, strict=True))
 
 
-def divide_gradients(model: nn.Module, count: int) -> None:
+def average(model: nn.Module, total: Tensor, count: int) -> tuple[Tensor, int]:
+    """From sums over this process's items to means over all processes': the gradients, in place, and the loss.
+
+    total, count: the sum of the losses, and of how many -> (mean loss, count) of all processes.
+    """
+    total, items = sum_over_processes(torch.stack([total, total.new_tensor(count)]))
+    count = int(items)
     for parameter in model.parameters():
         if parameter.grad is not None:
+            sum_over_processes(parameter.grad)
             parameter.grad /= count
+    return total / count, count
 
 
 def fit(
@@ -101,7 +110,8 @@ def fit(
     """Train the model in place and leave metrics.jsonl and checkpoints in the folder `run`.
 
     A run that has a checkpoint already is continued from it; where no limit is in minutes, the result is the
-    undisturbed run's, bit for bit.
+    undisturbed run's, bit for bit. Of several processes, each computes its share of every batch; the first writes
+    the files.
     loss(model, batch) -> (sum, count, figures to log). inference_files(folder) writes what a checkpoint needs
     beside its weights. evaluate(model) -> figures, called in eval mode with the averaged weights where an
     average is kept. after_step() puts parameters back into their bounds. backward: see `accumulate`.
@@ -110,17 +120,19 @@ def fit(
     """
     device = choose_device(config.device)
     state = TrainingState(model.to(device), config, device)
-    torch.manual_seed(config.seed)
+    torch.manual_seed(config.seed + rank())  # dropout draws other masks for another share
     if (run / "last").exists():
         state.restore(run)
-    truncate_metrics(run / "metrics.jsonl", state.step)
-    started = time.monotonic() - state.seconds
+    first = rank() == 0
+    if first:
+        truncate_metrics(run / "metrics.jsonl", state.step)
+    started = from_first_process(time.monotonic) - state.seconds
     draw, evaluated = batches.from_step(state.step), {}
 
     def progress(half: float = 0.0) -> float:
         return config.progress(state.step + half, batches.steps_per_epoch, state.seconds)
 
-    log = Log(run / "metrics.jsonl", progress())
+    log = Log(run / "metrics.jsonl" if first else Path(os.devnull), progress())
     model.train()
     while progress() < 1:
         batch = to_device(next(draw), device)
@@ -138,14 +150,15 @@ def fit(
         if state.average:
             state.average.update(model)
 
-        step_seconds = time.monotonic() - started - state.seconds
+        # One clock: the processes read the schedule from it, and stop at the same step.
+        step_seconds = from_first_process(time.monotonic) - started - state.seconds
         state.seconds += step_seconds
         row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
         row |= {name: float(figure) for name, figure in figures.items()}
         row |= {"lr": config.lr * factor, "gradient_norm": norm, "seconds": state.seconds}
         row |= {"items_per_second": count / step_seconds}
         log.step(row, progress())
-        if evaluate and due(config.evaluate_every, state.step, progress()):
+        if evaluate and first and due(config.evaluate_every, state.step, progress()):
             model.eval()
             with state.averaged():
                 evaluated = evaluate(model)

@@ -17,6 +17,7 @@ from minlm.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
+from minlm.training.distributed import from_every_process, rank, world
 from minlm.training.optim import (
     AveragedWeights,
     Muon,
@@ -143,14 +144,17 @@ class TrainingState:
         return self.average.swapped_into(self.model) if self.average else nullcontext()
 
     def save(self, run: Path, inference_files: Callable[[Path], None]) -> None:
-        """Write a checkpoint of this step into the run's folder."""
+        """Write a checkpoint of this step into the run's folder; of several processes, the first does."""
+        random = from_every_process(random_states())
+        if rank():
+            return
         weights = self.model.state_dict()
         training = {
             "step": self.step,
             "seconds": self.seconds,
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
-            "random": random_states(),
+            "random": random,
         }
         if self.average:
             training |= {"weights": weights, "updates": self.average.updates}
@@ -158,9 +162,14 @@ class TrainingState:
         save_checkpoint(run, self.step, weights, training, inference_files)
 
     def restore(self, run: Path) -> None:
-        """Put back what `save` wrote last in this run."""
+        """Put back what `save` wrote last in this run. ValueError where another number of processes did."""
         folder = last_checkpoint(run)
         weights, training = load_weights(folder), load_training_state(folder)
+        if len(training["random"]) != world():
+            raise ValueError(
+                f"{run} was trained by {len(training['random'])} processes, now there are {world()}: "
+                "start as many again"
+            )
         if self.average:
             self.average.load_state_dict({"updates": training["updates"], "average": weights})
             weights = training["weights"]
@@ -168,7 +177,7 @@ class TrainingState:
         for optimizer, saved in zip(self.optimizers, training["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.scaler.load_state_dict(training["scaler"])
-        restore_random_states(training["random"])
+        restore_random_states(training["random"][rank()])
         self.step, self.seconds = training["step"], training["seconds"]
 
 

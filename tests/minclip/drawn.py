@@ -35,7 +35,7 @@ vit_configs = st.builds(
     stacks,
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    pool=st.sampled_from(["class", "mean", "last"]),
+    pool=st.sampled_from(["class", "mean", "mean_norm", "last"]),
     norm_input=st.booleans(),
 )
 text_fields = {"vocab_size": st.integers(2, 30), "context_length": st.integers(3, 9)}

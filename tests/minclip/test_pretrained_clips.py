@@ -73,10 +73,10 @@ def transform_of(model, **options) -> ImageTransform:
     return ImageTransform(TransformConfig(**options), model.config.image.image_size, train=False)
 
 
-def openai_file(folder, image=VIT):
+def openai_file(folder, image=VIT, tokenizer=WORDS):
     """(model, its state dict in OpenAI's layout, markers included)."""
-    model = drawn(image, text_config(end_id=WORDS.vocab_size - 1))
-    export(model, WORDS, transform_of(model), folder, "openai")
+    model = drawn(image, text_config(tokenizer, end_id=tokenizer.vocab_size - 1))
+    export(model, tokenizer, transform_of(model), folder, "openai")
     return model, torch.load(folder / "model.pt", weights_only=True)
 
 

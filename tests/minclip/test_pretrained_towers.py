@@ -26,6 +26,7 @@ IMAGE_CONFIGS = [
     VisionTransformerConfig(**VIT),
     VisionTransformerConfig(**VIT, activation="quick_gelu", d_ff=12),
     VisionTransformerConfig(**VIT, pool="mean", norm_eps=1e-6),
+    VisionTransformerConfig(**VIT, pool="mean_norm", norm_eps=1e-6),
     VisionTransformerConfig(**VIT, norm_input=True, activation="quick_gelu"),
 ]
 TEXT_CONFIGS = [

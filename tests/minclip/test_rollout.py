@@ -15,7 +15,13 @@ from torch import nn
 
 from minclip.data.records import Record
 from minclip.resnet import ResNet, ResNetConfig
-from minclip.rollout import attention_rollout, draw_attention, image_attention
+from minclip.rollout import (
+    attention_relevance,
+    attention_rollout,
+    caption_relevance,
+    draw_attention,
+    image_attention,
+)
 from minclip.transforms import ImageTransform, TransformConfig
 from minclip.vit import VisionTransformer, VisionTransformerConfig
 from tests.minclip.tiny_clip import SEEDS, TOKENIZER
@@ -83,13 +89,16 @@ class TinyModel(nn.Module):
         )
 
     def encode_image(self, images):
-        return F.normalize(self.image_tower(images), dim=-1)
+        return self.project_image(self.image_tower(images))
+
+    def project_image(self, features):
+        return F.normalize(features, dim=-1)
 
     def encode_text(self, tokens, token_mask):
         return torch.eye(8)[:1].expand(len(tokens), -1)
 
 
-@pytest.mark.parametrize("pool", ["class", "mean", "last"])
+@pytest.mark.parametrize("pool", ["class", "mean", "mean_norm", "last"])
 def test_maps_are_the_pooled_tokens_rows_over_the_patches(pool):
     model, images = TinyModel(pool).train(), torch.randn(3, 3, 16, 24)
     rollouts, heads = image_attention(model, images)
@@ -100,7 +109,7 @@ def test_maps_are_the_pooled_tokens_rows_over_the_patches(pool):
     whole = attention_rollout(weights)
     for image, (row, column) in itertools.product(range(3), itertools.product(range(2), range(3))):
         patch = 3 * row + column + (pool == "class")
-        looking = {"class": [0], "last": [5], "mean": range(6)}[pool]
+        looking = {"class": [0], "last": [5], "mean": range(6), "mean_norm": range(6)}[pool]
         wanted = np.mean([whole[image, token, patch].item() for token in looking])
         assert rollouts[image, row, column].item() == pytest.approx(wanted, abs=1e-6)
         for head in range(2):
@@ -108,11 +117,74 @@ def test_maps_are_the_pooled_tokens_rows_over_the_patches(pool):
             assert heads[image, head, row, column].item() == pytest.approx(wanted, abs=1e-6)
 
 
+@given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), SEEDS)
+def test_relevance_is_the_sum_over_all_paths(layers, heads, tokens, seed):
+    """In loops: in each layer a token stays, or is seen by another one as far as that raises the score."""
+    weights = random_weights(layers, heads, tokens, seed)
+    gradients = [torch.randn(w.shape, generator=torch.Generator().manual_seed(seed + 1)) for w in weights]
+    got = attention_relevance(weights, gradients)
+    for image, last, first in itertools.product(range(2), range(tokens), range(tokens)):
+        total = 0.0
+        for between in itertools.product(range(tokens), repeat=layers - 1):
+            path, share = (first, *between, last), 1.0
+            for layer, (source, target) in enumerate(itertools.pairwise(path)):
+                raised = 0.0
+                for head in range(heads):
+                    place = image, head, target, source
+                    raised += max(0.0, (weights[layer][place] * gradients[layer][place]).item())
+                share *= raised / heads + (source == target)
+            total += share
+        assert got[image, last, first].item() == pytest.approx(total, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("pool", ["class", "mean", "mean_norm", "last"])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_relevance_for_a_caption_is_by_the_cosines_gradient(pool, frozen):
+    """With attention as numbers of their own: the tower's only layer, written out, and differences of the cosine."""
+    model = TinyModel(pool).double()
+    tower = model.image_tower
+    tower.transformer.blocks = tower.transformer.blocks[:1]
+    model.requires_grad_(not frozen)
+    images = torch.randn(2, 3, 16, 24).double()
+    texts = F.normalize(torch.randn(2, 8).double(), dim=-1)
+    got = caption_relevance(model, images, texts)
+    assert tower.transformer.training == model.training
+    seen = {}
+    block = tower.eval().transformer.blocks[0]
+    handle = block.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
+    weights = []
+    with torch.no_grad():
+        tower.forward_tokens(images, weights)
+    handle.remove()
+
+    def cosines(weights):
+        """(B) of any attention weights (B, H, T, T) in place of the layer's own."""
+        attend, x = block.attention, seen["x"]
+        looked = weights @ attend.split_heads(attend.v_proj(block.norm1(x)))
+        x = x + attend.out_proj(looked.transpose(1, 2).flatten(2))
+        x = x + block.mlp(block.norm2(x))
+        return (model.project_image(tower.pool(tower.transformer.norm(x))) * texts).sum(dim=1)
+
+    gradient = torch.zeros_like(weights[0])
+    with torch.no_grad():
+        for place in itertools.product(*map(range, weights[0].shape[1:])):
+            step = torch.zeros_like(weights[0])
+            step[:, *place] = 1e-5
+            rise = cosines(weights[0] + step) - cosines(weights[0] - step)
+            gradient[:, *place] = rise / 2e-5
+    whole = torch.eye(weights[0].shape[-1]) + (weights[0] * gradient).clamp(min=0).mean(dim=1)  # (B, T, T)
+    first = int(pool == "class")
+    row = whole[:, 0] if pool == "class" else whole[:, -1] if pool == "last" else whole.mean(dim=1)
+    torch.testing.assert_close(got, row[:, first:].unflatten(1, (2, 3)).float(), atol=1e-6, rtol=1e-4)
+
+
 def test_a_resnet_has_nothing_to_show():
     model = TinyModel()
     model.image_tower = ResNet(ResNetConfig(image_size=(32, 32), depths=(1,), d_model=4))
     with pytest.raises(ValueError, match="ResNet has no attention to show: only a VisionTransformer"):
         image_attention(model, torch.randn(1, 3, 32, 32))
+    with pytest.raises(ValueError, match="ResNet has no attention to show"):
+        caption_relevance(model, torch.randn(1, 3, 32, 32), torch.randn(1, 4))
 
 
 def plain(colour):
@@ -130,18 +202,21 @@ def test_the_picture_shows_the_maps_over_the_image(tmp_path):
     figure = draw_attention(model, records, transform, TOKENIZER, tmp_path / "attention.png")
     images = torch.stack([transform(record.open()) for record in records])
     rollouts, heads = image_attention(model, images)
+    texts = torch.eye(8)[:1].expand(2, -1)
+    relevance = caption_relevance(model, images, texts)
     with torch.no_grad():
         cosines = model.eval().encode_image(images)[:, 0]
-    panels = np.array(figure.axes).reshape(2, 4)
+    panels = np.array(figure.axes).reshape(2, 5)
     for row, (first, *others) in enumerate(panels):
         assert first.get_title() == f"{captions[row]}\ncosine {cosines[row]:.2f}"
         assert not first.title.get_parse_math()
         assert [axes.get_title() for axes in others] == [
+            "for this caption",
             "rollout",
             "last layer, head 0",
             "last layer, head 1",
         ]
-        for axes, wanted in zip(others, [rollouts[row], *heads[row]], strict=True):
+        for axes, wanted in zip(others, [relevance[row], rollouts[row], *heads[row]], strict=True):
             picture, drawn = axes.get_images()
             np.testing.assert_array_equal(picture.get_array(), np.asarray(transform.invert(images[row])))
             np.testing.assert_array_equal(drawn.get_array(), wanted.numpy())

@@ -30,7 +30,7 @@ configs = st.builds(
     st.integers(1, 2),
     st.tuples(st.integers(1, 3), st.integers(1, 3)),
     grids,
-    st.sampled_from(["class", "mean", "last"]),
+    st.sampled_from(["class", "mean", "mean_norm", "last"]),
     d_ff=st.sampled_from([None, 5]),
     activation=st.sampled_from(["gelu", "quick_gelu"]),
     norm_first=st.booleans(),
@@ -81,7 +81,15 @@ def test_the_tower_is_one_assembled_from_torchs_layers(config, batch, seed):
     model, images = tower(config, seed), pictures(config, batch, seed)
     hidden = torch_stack(model.transformer)(unfolded(model, images))
     torch.testing.assert_close(model.forward_tokens(images), hidden, atol=1e-12, rtol=1e-12)
-    pooled = {"class": hidden[:, 0], "mean": hidden.sum(dim=1) / hidden.shape[1], "last": hidden[:, -1]}
+    mean = hidden.sum(dim=1) / hidden.shape[1]
+    pooled = {"class": hidden[:, 0], "mean": mean, "last": hidden[:, -1]}
+    if config.pool == "mean_norm":
+        norm = model.norm_mean
+        pooled["mean_norm"] = (
+            F.layer_norm(mean, mean.shape[1:], norm.weight, norm.bias, config.norm_eps)
+            if config.norm_first
+            else mean
+        )
     torch.testing.assert_close(model(images), pooled[config.pool], atol=1e-12, rtol=1e-12)
     assert model.width == model(images).shape[1]
 

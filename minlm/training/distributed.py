@@ -1,0 +1,102 @@
+"""Several processes, one gradient: each computes its share of every batch, all take the same step.
+
+    torchrun --nproc-per-node 2 train_clip.py --preset flickr8k --data.root DIR
+
+Two rules, and no flags:
+
+1. A sum over items (gradients, losses, counts) is summed over the processes, and divided once by the whole count.
+2. A loss that compares every item with every other sees the whole batch through `gather`. Each of W processes then
+   computes that same loss and gives a W-th of it as its share; since gather's backward sums over the processes
+   too, every parameter's gradient, the towers' and logit_scale's alike, is the single process's.
+
+Without torchrun there is one process, and every function here leaves its arguments as they are.
+"""
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def rank() -> int:
+    """Which process this is: 0 is the one that writes files and speaks."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+@contextmanager
+def processes() -> Iterator[None]:
+    """Inside, the processes that torchrun has started know each other; each has a GPU of its own, where there are."""
+    if "RANK" not in os.environ:
+        yield
+        return
+    on_gpus = torch.cuda.is_available()
+    if on_gpus:
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    dist.init_process_group("nccl" if on_gpus else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+class Gather(torch.autograd.Function):
+    """x_r of each process r -> all of them in order; the gradient of x_r is the sum of what all processes ask of it."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+        dist.all_gather(parts, x.contiguous())
+        return torch.cat(parts)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        whole = gradient.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(whole)
+        return whole.chunk(world())[rank()]
+
+
+def gather(x: Tensor) -> Tensor:
+    """This process's rows (B, ...) -> those of all (W B, ...), in the order of the processes, with gradient."""
+    return Gather.apply(x) if world() > 1 else x
+
+
+def sum_over_processes(x: Tensor) -> Tensor:
+    """The sum of what each process has, put in x's place."""
+    if world() > 1:
+        dist.all_reduce(x)
+    return x
+
+
+def from_every_process(value: Any) -> list[Any]:
+    """The values of all processes, in their order: anything that can be pickled."""
+    values = [value] * world()
+    if world() > 1:
+        dist.all_gather_object(values, value)
+    return values
+
+
+def from_first_process(make: Callable[[], Any]) -> Any:
+    """What make() gives in process 0, the only one that calls it, for all."""
+    values = [make() if rank() == 0 else None]
+    if world() > 1:
+        dist.broadcast_object_list(values)
+    return values[0]
+
+
+@contextmanager
+def first_process_first() -> Iterator[None]:
+    """Process 0 goes through the block before the others do: it writes a file, they find it there."""
+    if rank() > 0:
+        dist.barrier()
+    yield
+    if rank() == 0 and world() > 1:
+        dist.barrier()
