@@ -1,0 +1,63 @@
+"""Flickr8k's photographs in the published layouts of other data sets, so that their presets run on real pictures.
+
+    python benchmarks/layouts.py --root flickr8k --out layouts
+
+layouts/flickr30k         results.csv with bars, a folder of images (linked), the splits in Karpathy's JSON
+layouts/captions.parquet  a row a photograph: its file's bytes as `img`, its first caption as `text_EN` (needs pyarrow)
+"""
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from minclip.data.flickr8k import Flickr8kConfig
+from minclip.data.records import Record
+
+THEIR_SPLITS = {"train": "train", "dev": "val", "test": "test"}
+
+
+def write_flickr30k(splits: dict[str, Sequence[Record]], images: Path, out: Path) -> None:
+    (out / "flickr30k_images").mkdir(parents=True)
+    rows, listed = ["image_name| comment_number| comment\n"], []
+    for split, records in splits.items():
+        for record in records:
+            name = record.image_id
+            (out / "flickr30k_images" / name).symlink_to((images / name).resolve())
+            rows += [f"{name}| {k}| {caption}\n" for k, caption in enumerate(record.captions)]
+            listed.append({"filename": name, "split": THEIR_SPLITS[split], "sentences": []})
+    (out / "results.csv").write_text("".join(rows), encoding="utf-8")
+    (out / "dataset_flickr30k.json").write_text(json.dumps({"images": listed, "dataset": "flickr30k"}))
+
+
+def write_parquet(splits: dict[str, Sequence[Record]], images: Path, path: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    records = [record for some in splits.values() for record in some]
+    columns = {
+        "img": [(images / record.image_id).read_bytes() for record in records],
+        "text_EN": [record.captions[0] for record in records],
+    }
+    parquet.write_table(pyarrow.table(columns), path, row_group_size=500)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--root", type=Path, required=True, help="Flickr8k, with Images/")
+    parser.add_argument("--out", type=Path, required=True, help="a new folder")
+    given = parser.parse_args()
+    splits = Flickr8kConfig(root=str(given.root)).read()
+    given.out.mkdir(parents=True)
+    write_flickr30k(splits, given.root / "Images", given.out / "flickr30k")
+    write_parquet(splits, given.root / "Images", given.out / "captions.parquet")
+    print(f"{sum(map(len, splits.values())):,} photographs: {given.out}")
+
+
+if __name__ == "__main__":
+    main()
