@@ -29,12 +29,13 @@ from minclip.evaluate import choice_accuracy, evaluate_all, evaluate_records, fo
 from minclip.gradcache import cached_backward
 from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
-from minclip.runs import classes_of, files_beside_weights, make_model, make_tokenizer
+from minclip.runs import classes_of, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import check_digest, replace_text
 from minlm.training.command import run_main, run_training
+from minlm.training.config import files_beside_weights
 from minlm.training.distributed import rank, world
 from minlm.training.loop import choose_device, fit
 from minlm.training.report import write_report

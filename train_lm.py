@@ -23,7 +23,7 @@ from minlm.data import encode_splits, fit_context
 from minlm.evaluate import Cost, device_of
 from minlm.plots import loss_curve
 from minlm.presets import FULL, PRESETS, RunConfig
-from minlm.runs import MODELS, files_beside_weights, make_tokenizer
+from minlm.runs import MODELS, make_tokenizer
 from minlm.screenplay import ScreenplayConfig, bigram_floor, entropy_rate, floor_of, unigram_floor
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
@@ -31,6 +31,7 @@ from minlm.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import check_digest, replace_text
 from minlm.training.command import run_main, run_training
+from minlm.training.config import files_beside_weights
 from minlm.training.distributed import first_process_first, rank, world
 from minlm.training.loop import fit, forward_precision
 from minlm.training.report import write_report

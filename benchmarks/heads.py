@@ -32,7 +32,7 @@ from minclip.presets import PRESETS, RunConfig
 from minclip.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
 from minclip.retrieval import retrieval
 from minclip.runs import load
-from minclip.tokenizer import ClipBPE, WordPiece, encode_batch
+from minclip.tokenizer import Tokenizer, encode_batch
 from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
 
 STEPS, BATCH, RATES = 400, 256, (1e-3, 1e-2)
@@ -84,7 +84,7 @@ def nd_linear(width: int, first: int, embed_dim: int) -> nn.Module:
     return Axes((first, width // first), (first, embed_dim // first))
 
 
-def text_features(model: CLIP, tokenizer: WordPiece | ClipBPE, texts: Sequence[str]) -> Tensor:
+def text_features(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
     """(M, D) of the text tower, before its projection."""
     parts = []
     with evaluating(model):

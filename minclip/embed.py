@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minclip.data.records import Record, class_captions
-from minclip.tokenizer import ClipBPE, WordPiece, encode_batch
+from minclip.tokenizer import Tokenizer, encode_batch
 from minclip.transforms import ImageTransform
 
 GRID = 2.0**24
@@ -74,7 +74,7 @@ def _over_pictures(
 
 
 def embed_texts(
-    model: nn.Module, tokenizer: WordPiece | ClipBPE, texts: Sequence[str], batch_size: int = 256
+    model: nn.Module, tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256
 ) -> Tensor:
     """M texts through the text tower -> (M, E), unit length, float32, on the CPU.
 
@@ -104,7 +104,7 @@ def _in_batches(model: nn.Module, embed: Callable, items: Sequence, batch_size: 
 
 def embed_classes(
     model: nn.Module,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
     class_names: Sequence[str],
     templates: Sequence[str],
 ) -> Tensor:

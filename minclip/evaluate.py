@@ -11,7 +11,7 @@ from minclip.data.records import Question, Record
 from minclip.embed import embed_classes, embed_images, embed_texts, image_features
 from minclip.linear_probe import linear_probe
 from minclip.retrieval import retrieval
-from minclip.tokenizer import ClipBPE, WordPiece
+from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
 from minclip.zero_shot import caption_questions, choice_figures, zero_shot
 
@@ -35,7 +35,7 @@ def evaluate_records(
     model: nn.Module,
     records: Sequence[Record],
     transform: ImageTransform,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
     batch_size: int = 128,
 ) -> Evaluation:
     """Retrieval both ways among all pictures and all captions of `records`; errors as `retrieval_ranks`.
@@ -59,7 +59,7 @@ def evaluate_all(
     model: nn.Module,
     records: Sequence[Record],
     transform: ImageTransform,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
     class_names: Sequence[str] = (),
     templates: Sequence[str] = TEMPLATES,
     train_records: Sequence[Record] = (),
@@ -112,7 +112,7 @@ def _choose_captions(
 
 def choice_accuracy(
     model: nn.Module,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
     transform: ImageTransform,
     questions: Sequence[Question],
     batch_size: int = 128,

@@ -18,7 +18,7 @@ from minclip.data.shards import ShardsConfig
 from minclip.data.table import TableConfig
 from minclip.resnet import ResNetConfig
 from minclip.text import BertTextConfig, GPTTextConfig
-from minclip.tokenizer import ClipBPE, WordPiece
+from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform, TransformConfig
 from minclip.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig
@@ -57,7 +57,7 @@ class RunConfig(CLIPConfig):
     def image_transform(self, train: bool) -> ImageTransform:
         return ImageTransform(self.transform, self.image.image_size, train)
 
-    def with_tokenizer(self, tokenizer: WordPiece | ClipBPE) -> "RunConfig":
+    def with_tokenizer(self, tokenizer: Tokenizer) -> "RunConfig":
         """This config with what the text tower must know of the tokenizer."""
         known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
         if isinstance(self.text, GPTTextConfig):

@@ -10,7 +10,7 @@ from minclip.embed import embed_images, embed_texts
 from minclip.evaluate import Evaluation
 from minclip.plots import retrieval_grid, similarity_matrix, zero_shot_examples
 from minclip.rollout import draw_attention
-from minclip.tokenizer import ClipBPE, WordPiece
+from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
 from minclip.vit import VisionTransformer
 from minlm.plots import loss_curve, metric_curves
@@ -64,7 +64,7 @@ def draw_where_it_looks(
     model: CLIP,
     records: Sequence[Record],
     transform: ImageTransform,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
 ) -> None:
     """attention.png: the image tower's attention on some of the records, where it is a tower with attention."""
     if isinstance(model.image_tower, VisionTransformer):
@@ -77,7 +77,7 @@ def draw_zero_shot(
     model: CLIP,
     questions: Sequence[Question],
     transform: ImageTransform,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
 ) -> None:
     """zero_shot.png: some of the questions with the probabilities of their choices."""
     asked = [questions[i] for i in spread(len(questions), SHOWN_QUESTIONS)]

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from minclip.data.records import Record
 from minclip.embed import embed_texts, evaluating
 from minclip.plots import wrap
-from minclip.tokenizer import ClipBPE, WordPiece
+from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
 from minclip.vit import VisionTransformer
 from minlm.plots import new_figure, save_figure
@@ -108,7 +108,7 @@ def draw_attention(
     model: nn.Module,
     records: Sequence[Record],
     transform: ImageTransform,
-    tokenizer: WordPiece | ClipBPE,
+    tokenizer: Tokenizer,
     path: str | Path,
 ) -> Figure:
     """A row a record: the picture as the tower sees it; over it relevance, rollout, the last layer's heads -> PNG.

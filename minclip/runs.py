@@ -1,6 +1,6 @@
 """A model, its tokenizer and its transform: made for a run, kept in its checkpoints, and loaded again."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -13,28 +13,18 @@ from minclip.evaluate import TEMPLATES
 from minclip.presets import DataConfig, RunConfig
 from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
-from minclip.tokenizer import ClipBPE, WordPiece, load_tokenizer
+from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
 from minlm.training.checkpoint import check_digest, last_checkpoint, load_into, load_weights
-from minlm.training.config import load_config, save_config
+from minlm.training.config import load_config
 
 
-def make_tokenizer(config: RunConfig, records: Sequence[Record]) -> WordPiece | ClipBPE:
+def make_tokenizer(config: RunConfig, records: Sequence[Record]) -> Tokenizer:
     """The vocabulary file the config names, or a WordPiece trained on the captions of `records`."""
     if config.vocabulary:
         return load_tokenizer(config.vocabulary)
     captions = [caption for record in records for caption in record.captions]
     return WordPiece.train(captions, config.text.vocab_size)
-
-
-def files_beside_weights(config: RunConfig, tokenizer: WordPiece | ClipBPE) -> Callable[[Path], None]:
-    """A function that writes into a folder what its weights need to be used: config and vocabulary."""
-
-    def write(folder: Path) -> None:
-        tokenizer.save(folder)
-        save_config(config, folder / "config.json")  # last: a folder that has it can be resumed or loaded
-
-    return write
 
 
 def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
@@ -61,9 +51,7 @@ def classes_of(data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     return (), TEMPLATES
 
 
-def load(
-    path: str | Path, vocabulary: str | Path | None = None
-) -> tuple[CLIP, WordPiece | ClipBPE, ImageTransform]:
+def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, Tokenizer, ImageTransform]:
     """(model in eval mode, tokenizer, transform) of a run folder, one of its checkpoints, or a published CLIP.
 
     vocabulary: CLIP's merges file, for published weights without one beside them.

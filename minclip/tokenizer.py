@@ -1,4 +1,4 @@
-"""Texts to token ids: BERT's uncased WordPiece, trained here or loaded; CLIP's BPE; batches of either.
+"""Texts to token ids: BERT's uncased WordPiece, trained here or loaded; CLIP's BPE and GPT-2's; batches of each.
 
 WordPiece follows Google's BERT code (Devlin et al. 2019): control characters out, lower case, accents out, cut
 at white space, around punctuation and CJK characters, then the longest known piece first (Wu et al. 2016).
@@ -12,6 +12,7 @@ Python's (accents and punctuation added since), and the last sigma of a Greek wo
 import hashlib
 import heapq
 import itertools
+import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -20,7 +21,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from minclip.clip_bpe import CACHE_LIMIT, ClipBPE, caption_ids, merge_pair, read_lines
+from minclip.clip_bpe import CACHE_LIMIT, WORD_END, ClipBPE, caption_ids, merge_pair, read_lines
+from minlm.tokenizer import FILE_NAME as BYTE_LEVEL_FILE
+from minlm.tokenizer import GPT2_FILES, BPETokenizer
+from minlm.tokenizer import load_tokenizer as load_byte_level
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100  # characters; BERT calls longer words unknown
@@ -230,11 +234,19 @@ class WordPiece:
         return "".join(f"{token}\n" for token in self.tokens)
 
 
-def load_tokenizer(path: str | Path) -> WordPiece | ClipBPE:
-    """The tokenizer whose vocabulary is at `path`, a file or a folder; which of the two, its content says.
+Tokenizer = WordPiece | ClipBPE | BPETokenizer
 
-    Raises ValueError when it is neither, or when a folder holds the files of both.
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """The tokenizer whose vocabulary is at `path`, a file or a folder; which one, its content says.
+
+    Raises ValueError when it is none, or when a folder holds the files of several.
     """
+    if is_byte_level(Path(path)):
+        tokenizer = load_byte_level(path)
+        if not isinstance(tokenizer, BPETokenizer) or tokenizer.end_id is None:
+            raise ValueError(f"{path} is a vocabulary without an end of text, at which a caption is pooled")
+        return tokenizer
     lines = read_lines(path, WordPiece.FILE_NAMES + ClipBPE.FILE_NAMES)
     if "#version" in lines[0]:
         return ClipBPE.load(path)
@@ -246,27 +258,47 @@ def load_tokenizer(path: str | Path) -> WordPiece | ClipBPE:
     )
 
 
+def is_byte_level(path: Path) -> bool:
+    """Whether these are GPT-2's files, or the one that a run with such a vocabulary saved.
+
+    CLIP's merges end words with </w>; GPT-2's lie beside a JSON of ids; a .tiktoken file has two columns.
+    """
+    if path.is_dir():
+        named = [path / name for name in (BYTE_LEVEL_FILE, "encoder.json", "merges.txt")]
+        path = next(filter(Path.is_file, [*named, *path.glob("*.tiktoken")]), path)
+    content = path.read_bytes() if path.is_file() else b""
+    if content.startswith(b"#version"):
+        pairs = [vocabulary for vocabulary, merges in GPT2_FILES if path.name == merges]
+        beside = any(path.with_name(vocabulary).is_file() for vocabulary in pairs)
+        return beside and WORD_END.encode() not in content
+    return content.startswith(b"{") or re.match(rb"[\w+/=]+ \d+\r?\n", content) is not None
+
+
 def encode_batch(
-    tokenizer: WordPiece | ClipBPE, texts: Sequence[str], context_length: int
+    tokenizer: Tokenizer, texts: Sequence[str], context_length: int
 ) -> tuple[Tensor, Tensor, int]:
     """Texts -> tokens (B, T) int64, token_mask (B, T) bool (True = real), the number of texts that were cut.
 
-    A row is start, ids, end, cut to `context_length` in such a way that the end stays; T is the longest row.
+    A row is start (where the vocabulary has one: GPT-2's has not), ids, end, cut to `context_length` in such a way
+    that the end stays; T is the longest row.
     Raises ValueError for a context_length below 3 (start, one token, end), no texts, or texts that are no strings.
     """
     if context_length < 3:
         raise ValueError(f"context_length {context_length} is below 3: start, one token and end must fit")
     if isinstance(texts, str) or not len(texts):
         raise ValueError(f"texts is {texts!r}: give a list of at least one string")
+    start = [] if tokenizer.start_id is None else [tokenizer.start_id]
+    room = context_length - len(start) - 1
     rows, n_truncated = [], 0
     for i, text in enumerate(texts):
         if not isinstance(text, str):
             raise ValueError(f"texts[{i}] is {text!r}, not a string: drop the row or mend its caption")
         ids = tokenizer.encode(text)
-        n_truncated += len(ids) > context_length - 2
-        rows.append([tokenizer.start_id, *ids[: context_length - 2], tokenizer.end_id])
+        n_truncated += len(ids) > room
+        rows.append([*start, *ids[:room], tokenizer.end_id])
     lengths = torch.tensor([len(row) for row in rows])  # (B)
     token_mask = torch.arange(int(lengths.max())) < lengths[:, None]  # (B, T)
-    tokens = torch.full(token_mask.shape, tokenizer.pad_id)  # (B, T)
+    pad_id = tokenizer.end_id if tokenizer.pad_id is None else tokenizer.pad_id  # masked, and past the end
+    tokens = torch.full(token_mask.shape, pad_id)  # (B, T)
     tokens[token_mask] = torch.tensor(list(itertools.chain.from_iterable(rows)))
     return tokens, token_mask, n_truncated

@@ -1,6 +1,5 @@
 """A language model and its tokenizer: made for a run, kept in its checkpoints, and loaded again."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 from minlm.lm import LMConfig, TransformerLM
@@ -8,7 +7,7 @@ from minlm.presets import RunConfig
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
 from minlm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
 from minlm.training.checkpoint import check_digest, last_checkpoint, load_into
-from minlm.training.config import load_config, save_config
+from minlm.training.config import load_config
 
 MODELS = {LMConfig: TransformerLM, Seq2SeqConfig: EncoderDecoder}
 Tokenizer = CharTokenizer | BPETokenizer
@@ -22,16 +21,6 @@ def make_tokenizer(config: RunConfig, texts: dict[str, str]) -> Tokenizer:
     if config.tokens == "characters":
         return CharTokenizer("".join(texts.values()), specials if len(specials) > 1 else ())
     return train_bpe(texts["train"], config.model.vocab_size, specials)
-
-
-def files_beside_weights(config: RunConfig, tokenizer: Tokenizer) -> Callable[[Path], None]:
-    """A function that writes into a folder what its weights need to be used: config and vocabulary."""
-
-    def write(folder: Path) -> None:
-        tokenizer.save(folder)
-        save_config(config, folder / "config.json")  # last: a folder that has it can be resumed or loaded
-
-    return write
 
 
 def load(path: str | Path) -> tuple[TransformerLM | EncoderDecoder, Tokenizer, RunConfig]:

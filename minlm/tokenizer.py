@@ -208,14 +208,17 @@ def _byte_of_character() -> dict[str, int]:
 
 
 def _gpt2_ranks(vocabulary: Path, merges: Path) -> dict[bytes, int]:
-    """Bytes first, then one token a merge in their order, then the end of text: the vocabulary must agree."""
+    """Bytes first, in any order, then one token a merge in theirs, then the end of text: the vocabulary must agree."""
     byte_of = _byte_of_character()
     lines = [line for line in _read(merges).splitlines() if line and not line.startswith("#version")]
-    tokens = [*byte_of, *("".join(line.split()) for line in lines), SPECIALS["end"]]
+    merged = [*("".join(line.split()) for line in lines), SPECIALS["end"]]
     try:
-        agree = json.loads(_read(vocabulary)) == {token: i for i, token in enumerate(tokens)}
+        ids = json.loads(_read(vocabulary))
+        tokens = sorted(ids, key=ids.__getitem__)
+        agree = set(tokens[:256]) == set(byte_of) and tokens[256:] == merged
+        agree = agree and [ids[token] for token in tokens] == list(range(len(tokens)))
         ranks = {bytes(byte_of[character] for character in token): i for i, token in enumerate(tokens[:-1])}
-    except (json.JSONDecodeError, KeyError):
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         agree = False
     if not agree:
         raise ValueError(f"{vocabulary} and {merges.name} do not fit together: fetch both files anew")

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from minclip.data.records import Record
-from minclip.tokenizer import ClipBPE, WordPiece, encode_batch
+from minclip.tokenizer import Tokenizer, encode_batch
 from minclip.transforms import ImageTransform
 
 
@@ -28,7 +28,7 @@ class PairDataset(Dataset):
         self,
         records: Sequence[Record],
         transform: ImageTransform,
-        tokenizer: WordPiece | ClipBPE,
+        tokenizer: Tokenizer,
         context_length: int,
         seed: int,
         cache_bytes: int = 0,

@@ -5,7 +5,7 @@ from typing import Any
 
 from minclip.clip_bpe import N_MERGES, ClipBPE
 from minclip.pretrained.native import CONFIG_NAME
-from minclip.tokenizer import WordPiece, load_tokenizer
+from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import TransformConfig
 from minlm.pretrained.facts import expect
 from minlm.pretrained.weight_files import WeightFile, read_object
@@ -14,7 +14,7 @@ TOKENIZER_JSON = "tokenizer.json"  # Hugging Face's newer folders have their voc
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
-def tokenizer_beside(source: WeightFile, vocabulary: str | Path | None) -> WordPiece | ClipBPE:
+def tokenizer_beside(source: WeightFile, vocabulary: str | Path | None) -> Tokenizer:
     """The tokenizer of a vocabulary file, or of the files beside the weights.
 
     Raises ValueError where there is none: no published CLIP file holds its vocabulary.
@@ -33,7 +33,7 @@ def tokenizer_beside(source: WeightFile, vocabulary: str | Path | None) -> WordP
     )
 
 
-def read_tokenizer_json(path: Path) -> WordPiece | ClipBPE:
+def read_tokenizer_json(path: Path) -> Tokenizer:
     """CLIP's BPE or BERT's uncased WordPiece from a tokenizer.json; ValueError for anything else."""
     saved = read_object(path)
     model, normalizer = saved.get("model") or {}, saved.get("normalizer") or {}

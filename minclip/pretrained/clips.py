@@ -5,19 +5,18 @@ from pathlib import Path
 from typing import Any
 
 from minclip.clip import CLIP, CLIPConfig
-from minclip.clip_bpe import ClipBPE
 from minclip.pretrained import huggingface, native
 from minclip.pretrained.beside import tokenizer_beside, transform_beside
 from minclip.pretrained.resize import resize_image
 from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, plan_tower, read_source
 from minclip.text import GPTTextConfig
-from minclip.tokenizer import WordPiece
+from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
 from minlm.pretrained.facts import first_prefix
 from minlm.pretrained.key_map import Plan, Row, filled, import_weights, on_meta, prefixed
 from minlm.pretrained.weight_files import WeightFile
 
-Loaded = tuple[CLIP, WordPiece | ClipBPE, ImageTransform]
+Loaded = tuple[CLIP, Tokenizer, ImageTransform]
 # Hugging Face's joint space has one name, CLIP's own names have another.
 HF_ANCHOR, NATIVE_ANCHOR = "text_projection.weight", "text_projection"
 

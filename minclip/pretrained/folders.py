@@ -9,11 +9,11 @@ from safetensors.torch import save_file
 from torch import nn
 
 from minclip.clip_bpe import ClipBPE
-from minclip.tokenizer import WordPiece
+from minclip.tokenizer import Tokenizer
+from minlm.pretrained.gpt2 import write_bpe
 from minlm.pretrained.key_map import Row, export_weights
+from minlm.tokenizer import BPETokenizer
 from minlm.training.checkpoint import replace_text
-
-Tokenizer = WordPiece | ClipBPE
 
 
 def require(to: str, *conditions: tuple[bool, str]) -> None:
@@ -32,7 +32,10 @@ def write_weights(model: nn.Module, rows: Iterable[Row], path: Path) -> None:
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """The vocabulary, in files that Hugging Face's tokenizers read too."""
     tokenizer.save(folder)
-    if isinstance(tokenizer, ClipBPE):
+    if isinstance(tokenizer, BPETokenizer):
+        write_bpe(tokenizer, folder)
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": "GPT2Tokenizer"})
+    elif isinstance(tokenizer, ClipBPE):
         write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokenizer.tokens)})
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"})
     else:

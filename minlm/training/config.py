@@ -7,6 +7,7 @@ values are one-line ValueErrors. The command line made from the same fields: min
 import difflib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -131,6 +132,16 @@ def read_text(annotation: Any, text: str, name: str) -> Any:
 
 def save_config(config: Any, path: Path) -> None:
     replace_text(path, json.dumps(to_dict(config), indent=2) + "\n")
+
+
+def files_beside_weights(config: Any, tokenizer: Any) -> Callable[[Path], None]:
+    """A function that writes into a folder what its weights need to be used: config and vocabulary."""
+
+    def write(folder: Path) -> None:
+        tokenizer.save(folder)
+        save_config(config, folder / "config.json")  # last: a folder that has it can be resumed or loaded
+
+    return write
 
 
 def load_config(cls: type, path: Path) -> Any:

@@ -14,11 +14,12 @@ from minclip.data.cifar10 import Cifar10Config
 from minclip.data.shapes import ShapesConfig
 from minclip.presets import PRESETS
 from minclip.pretrained import export
-from minclip.runs import classes_of, files_beside_weights, load, make_model, make_tokenizer
+from minclip.runs import classes_of, load, make_model, make_tokenizer
 from minclip.text import BertTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
 from minlm.training.checkpoint import save_checkpoint
+from minlm.training.config import files_beside_weights
 
 TINY = replace(
     PRESETS["shapes"],

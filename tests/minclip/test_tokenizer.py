@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 import minclip.tokenizer
 from minclip import clip_bpe
 from minclip.clip_bpe import ClipBPE, merge_pair
+from minclip.pretrained.folders import save_tokenizer
 from minclip.tokenizer import (
     SPECIAL_TOKENS,
     WordPiece,
@@ -24,6 +25,7 @@ from minclip.tokenizer import (
     remove_controls,
     split_words,
 )
+from minlm.tokenizer import BPETokenizer, CharTokenizer, train_bpe
 from tests.minclip.test_clip_bpe import made_up_merges, texts
 
 CORPUS = [
@@ -44,6 +46,11 @@ def small() -> WordPiece:
 @pytest.fixture(scope="module")
 def pairs_bpe() -> ClipBPE:
     return ClipBPE(made_up_merges())
+
+
+@pytest.fixture(scope="module")
+def byte_level() -> BPETokenizer:
+    return train_bpe(" ".join(CORPUS) * 3, 270)
 
 
 @pytest.fixture(scope="module")
@@ -216,9 +223,9 @@ def test_bert_known_ids(bert):
 captions = st.lists(st.text("ab dé犬!", max_size=30), min_size=1, max_size=5)
 
 
-@given(captions, st.integers(3, 24), st.booleans())
-def test_batch_rows_are_start_ids_end_pads(small, pairs_bpe, texts, context_length, use_clip):
-    tokenizer = pairs_bpe if use_clip else small
+@given(captions, st.integers(3, 24), st.sampled_from([0, 1]))
+def test_batch_rows_are_start_ids_end_pads(small, pairs_bpe, texts, context_length, which):
+    tokenizer = (small, pairs_bpe)[which]
     tokens, token_mask, n_truncated = encode_batch(tokenizer, texts, context_length)
     assert tokens.dtype == torch.int64
     assert token_mask.dtype == torch.bool
@@ -232,6 +239,17 @@ def test_batch_rows_are_start_ids_end_pads(small, pairs_bpe, texts, context_leng
         assert (row == tokenizer.end_id).sum() == 1
     assert tokens.shape[1] == max(map(len, rows)) <= context_length
     assert n_truncated == sum(len(tokenizer.encode(text)) > context_length - 2 for text in texts)
+
+
+@given(captions, st.integers(3, 24))
+def test_without_a_start_rows_are_ids_and_end(byte_level, texts, context_length):
+    """GPT-2's vocabulary has an end of text and no other control token: what is masked repeats it."""
+    tokens, token_mask, n_truncated = encode_batch(byte_level, texts, context_length)
+    for text, row, mask in zip(texts, tokens, token_mask, strict=True):
+        ids = [*byte_level.encode(text)[: context_length - 1], byte_level.end_id]
+        assert row.tolist() == ids + [byte_level.end_id] * (len(row) - len(ids))
+        assert mask.tolist() == [True] * len(ids) + [False] * (len(row) - len(ids))
+    assert n_truncated == sum(len(byte_level.encode(text)) > context_length - 1 for text in texts)
 
 
 @given(captions, st.integers(3, 24))
@@ -289,8 +307,33 @@ def test_wordpiece_save_and_load(small, tmp_path):
     assert WordPiece(small.tokens[::-1]).digest != small.digest
 
 
-def test_tokenizers_travel_to_workers(small, pairs_bpe):
-    for tokenizer in (small, pairs_bpe):
+def test_gpt2s_files_are_known_by_their_content(byte_level, small, tmp_path):
+    """A run's own file, Hugging Face's pair beside others, OpenAI's pair; CLIP's merges have the same name."""
+    save_tokenizer(byte_level, tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} > {"vocab.json", "merges.txt"}
+    folder = tmp_path / "openai"
+    folder.mkdir()
+    for theirs, name in (("vocab.json", "encoder.json"), ("merges.txt", "vocab.bpe")):
+        (folder / name).write_bytes((tmp_path / "run" / theirs).read_bytes())
+    (tmp_path / "run" / "minlm-tokenizer.json").rename(tmp_path / "minlm-tokenizer.json")
+    pair = [tmp_path / "run" / name for name in ("vocab.json", "merges.txt")]
+    for path in (tmp_path, tmp_path / "run", folder, *folder.iterdir(), *pair):
+        loaded = load_tokenizer(path)
+        assert isinstance(loaded, BPETokenizer)
+        assert loaded.digest == byte_level.digest
+    CharTokenizer("ab").save(tmp_path / "characters")
+    with pytest.raises(ValueError, match="characters is a vocabulary without an end of text"):
+        load_tokenizer(tmp_path / "characters")
+
+
+def test_gpt2s_published_files(data_root):
+    tokenizer = load_tokenizer(data_root / "vocab" / "encoder.json")
+    assert (tokenizer.vocab_size, tokenizer.end_id) == (50257, 50256)
+    assert tokenizer.encode("Hello world") == [15496, 995]
+
+
+def test_tokenizers_travel_to_workers(small, pairs_bpe, byte_level):
+    for tokenizer in (small, pairs_bpe, byte_level):
         there = pickle.loads(pickle.dumps(tokenizer))
         assert there.encode("a dog runs") == tokenizer.encode("a dog runs")
         assert there.digest == tokenizer.digest
@@ -363,7 +406,11 @@ def test_training_errors(texts, vocab_size, message):
         (b"#version: 0.2\na b\n", r" has no merge with </w>: another model's merges \(GPT-2's\?\)"),
         (
             b'{"a": 1}',
-            r" starts with '\{\"a\": 1\}': neither a WordPiece list \(one token a line, \[CLS\] among them\) "
+            " is damaged or no tokenizer of this package: save it anew",
+        ),
+        (
+            b"a dog",
+            r" starts with 'a dog': neither a WordPiece list \(one token a line, \[CLS\] among them\) "
             r"nor CLIP's merges \(#version in the first line\)",
         ),
     ],

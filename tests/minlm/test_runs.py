@@ -10,11 +10,11 @@ import torch
 import train_lm
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
-from minlm.runs import MODELS, files_beside_weights, load, make_tokenizer
+from minlm.runs import MODELS, load, make_tokenizer
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import CharTokenizer
 from minlm.training.checkpoint import last_checkpoint, load_weights, save_checkpoint
-from minlm.training.config import load_config
+from minlm.training.config import files_beside_weights, load_config
 from minlm.training.state import TrainConfig
 
 TEXTS = {"train": "to be or not to be, that is the question: " * 4, "validation": "être, that is"}
