@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +14,13 @@ import torch
 from PIL import Image
 
 import train_clip
-from minclip.presets import PRESETS
+from minclip.presets import FULL, PRESETS, SYSTEMS
+from minclip.pretrained import save_image_tower, save_text_tower
 from minclip.resnet import ResNetConfig
+from minclip.text import GPTTextConfig
+from minclip.transforms import TransformConfig
 from minclip.vit import VisionTransformerConfig
+from minlm.tokenizer import train_bpe
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import run_main
 from tests.minclip import (
@@ -24,6 +29,7 @@ from tests.minclip import (
     test_flickr8k,
     test_flickr30k,
     test_karpathy,
+    test_pretrained_towers,
     test_shards,
 )
 
@@ -269,6 +275,44 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
         assert "class_zero_shot" not in result
         captions = 1 if preset == "shards" else 2
         assert (result["images"], result["captions"]) == (8, 8 * captions)
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
+    """--size full with pretrained towers: what is frozen stays the file's to the bit, what is trained leaves it."""
+    if "parquet" in LAYOUTS[system].__name__:
+        pytest.importorskip("pyarrow")
+    preset = FULL[system]
+    kind = ResNetConfig if isinstance(preset.image, ResNetConfig) else VisionTransformerConfig
+    image = next(config for config in test_pretrained_towers.IMAGE_CONFIGS if isinstance(config, kind))
+    text = test_pretrained_towers.TEXT_CONFIGS[0]
+    words = test_pretrained_towers.WORDS
+    if isinstance(preset.text, GPTTextConfig):
+        words = train_bpe("a dog on the beach, the cat " * 3, 270)
+        text = replace(
+            test_pretrained_towers.TEXT_CONFIGS[3], vocab_size=words.vocab_size, end_id=words.end_id
+        )
+    towers = test_pretrained_towers.drawn(image), test_pretrained_towers.drawn(text)
+    save_image_tower(towers[0], TransformConfig(), tmp_path / "image")
+    save_text_tower(towers[1], words, tmp_path / "text")
+    (tmp_path / "data").mkdir()
+    command = ["train_clip.py", "--preset", system, "--size", "full", "--out", tmp_path / "run"]
+    command += ["--epochs", 0, "--steps", 2, "--train.batch_size", 4, "--text.context_length", 9]
+    command += ["--image.weights", tmp_path / "image", "--text.weights", tmp_path / "text"]
+    command += ["--vocabulary", tmp_path / "text", *LAYOUTS[system](tmp_path / "data")]
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    train_clip.main()
+    trained = load_weights(last_checkpoint(tmp_path / "run"))
+    for name, tower, config in (("image", towers[0], preset.image), ("text", towers[1], preset.text)):
+        for key, value in tower.state_dict().items():
+            now = trained[f"{name}_tower.{key}"]
+            if key == "positions" and now.shape != value.shape:
+                continue  # resized to the run's pictures
+            if config.trained_blocks == 0:
+                assert torch.equal(now, value), key
+            elif key.endswith(("fc1.weight", "conv1.weight")):
+                assert not torch.equal(now, value)
+                torch.testing.assert_close(now, value, atol=0.01, rtol=0)
 
 
 def steps_of(run: Path) -> int:
