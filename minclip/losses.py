@@ -92,8 +92,9 @@ def soft_target_loss(
         loss_i = - 1/2 sum_{j in N(i)} Y_ij [ log softmax_{j in N(i)} Z_ij + log softmax_{j in N(i)} Z_ji ]
 
     Y is a target: no gradient flows through it. S is symmetric, so the same Y, whose rows sum to one, serves
-    both directions. Each loss_i is at least the entropy of Y_i; at chance it is ln B. The formula this mends,
-    and its faults: tests/minclip/test_soft_targets.py.
+    both directions. Each loss_i is at least the entropy of Y_i; at chance it is ln B. Where all images are alike, and
+    all texts, Y is uniform, and to say so is the best answer: random towers, which are like that, learn nothing from
+    it; pretrained ones do. The formula this mends, and its faults: tests/minclip/test_soft_targets.py.
     """
     logits = clip_logits(image_embeddings, text_embeddings, logit_scale)  # (B, B)
     with torch.no_grad():

@@ -89,6 +89,18 @@ def layer_normed(seed: int, n: int = 32) -> torch.Tensor:
     return F.layer_norm(normal(seed, n, 256), (256,))
 
 
+@given(sizes, st.integers(1, 8), scales, seeds)
+def test_where_all_are_alike_there_is_nothing_to_learn(n, embed_dim, scale, seed):
+    """Random towers: the targets are uniform and the loss is their entropy, its least; InfoNCE's least is zero."""
+    image, text = unit(seed, 2, embed_dim)
+    alike = image.expand(n, -1), text.expand(n, -1), log_scale(scale)
+    same(soft_target_loss(*alike)[0], n * math.log(n))
+    same(clip_loss(*alike)[0], n * math.log(n))
+    images = alike[0].clone().requires_grad_()
+    soft_target_loss(images, *alike[1:])[0].backward()
+    same(images.grad, torch.zeros_like(images))
+
+
 def test_fault_without_unit_length_the_targets_are_the_identity_from_the_start():
     images, texts = layer_normed(0), layer_normed(1)
     assert (images.square().sum(dim=1) - 256).abs().max() < 0.01
