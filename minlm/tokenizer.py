@@ -215,8 +215,7 @@ def _gpt2_ranks(vocabulary: Path, merges: Path) -> dict[bytes, int]:
     try:
         ids = json.loads(_read(vocabulary))
         tokens = sorted(ids, key=ids.__getitem__)
-        agree = set(tokens[:256]) == set(byte_of) and tokens[256:] == merged
-        agree = agree and [ids[token] for token in tokens] == list(range(len(tokens)))
+        agree = tokens[256:] == merged and [ids[token] for token in tokens] == list(range(len(tokens)))
         ranks = {bytes(byte_of[character] for character in token): i for i, token in enumerate(tokens[:-1])}
     except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
         agree = False

@@ -326,6 +326,13 @@ def test_gpt2s_files_are_known_by_their_content(byte_level, small, tmp_path):
         load_tokenizer(tmp_path / "characters")
 
 
+def test_clips_merges_beside_its_ids_are_clips(pairs_bpe, tmp_path):
+    save_tokenizer(pairs_bpe, tmp_path)
+    assert (tmp_path / "vocab.json").is_file()
+    for path in (tmp_path, tmp_path / "merges.txt"):
+        assert load_tokenizer(path).digest == pairs_bpe.digest
+
+
 def test_gpt2s_published_files(data_root):
     tokenizer = load_tokenizer(data_root / "vocab" / "encoder.json")
     assert (tokenizer.vocab_size, tokenizer.end_id) == (50257, 50256)
