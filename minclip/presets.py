@@ -211,7 +211,7 @@ SYSTEMS = {
         ),
         "tiny": replace(
             FLICKR8K,
-            image=replace(MINI_VIT, d_model=192, image_size=(96, 96)),
+            image=replace(MINI_VIT, d_model=192, image_size=(96, 96), patch_size=(16, 16)),
             text=MINI_BERT,
             projection="ndlinear",
             train=replace(FLICKR8K.train, minutes=8.0),
