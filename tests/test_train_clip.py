@@ -250,6 +250,15 @@ LAYOUTS = {
 }
 
 
+def run_here(command, monkeypatch, pictures=False):
+    """The training script in this process; its pictures take longer than such a run, and are tested elsewhere."""
+    if not pictures:
+        for name in ("draw_pictures", "draw_where_it_looks"):
+            monkeypatch.setattr(train_clip, name, lambda *given, **named: None)
+    monkeypatch.setattr(sys, "argv", list(map(str, command)))
+    train_clip.main()
+
+
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "shapes"])
 def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypatch):
     """From a small folder as it is published to the figures: as many pictures and captions as were written."""
@@ -258,8 +267,7 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
     small = f"{SMALL_TOWERS[type(PRESETS[preset].image)]} {SMALL_TEXT}".split()
     out = tmp_path / "run"
     command = ["train_clip.py", "--preset", preset, "--out", out, *small, *data]
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    train_clip.main()
+    run_here(command, monkeypatch, pictures="cifar10" in preset)
     result = json.loads((out / "result.json").read_text())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]
@@ -300,8 +308,7 @@ def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
     command += ["--epochs", 0, "--steps", 2, "--train.batch_size", 4, "--text.context_length", 9]
     command += ["--image.weights", tmp_path / "image", "--text.weights", tmp_path / "text"]
     command += ["--vocabulary", tmp_path / "text", *LAYOUTS[system](tmp_path / "data")]
-    monkeypatch.setattr(sys, "argv", list(map(str, command)))
-    train_clip.main()
+    run_here(command, monkeypatch)
     trained = load_weights(last_checkpoint(tmp_path / "run"))
     for name, tower, config in (("image", towers[0], preset.image), ("text", towers[1], preset.text)):
         for key, value in tower.state_dict().items():
