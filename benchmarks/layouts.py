@@ -3,7 +3,7 @@
     python benchmarks/layouts.py --root flickr8k --out layouts
 
 layouts/flickr30k         results.csv with bars, a folder of images (linked), the splits in Karpathy's JSON
-layouts/captions.parquet  a row a photograph: its file's bytes as `img`, its first caption as `text_EN` (needs pyarrow)
+layouts/captions.parquet  a row a caption: the photograph's bytes as `img`, the caption as `text_EN` (needs pyarrow)
 """
 
 import argparse
@@ -17,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minclip.data.flickr8k import Flickr8kConfig
 from minclip.data.records import Record
 
+ROWS = 500  # in a row group
 THEIR_SPLITS = {"train": "train", "dev": "val", "test": "test"}
 
 
@@ -37,12 +38,14 @@ def write_parquet(splits: dict[str, Sequence[Record]], images: Path, path: Path)
     import pyarrow
     from pyarrow import parquet
 
-    records = [record for some in splits.values() for record in some]
-    columns = {
-        "img": [(images / record.image_id).read_bytes() for record in records],
-        "text_EN": [record.captions[0] for record in records],
-    }
-    parquet.write_table(pyarrow.table(columns), path, row_group_size=500)
+    pairs = [(record, text) for some in splits.values() for record in some for text in record.captions]
+    schema = pyarrow.schema([("img", pyarrow.binary()), ("text_EN", pyarrow.string())])
+    with parquet.ParquetWriter(path, schema) as writer:
+        for start in range(0, len(pairs), ROWS):
+            part = pairs[start : start + ROWS]
+            bytes_of = {record.image_id: (images / record.image_id).read_bytes() for record, _ in part}
+            columns = [[bytes_of[record.image_id] for record, _ in part], [text for _, text in part]]
+            writer.write_table(pyarrow.table(columns, schema=schema))
 
 
 def main() -> None:
