@@ -85,7 +85,7 @@ def variants(preset: RunConfig) -> dict[str, tuple[RunConfig, Callable[[Transfor
         "sinusoidal positions": (changed(preset, model={"positions": "sinusoidal"}), None),
         "a head of its own": (changed(preset, model={"tied": False}), None),
         "4 layers": (changed(preset, model={"n_layers": 4}), None),
-        "d_ff 2 x d_model": (changed(preset, model={"d_ff": 256}), None),
+        "d_ff 4 x d_model": (changed(preset, model={"d_ff": None}), None),
         "cosine instead of a line": (changed(preset, train={"schedule": "cosine"}), None),
         "moving average 0.95": (changed(preset, train={"average": 0.95}), None),
         "weight decay 0.01": (changed(preset, train={"weight_decay": 0.01}), None),

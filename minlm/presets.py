@@ -55,10 +55,10 @@ PRESETS = {
         ),
     ),
     "shakespeare-char": RunConfig(
-        model=LMConfig(d_model=128, n_heads=4, n_layers=2, context_length=64, positions="rotary"),
+        model=LMConfig(d_model=128, n_heads=4, n_layers=2, d_ff=256, context_length=64, positions="rotary"),
         data=TextFileConfig(),
         train=TrainConfig(
-            steps=180, batch_size=24, lr=0.02, muon_lr=0.04, muon_momentum=0.85, schedule="linear"
+            steps=230, batch_size=24, lr=0.02, muon_lr=0.04, muon_momentum=0.85, schedule="linear"
         ),
     ),
     "script-lm": RunConfig(
