@@ -40,8 +40,8 @@ DataConfig = (
 class RunConfig(CLIPConfig):
     """A CLIP, the data it learns from, and how it learns.
 
-    vocabulary: vocab.txt of a WordPiece, or CLIP's merges file; none = a WordPiece of text.vocab_size tokens is
-        trained on the training captions
+    vocabulary: vocab.txt of a WordPiece, CLIP's merges file, or GPT-2's files; none = a WordPiece of
+        text.vocab_size tokens is trained on the training captions
     cache_gib: decoded training images are kept in memory where they fit into this many GiB
     transform: from pictures to tensors
     data: pictures and captions
