@@ -240,6 +240,28 @@ def test_each_process_draws_its_own_dropout(together, tmp_path):
     assert torch.equal(first, first_mask(tmp_path / "alone"))
 
 
+def steps_in_time(folder):
+    """How many steps this process takes in a run that a clock ends; the second process's own runs ten times as fast."""
+    folder.mkdir(exist_ok=True)
+    batches, steps = Batches(Points(), 6, 0, rank=rank(), world=world()), []
+
+    def loss(model, batch):
+        steps.append(1)
+        return squared_error(model, batch)
+
+    with pytest.MonkeyPatch.context() as patch:
+        clock, speed = time.monotonic, 10.0 if rank() else 1.0
+        patch.setattr(time, "monotonic", lambda: speed * clock())
+        config = replace(RUN, steps=0, minutes=0.005, save_every=0, evaluate_every=0)
+        fit(plain_model(), batches, loss, config, folder, inference_files=lambda folder: None)
+    return len(steps)
+
+
+def test_one_clock_ends_the_run_for_all(together, tmp_path):
+    first, second = together(steps_in_time, tmp_path / "run")
+    assert first == second > 0
+
+
 def collected():
     """What the small tools give: (sum, every process's, the first's)."""
     return (
