@@ -194,7 +194,7 @@ VIT = {"type": "VisionTransformerConfig"}
         ({"temperature": float("nan")}, r"temperature=nan must lie in \[0.01, 1\]"),
         ({"image": VIT | {"n_heads": 5}}, "n_heads=5 does not divide d_model=128"),
         ({"image": VIT | {"patch_size": [7, 8]}}, "patch_size height 7 does not divide image_size height 64"),
-        ({"image": VIT | {"pool": "max"}}, "image.pool='max' must be one of class, mean, last"),
+        ({"image": VIT | {"pool": "max"}}, "image.pool='max' must be one of class, mean, mean_norm, last"),
         ({"text": {"type": "GPTTextConfig", "vocab_size": 0}}, "vocab_size=0 must be at least 1"),
         ({"text": {"type": "BertTextConfig", "end_id": 3}}, "unknown option text.end_id"),
         ({"image": {"type": "VGG"}}, "image.type='VGG' must be one of VisionTransformerConfig, ResNetConfig"),

@@ -192,4 +192,4 @@ def test_damaged_merges(change, message, tmp_path):
 
 def test_gpt2_merges_are_not_taken_for_clips(data_root):
     with pytest.raises(ValueError, match="another model's merges"):
-        load_tokenizer(data_root / "vocab" / "vocab.bpe")
+        ClipBPE.load(data_root / "vocab" / "vocab.bpe")
