@@ -151,7 +151,17 @@ def test_a_failing_command_says_so_to_the_shell(tmp_path):
 
 @pytest.mark.slow
 def test_killed_three_times_at_random_the_weights_are_the_undisturbed_ones(tmp_path):
-    options = ["--steps", 150, "--train.save_every", 5, "--train.average", 0.9, "--train.muon_lr", 0.02, *TINY]
+    options = [
+        "--steps",
+        150,
+        "--train.save_every",
+        5,
+        "--train.average",
+        0.9,
+        "--train.muon_lr",
+        0.02,
+        *TINY,
+    ]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     assert train("--out", whole, *options).returncode == 0
     rng = random.Random(time.time_ns())
