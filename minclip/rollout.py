@@ -64,9 +64,8 @@ def caption_relevance(model: nn.Module, images: Tensor, text_embeddings: Tensor)
     with evaluating(model), torch.inference_mode(False), torch.enable_grad():
         images = images.to(device, copy=True).requires_grad_()  # a graph, even where the tower is frozen
         embeddings = model.project_image(tower.pool(tower.forward_tokens(images, weights)))  # (B, E)
-        score = (
-            embeddings * text_embeddings.to(device, copy=True)
-        ).sum()  # of pictures that do not see each other
+        # One sum for all: pictures do not see each other.
+        score = (embeddings * text_embeddings.to(device, copy=True)).sum()
         gradients = torch.autograd.grad(score, weights)
     return _over_patches(attention_relevance(weights, gradients).detach(), tower.config)
 
