@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from minclip.freezing import Tower, TowerConfig
-from minlm.embeddings import Positions
+from minlm.embeddings import TextEmbedding, token_positions
 from minlm.masks import key_mask
 from minlm.transformer import Transformer, TransformerConfig
 
@@ -67,32 +67,6 @@ class BertTextConfig(TextConfig):
             raise ValueError(f"token_types={self.token_types} must be at least 0")
 
 
-class TokenEmbedding(nn.Module):
-    """A vector a token, a vector a position, and BERT's first sentence kind: tokens (B, T) -> (B, T, D).
-
-    Raises ValueError where the text is longer than context_length.
-    """
-
-    def __init__(self, config: TextConfig, token_types: int = 0):
-        super().__init__()
-        self.tokens = nn.Embedding(config.vocab_size, config.d_model)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        self.positions = Positions(config.context_length, config.d_model)
-        self.context_length = config.context_length
-        self.token_types = nn.Embedding(token_types, config.d_model) if token_types else None
-        if token_types:
-            nn.init.normal_(self.token_types.weight, std=0.02)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        length = tokens.shape[1]
-        if length > self.context_length:
-            raise ValueError(
-                f"a text of {length} tokens is longer than context_length={self.context_length}: truncate it"
-            )
-        x = self.tokens(tokens) + self.positions(torch.arange(length, device=tokens.device))  # (B, T, D)
-        return x if self.token_types is None else x + self.token_types.weight[0]
-
-
 class GPTTextEncoder(Tower):
     """Causal text tower, pooled at the *first* end-of-text token (Radford et al. 2021, section 2.4).
 
@@ -102,7 +76,7 @@ class GPTTextEncoder(Tower):
     def __init__(self, config: GPTTextConfig):
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config)
+        self.embedding = TextEmbedding(config.vocab_size, config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config, causal=True)
         self.freeze(self.transformer.blocks, self.transformer.norm)
@@ -112,8 +86,9 @@ class GPTTextEncoder(Tower):
         return self.config.d_model
 
     def forward_tokens(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> last hidden states (B, T, D)."""
-        return self.transformer(self.dropout(self.embedding(tokens)))
+        """tokens (B, T) -> last hidden states (B, T, D). ValueError past context_length."""
+        positions = token_positions(tokens, self.config.context_length)
+        return self.transformer(self.dropout(self.embedding(tokens, positions)))
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> features (B, D). ValueError where a row has no end-of-text token."""
@@ -135,7 +110,10 @@ class BertTextEncoder(Tower):
     def __init__(self, config: BertTextConfig):
         super().__init__()
         self.config = config
-        self.embedding = TokenEmbedding(config, config.token_types)
+        self.embedding = TextEmbedding(config.vocab_size, config.context_length, config.d_model)
+        self.token_types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
+        if self.token_types is not None:
+            nn.init.normal_(self.token_types.weight, std=0.02)
         self.norm = nn.LayerNorm(config.d_model, config.norm_eps)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config)
@@ -151,9 +129,14 @@ class BertTextEncoder(Tower):
         return self.config.d_model
 
     def forward_tokens(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """tokens (B, T), token_mask (B, T) True = real -> last hidden states (B, T, D)."""
-        x = self.dropout(self.norm(self.embedding(tokens)))
-        return self.transformer(x, mask=key_mask(token_mask))
+        """tokens (B, T), token_mask (B, T) True = real -> last hidden states (B, T, D).
+
+        ValueError past context_length.
+        """
+        x = self.embedding(tokens, token_positions(tokens, self.config.context_length))  # (B, T, D)
+        if self.token_types is not None:
+            x = x + self.token_types.weight[0]  # a caption is one sentence, of the first kind
+        return self.transformer(self.dropout(self.norm(x)), mask=key_mask(token_mask))
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) -> features (B, D); padding is neither seen nor pooled."""

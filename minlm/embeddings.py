@@ -1,10 +1,63 @@
-"""Where a token stands: learned, sinusoidal and rotary positions.
+"""Tokens as vectors, and where they stand: learned, sinusoidal and rotary positions.
 
-B batch, T tokens, D width, H heads, K head size.
+B batch, T tokens, S tokens with the cached ones, D d_model, V vocabulary, H heads, K head size.
 """
 
+from math import sqrt
+from typing import Literal
+
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
+
+PositionForm = Literal["learned", "sinusoidal", "rotary"]
+
+
+class TextEmbedding(nn.Module):
+    """A vector a token plus, unless positions are rotary, a vector a position: (B, T) -> (B, T, D).
+
+    With sinusoidal positions the token's vector is multiplied by sqrt(D) (Vaswani et al. 2017, section 3.4),
+    so that it is not lost beside the sines.
+    """
+
+    def __init__(
+        self, vocab_size: int, context_length: int, d_model: int, positions: PositionForm = "learned"
+    ):
+        super().__init__()
+        sines = positions == "sinusoidal"
+        self.scale = sqrt(d_model) if sines else 1.0
+        self.tokens = nn.Embedding(vocab_size, d_model)
+        nn.init.normal_(self.tokens.weight, std=0.02)
+        self.positions = None if positions == "rotary" else Positions(context_length, d_model, not sines)
+
+    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
+        """tokens (B, T), positions (T) or (B, T), as from `token_positions` -> (B, T, D)."""
+        x = self.scale * self.tokens(tokens)  # (B, T, D)
+        return x if self.positions is None else x + self.positions(positions)
+
+    def head(self, x: Tensor) -> Tensor:
+        """x (..., D) -> logits (..., V): the dot product with each token's vector (Press & Wolf 2017)."""
+        return F.linear(x, self.tokens.weight)  # (..., V)
+
+
+def token_positions(
+    tokens: Tensor, context_length: int, token_mask: Tensor | None = None, n_cached: int = 0
+) -> Tensor:
+    """The place of each token among the real ones of its row, from 0: (T), or (B, T) where there is a mask.
+
+    tokens (B, T), the next ones after n_cached; token_mask (B, S) covers those too, and padding may stand
+    anywhere. ValueError where S is more than context_length or the mask is of another width.
+    """
+    n_tokens = n_cached + tokens.shape[1]
+    if n_tokens > context_length:
+        raise ValueError(f"{n_tokens} tokens are more than context_length={context_length}: cut the text")
+    if token_mask is None:
+        return torch.arange(n_cached, n_tokens, device=tokens.device)  # (T)
+    if token_mask.shape[1] != n_tokens:
+        raise ValueError(
+            f"token_mask covers {token_mask.shape[1]} tokens of {n_tokens}: it must cover the cached ones too"
+        )
+    return (token_mask.cumsum(dim=1) - 1).clamp(min=0)[:, n_cached:]  # (B, T)
 
 
 def sinusoidal_positions(length: int, d_model: int) -> Tensor:
@@ -34,7 +87,7 @@ class Positions(nn.Module):
             self.register_buffer("weight", sinusoidal_positions(length, d_model), persistent=False)
 
     def forward(self, positions: Tensor) -> Tensor:
-        return nn.functional.embedding(positions, self.weight)  # (..., T, D)
+        return F.embedding(positions, self.weight)  # (..., T, D)
 
 
 class Rotary(nn.Module):

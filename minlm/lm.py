@@ -4,18 +4,13 @@ Shapes: B batch, T tokens, S tokens with the cached ones, D d_model, V vocabular
 """
 
 from dataclasses import dataclass
-from math import sqrt
-from typing import Literal
 
-import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minlm.embeddings import Positions, Rotary
+from minlm.embeddings import PositionForm, Rotary, TextEmbedding, token_positions
 from minlm.masks import key_mask
 from minlm.transformer import Activation, KeyValueCache, Transformer, TransformerConfig
 
-PositionForm = Literal["learned", "sinusoidal", "rotary"]
 Caches = list[tuple[KeyValueCache, KeyValueCache | None]]
 
 
@@ -45,52 +40,6 @@ class LMConfig(TransformerConfig):
 def check_sizes(vocab_size: int, context_length: int) -> None:
     if vocab_size < 1 or context_length < 1:
         raise ValueError(f"vocab_size={vocab_size} and context_length={context_length} must be at least 1")
-
-
-class TextEmbedding(nn.Module):
-    """A vector a token plus, unless positions are rotary, a vector a position: (B, T) -> (B, T, D).
-
-    With sinusoidal positions the token's vector is multiplied by sqrt(D) (Vaswani et al. 2017, section 3.4),
-    so that it is not lost beside the sines.
-    """
-
-    def __init__(self, vocab_size: int, context_length: int, d_model: int, positions: PositionForm):
-        super().__init__()
-        sines = positions == "sinusoidal"
-        self.scale = sqrt(d_model) if sines else 1.0
-        self.tokens = nn.Embedding(vocab_size, d_model)
-        nn.init.normal_(self.tokens.weight, std=0.02)
-        self.positions = None if positions == "rotary" else Positions(context_length, d_model, not sines)
-
-    def forward(self, tokens: Tensor, positions: Tensor) -> Tensor:
-        """tokens (B, T), positions (T) or (B, T) -> (B, T, D)."""
-        x = self.scale * self.tokens(tokens)  # (B, T, D)
-        return x if self.positions is None else x + self.positions(positions)
-
-    def head(self, x: Tensor) -> Tensor:
-        """x (..., D) -> logits (..., V): the dot product with each token's vector (Press & Wolf 2017)."""
-        return F.linear(x, self.tokens.weight)  # (..., V)
-
-
-def token_positions(
-    tokens: Tensor, token_mask: Tensor | None, caches: Caches | None, context_length: int
-) -> Tensor:
-    """The place of each token among the real ones of its row, from 0: (T), or (B, T) where there is a mask.
-
-    tokens (B, T); token_mask (B, S) covers the cached tokens too, and padding may stand anywhere. ValueError
-    where S is more than context_length or the mask is of another width.
-    """
-    n_cached, n_new = caches[0][0].length if caches else 0, tokens.shape[1]
-    n_tokens = n_cached + n_new
-    if n_tokens > context_length:
-        raise ValueError(f"{n_tokens} tokens are more than context_length={context_length}: cut the text")
-    if token_mask is None:
-        return torch.arange(n_cached, n_tokens, device=tokens.device)  # (T)
-    if token_mask.shape[1] != n_tokens:
-        raise ValueError(
-            f"token_mask covers {token_mask.shape[1]} tokens of {n_tokens}: it must cover the cached ones too"
-        )
-    return (token_mask.cumsum(dim=1) - 1).clamp(min=0)[:, n_cached:]  # (B, T)
 
 
 class TransformerLM(nn.Module):
@@ -130,10 +79,11 @@ class TransformerLM(nn.Module):
 
     def features(self, tokens: Tensor, token_mask=None, caches=None, weights=None) -> Tensor:
         """What the head reads: tokens (B, T) -> (B, T, D). Arguments as for `forward`."""
-        positions = token_positions(tokens, token_mask, caches, self.config.context_length)
+        n_cached = caches[0][0].length if caches else 0
+        positions = token_positions(tokens, self.config.context_length, token_mask, n_cached)
         return self.transformer(
             self.dropout(self.embedding(tokens, positions)),
-            mask=None if token_mask is None else key_mask(token_mask),
+            mask=key_mask(token_mask),
             rotary=None if self.rotary is None else (self.rotary, positions),
             caches=caches,
             weights=weights,

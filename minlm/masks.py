@@ -20,9 +20,12 @@ def causal_mask(n_queries: int, n_keys: int | None = None, device: torch.device 
     return key_position <= query_position[:, None]  # (T, S)
 
 
-def key_mask(token_mask: Tensor) -> Tensor:
-    """token_mask (B, S), True = a real token -> (B, 1, 1, S): no query of any head sees padding."""
-    return token_mask[:, None, None, :]  # (B, 1, 1, S)
+def key_mask(token_mask: Tensor | None) -> Tensor | None:
+    """token_mask (B, S), True = a real token -> (B, 1, 1, S): no query of any head sees padding.
+
+    None, where there is no padding, stays None.
+    """
+    return None if token_mask is None else token_mask[:, None, None, :]  # (B, 1, 1, S)
 
 
 def both(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from minlm.lm import Caches, TextEmbedding, check_sizes, token_positions
+from minlm.embeddings import TextEmbedding, token_positions
+from minlm.lm import Caches, check_sizes
 from minlm.masks import key_mask
 from minlm.transformer import Activation, Transformer, TransformerConfig
 
@@ -61,8 +62,8 @@ class EncoderDecoder(nn.Module):
         self.encoder = Transformer(config)
         self.decoder = Transformer(config, causal=True, cross_attention=True)
 
-    def embed(self, tokens: Tensor, token_mask: Tensor | None, caches: Caches | None = None) -> Tensor:
-        positions = token_positions(tokens, token_mask, caches, self.config.context_length)
+    def embed(self, tokens: Tensor, token_mask: Tensor | None, n_cached: int = 0) -> Tensor:
+        positions = token_positions(tokens, self.config.context_length, token_mask, n_cached)
         return self.dropout(self.embedding(tokens, positions))  # (B, T, D)
 
     def encode(
@@ -72,19 +73,17 @@ class EncoderDecoder(nn.Module):
 
         Padding, left or right, is seen by no token; what memory holds at its places means nothing.
         """
-        return self.encoder(
-            self.embed(source, source_mask), mask=maybe_key_mask(source_mask), weights=weights
-        )
+        return self.encoder(self.embed(source, source_mask), mask=key_mask(source_mask), weights=weights)
 
     def features(
         self, target: Tensor, memory: Tensor, source_mask=None, caches=None, target_mask=None, weights=None
     ) -> Tensor:
         """What the head reads: target (B, T) -> (B, T, D). Arguments as for `decode`."""
         return self.decoder(
-            self.embed(target, target_mask, caches),
-            mask=maybe_key_mask(target_mask),
+            self.embed(target, target_mask, n_cached=caches[0][0].length if caches else 0),
+            mask=key_mask(target_mask),
             memory=memory,
-            memory_mask=maybe_key_mask(source_mask),
+            memory_mask=key_mask(source_mask),
             caches=caches,
             weights=weights,
         )
@@ -123,7 +122,3 @@ class EncoderDecoder(nn.Module):
     def new_caches(self, batch: int, memory_length: int) -> Caches:
         """Empty caches for targets of up to context_length tokens and a memory of memory_length."""
         return self.decoder.new_caches(batch, self.config.context_length, memory_length)
-
-
-def maybe_key_mask(token_mask: Tensor | None) -> Tensor | None:
-    return None if token_mask is None else key_mask(token_mask)

@@ -21,8 +21,10 @@ def write(
     ValueError: an empty stop string or prompt, a prompt with characters outside the vocabulary.
     """
     check_stops(stops)
-    texts = generate(model, [prompt_ids(tokenizer, p) for p in prompts], config, tokenizer.end_id)
-    return [cut(tokenizer.decode(ids), stops)[0] for ids in texts]
+    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
+    complete = (lambda text: cut(tokenizer.decode(text), stops)[1]) if stops else None
+    texts = generate(model, ids, config, tokenizer.end_id, complete=complete)
+    return [cut(tokenizer.decode(text), stops)[0] for text in texts]
 
 
 def write_best(

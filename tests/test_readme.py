@@ -23,6 +23,7 @@ from minclip.presets import PRESETS
 from minclip.pretrained import save_image_tower, save_text_tower
 from minclip.transforms import TransformConfig
 from minclip.vit import VisionTransformerConfig
+from minlm.training.command import command_line
 from tests.minclip import test_pretrained_clips, test_pretrained_towers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -152,6 +153,25 @@ def test_the_commands_run(place, monkeypatch, capsys):
         scope: dict = {}
         exec(block, scope)  # the README's own lines
         assert scope["model"].config.text.vocab_size == scope["tokenizer"].vocab_size
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"`(python [^`]+)`", README))))
+def test_the_commands_in_its_text_are_understood(line):
+    """Those of the tables, whose presets tests/test_train_clip.py and test_train_lm.py train, and the benchmarks'."""
+    _, *words = shlex.split(line)
+    options = [word.removeprefix("--") for word in words if word.startswith("--")]
+    if words[0] in SCRIPTS:
+        module, _ = SCRIPTS[words[0]]
+        command = command_line(module.PRESETS, "", words[1:], module.FULL)
+        for name, value in zip(options, words[2::2], strict=True):
+            part, _, field = {"minutes": "train.minutes"}.get(name, name).partition(".")
+            if field:
+                assert str(getattr(getattr(command.config, part), field)) in (value, f"{value}.0")
+        return
+    path = ROOT / (f"{words[1]}/__main__.py" if words[0] == "-m" else words[0])
+    source = path.read_text(encoding="utf-8")
+    assert words[0] != "-m" or words[2] in PACKAGES[words[1]].COMMANDS
+    assert all(f'"--{option}"' in source or option == "checkpoint" for option in options)
 
 
 def test_ci_runs_the_readmes_test_command():

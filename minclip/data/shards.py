@@ -184,8 +184,9 @@ class ShardRecords(Sequence[Record]):
 class ShardBatches(Batches):
     """Batches that read shard after shard: `Batches` for a PairDataset of ShardRecords.
 
-    All processes together see every sample once an epoch, but for the last ones that do not fill a batch of
-    each. The batch is a function of (seed, step, rank, world), whatever the number of workers.
+    The epoch's order is split: each process, and each of its workers, reads a stretch of it, and so shards of its
+    own but for those at the ends. All processes together see every sample once an epoch, but for the last ones
+    that do not fill a batch of each. The batch is a function of (seed, step, rank, world, workers).
 
     batch_size: items a step, of all processes. buffer: see `shard_order`. rank, world: which process of how many.
     """
@@ -204,8 +205,12 @@ class ShardBatches(Batches):
         self.buffer = buffer
 
     def _start(self, place: int) -> int:
-        """A process's shares of the batches of an epoch lie in a row, so that processes read few shards in common."""
-        return self.rank * (len(self.dataset) // self.world) + place * self.share
+        """A process's shares of the batches lie in a row, and in that row those of each of its workers."""
+        workers = max(1, self.workers)
+        turn, worker = divmod(place, workers)  # a DataLoader asks its workers in turn
+        least, more = divmod(self.steps_per_epoch, workers)  # the first `more` workers draw one batch more
+        before = worker * least + min(worker, more)  # batches of the workers before this one
+        return self.rank * (len(self.dataset) // self.world) + (before + turn) * self.share
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_kept", (None,))[0] != epoch:

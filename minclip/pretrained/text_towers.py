@@ -64,7 +64,7 @@ def modern_names(source: WeightFile) -> WeightFile:
 def bert_rows(config: BertTextConfig) -> list[Row]:
     rows = [*EMBEDDING, *layers(BERT_BLOCK, config.n_layers)]
     if config.token_types:
-        rows.append(Row("embeddings.token_type_embeddings.weight", "embedding.token_types.weight"))
+        rows.append(Row("embeddings.token_type_embeddings.weight", "token_types.weight"))
     return rows + (module("pooler.dense", "pooler") if config.pool == "pooler" else [])
 
 

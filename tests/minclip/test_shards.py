@@ -91,10 +91,20 @@ def drawn(batches: ShardBatches, start: int, count: int) -> list[list[list[int]]
     return [next(draw)["keys"].tolist() for _ in range(count)]
 
 
-@given(SIZES, st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.integers(1, 12))
-def test_all_processes_together_see_every_sample_once_an_epoch(sizes, batch_size, world, seed, buffer):
+def keys_of(batches: ShardBatches, start: int, count: int) -> list[list[tuple[int, int]]]:
+    return [batches.keys(step) for step in range(start, start + count)]
+
+
+workers_of = st.integers(0, 4)
+
+
+@given(SIZES, st.integers(1, 4), st.integers(1, 4), workers_of, st.integers(0, 99), st.integers(1, 12))
+def test_all_processes_together_see_every_sample_once_an_epoch(
+    sizes, batch_size, world, workers, seed, buffer
+):
     data, total = Keys(sizes), sum(sizes)
     options = {"batch_size": batch_size * world, "seed": seed, "buffer": buffer, "world": world}
+    options["workers"] = workers
     if total < batch_size * world:
         with pytest.raises(
             ValueError, match=f"batch_size={batch_size * world} is more than the {total} training items"
@@ -104,10 +114,49 @@ def test_all_processes_together_see_every_sample_once_an_epoch(sizes, batch_size
     processes = [ShardBatches(data, rank=rank, **options) for rank in range(world)]
     steps = processes[0].steps_per_epoch
     for epoch in range(2):
-        keys = [tuple(k) for b in processes for batch in drawn(b, epoch * steps, steps) for k in batch]
+        keys = [tuple(k) for b in processes for batch in keys_of(b, epoch * steps, steps) for k in batch]
         assert {e for e, _ in keys} == {epoch}
         assert len(set(keys)) == len(keys) == world * steps * batch_size
         assert total - len(keys) < world * batch_size  # less than a batch
+
+
+@given(SIZES, st.integers(1, 4), st.integers(1, 3), workers_of, st.integers(0, 99))
+def test_each_worker_of_each_process_reads_shards_of_its_own(sizes, batch_size, world, workers, seed):
+    """Readers that go through the shards in a row, one behind the other, share one shard at most where they meet."""
+    if sum(sizes) < batch_size * world:
+        return
+    data, readers = Keys(sizes), max(1, workers)
+    shard_of = [number for number, size in enumerate(sizes) for _ in range(size)]
+    read = {}
+    for rank in range(world):
+        batches = ShardBatches(data, batch_size * world, seed, workers, 1, rank, world)
+        for step in range(batches.steps_per_epoch):
+            reader = read.setdefault((rank, step % readers), [])
+            reader += [shard_of[i] for _, i in batches.keys(step)]
+    for shards in read.values():  # one after the other
+        assert len(list(itertools.groupby(shards))) == len(set(shards))
+    places = [set(shards) for shards in read.values()]
+    assert sum(map(len, places)) <= len(set.union(*places)) + len(places) - 1
+
+
+class ReadBy(Keys):
+    """Batches that tell which worker drew them."""
+
+    def collate(self, items):
+        return {"keys": torch.tensor(items), "worker": torch.utils.data.get_worker_info().id}
+
+
+@pytest.mark.parametrize("start", [0, 1])
+def test_the_loaders_workers_are_these_readers(start):
+    """24 samples, 4 shards in a row of 6, batches of 3: 8 batches; each of two workers reads two shards."""
+    data = ReadBy([6, 6, 6, 6])
+    draw = ShardBatches(data, 3, seed=0, workers=2, buffer=1).from_step(start)
+    read = {0: set(), 1: set()}
+    for _ in range(8 - start):
+        batch = next(draw)
+        read[batch["worker"]] |= {index // 6 for _, index in batch["keys"].tolist()}
+    assert [len(shards) for shards in read.values()] == [2, 2]
+    assert not read[0] & read[1]
 
 
 @given(SIZES, st.integers(1, 4), st.integers(0, 30), st.integers(0, 99), st.integers(0, 1))
@@ -119,14 +168,13 @@ def test_resuming_continues_the_same_sequence(sizes, batch_size, start, seed, ra
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_draw_the_same_batches_from_the_files(tmp_path, workers):
+def test_workers_draw_their_keys_from_the_files(tmp_path, workers):
     make(tmp_path, 23)
-    splits = read(tmp_path)
-    inside = ShardBatches(dataset(splits["train"]), 4, 7, 0, buffer=6).from_step(0)
-    outside = ShardBatches(dataset(read(tmp_path)["train"]), 4, 7, workers, buffer=6).from_step(3)
-    expected = [next(inside) for _ in range(12)][3:]
-    for batch in expected:
-        found = next(outside)
+    pairs = dataset(read(tmp_path)["train"])
+    batches = ShardBatches(dataset(read(tmp_path)["train"]), 4, 7, workers, buffer=6)
+    drawn = batches.from_step(3)
+    for step in range(3, 12):
+        batch, found = pairs.collate([pairs[key] for key in batches.keys(step)]), next(drawn)
         assert found.keys() == batch.keys()
         assert all(torch.equal(found[name], batch[name]) for name in batch)
 

@@ -133,7 +133,7 @@ def test_bert_is_torchs_encoder(config, batch, seed, data):
     tokens, token_mask = words(config, seed, batch, length), prefix_mask(config, seed, batch, length)
     x = model.embedding.tokens.weight[tokens] + model.embedding.positions.weight[:length]
     if config.token_types:
-        x = x + F.embedding(torch.zeros_like(tokens), model.embedding.token_types.weight)
+        x = x + F.embedding(torch.zeros_like(tokens), model.token_types.weight)
     x = F.layer_norm(x, (config.d_model,), model.norm.weight, model.norm.bias, eps=1e-12)
     hidden = torch_stack(model.transformer)(x, src_key_padding_mask=~token_mask)
     same(model.forward_tokens(tokens, token_mask)[token_mask], hidden[token_mask])
@@ -146,7 +146,7 @@ def test_bert_is_torchs_encoder(config, batch, seed, data):
         expected["pooler"] = (first @ model.pooler.weight.T + model.pooler.bias).tanh()
     same(model(tokens, token_mask), expected[config.pool])
     has = {name.split(".weight")[0] for name in model.state_dict()}
-    assert ("embedding.token_types" in has, "pooler" in has) == (
+    assert ("token_types" in has, "pooler" in has) == (
         config.token_types > 0,
         config.pool == "pooler",
     )
@@ -224,9 +224,7 @@ def test_a_text_may_fill_the_context_and_no_more(config, batch, seed, data):
     assert model(full, token_mask).shape == (batch, config.d_model)
     more = data.draw(st.integers(1, 3))
     longer = full.repeat(1, 2)[:, : config.context_length + more]
-    message = (
-        f"a text of {longer.shape[1]} tokens is longer than context_length={config.context_length}: truncate"
-    )
+    message = f"{longer.shape[1]} tokens are more than context_length={config.context_length}: cut the text"
     with pytest.raises(ValueError, match=message):
         model(longer, token_mask.repeat(1, 2)[:, : longer.shape[1]])
 

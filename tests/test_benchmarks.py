@@ -1,0 +1,216 @@
+"""The benchmarks run, on little data and for a few steps: what they write and count is right, whatever the clock."""
+
+import importlib.util
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from minclip.data.flickr8k import Flickr8kConfig
+from minclip.data.flickr30k import Flickr30kConfig
+from minclip.data.parquet import ParquetConfig
+from minclip.data.shapes import ShapesConfig
+from minclip.presets import PRESETS
+from minclip.projection import make_projection
+from minlm.presets import PRESETS as LM_PRESETS
+from tests.test_train_clip import PARTS, write_flickr8k
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def benchmark(name):
+    spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", ROOT / "benchmarks" / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def run(module, monkeypatch, *options):
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py", *map(str, options)])
+    module.main()
+
+
+def contents(records):
+    return {(r.open().tobytes(), r.captions) for r in records}
+
+
+def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    root = tmp_path / "flickr8k"
+    root.mkdir()
+    write_flickr8k(root)
+    for k, path in enumerate(sorted((root / "Images").glob("*.jpg"))):
+        Image.new("RGB", (8, 8), (10 * k, 0, 0)).save(path)  # Parquet knows pictures by their bytes
+    run(benchmark("layouts"), monkeypatch, "--root", root, "--out", tmp_path / "layouts")
+    source = Flickr8kConfig(root=str(root)).read()
+    other = Flickr30kConfig(root=str(tmp_path / "layouts/flickr30k")).read()
+    for split in PARTS:
+        assert contents(other[split]) == contents(source[split])
+    parquet = ParquetConfig(path=str(tmp_path / "layouts/captions.parquet"), dev_fraction=0.5).read()
+    assert contents([*parquet["train"], *parquet["dev"]]) == contents([*source["train"], *source["dev"]])
+
+
+SMALL = replace(
+    PRESETS["shapes"],
+    image=replace(PRESETS["shapes"].image, d_model=16, n_heads=2, n_layers=1),
+    text=replace(PRESETS["shapes"].text, d_model=16, n_heads=2, n_layers=1),
+    embed_dim=16,
+    data=ShapesConfig(train_size=64, dev_size=90),
+    train=replace(PRESETS["shapes"].train, steps=2, minutes=0.0, batch_size=16),
+)
+
+
+def test_heads_are_counted_judged_and_drawn(tmp_path, monkeypatch, capsys):
+    heads = benchmark("heads")
+    monkeypatch.setattr(heads, "STEPS", 3)
+    monkeypatch.setattr(heads, "BATCH", 32)
+    for name in ("draw_pictures", "draw_where_it_looks", "draw_zero_shot"):
+        monkeypatch.setattr(heads.train_clip, name, lambda *given, **named: None)
+    heads.train_clip.train(SMALL, tmp_path / "run")
+    capsys.readouterr()
+    picture = tmp_path / "heads.png"
+    run(heads, monkeypatch, "--run", tmp_path / "run", "--picture", picture)
+    lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    rows = {name.strip(): int(size.replace(",", "")) for _, name, size, *_ in lines[1:]}
+    for kind, name in (("linear", "dense"), ("linear_norm", "dense, LayerNorm"), ("residual", "residual")):
+        assert rows[name] == 2 * sum(p.numel() for p in make_projection(kind, 16, 16).parameters())
+    for rank in (1, 2, 4, 8):
+        assert rows[f"low rank {rank}"] == 2 * rank * (16 + 16)
+    for first in (1, 2, 4):
+        second = 16 // first
+        assert rows[f"NdLinear, axes of {first} and {second}"] == 2 * (
+            first * (first + 1) + second * (second + 1)
+        )
+    assert len(rows) == 3 + 4 + 3
+    with Image.open(picture) as image:
+        assert min(image.size) > 300
+
+
+def test_a_trained_head_beats_an_untrained_one(monkeypatch):
+    """Features that a rotation apart are the same: 60 steps of a dense head find it, for every caption of an image."""
+    heads = benchmark("heads")
+    monkeypatch.setattr(heads, "STEPS", 60)
+    images, rotation = torch.randn(64, 8), torch.linalg.qr(torch.randn(8, 8))[0]
+    texts = (images @ rotation).repeat_interleave(2, dim=0) + 0.01 * torch.randn(128, 8)
+    counts = torch.full((64,), 2)
+    image_head, text_head, loss = heads.train_heads(
+        lambda width: make_projection("linear", width, 8),
+        images,
+        texts,
+        counts.cumsum(0) - counts,
+        counts,
+        0.03,
+    )
+    u, v = (torch.nn.functional.normalize(x, dim=-1) for x in (image_head(images), text_head(texts)))
+    assert (u @ v.T).argmax(dim=0).tolist() == [i // 2 for i in range(128)]
+    assert loss < 1.0 < torch.tensor(64.0).log()  # the mean of the last 50 steps
+
+
+def test_ablations_stand_beside_the_preset(tmp_path, monkeypatch, capsys):
+    ablations = benchmark("ablations")
+    text = "".join(f"{k} times {k + 1} is {k * (k + 1)}.\n" for k in range(300))
+    (tmp_path / "input.txt").write_text(text)
+    small = LM_PRESETS["shakespeare-char"]
+    small = ablations.changed(small, model={"d_model": 16, "d_ff": 16}, train={"steps": 3, "batch_size": 2})
+    named = (
+        "the preset",
+        "4 layers",
+        "512 byte pairs",
+        "QK-norm",
+        "outputs start at zero",
+        "logits capped at 15",
+    )
+    few = {name: ablations.variants(small)[name] for name in named}
+    few["512 byte pairs"] = (
+        replace(few["512 byte pairs"][0], model=replace(small.model, vocab_size=300)),
+        None,
+    )
+    monkeypatch.setattr(ablations, "variants", lambda preset: few)
+    monkeypatch.setitem(ablations.PRESETS, "shakespeare-char", small)
+    run(ablations, monkeypatch, "--text", tmp_path / "input.txt", "--seeds", 1)
+    rows = [re.split(r"\s{2,}", line.strip()) for line in capsys.readouterr().out.splitlines()[1:]]
+    assert [row[0] for row in rows] == list(named)
+    nats = {row[0]: float(row[1]) for row in rows}
+    assert rows[0][2:] == ["+0.0%", "1.00"]
+    for name, _, share, _ in rows:
+        assert abs(float(share[:-1]) - 100 * (nats[name] / nats["the preset"] - 1)) < 0.1
+    assert len(set(nats.values())) == len(nats)  # each change changes something
+
+
+def test_every_ablation_is_a_config_and_the_ideas_outside_are_what_they_say():
+    ablations = benchmark("ablations")
+    preset = LM_PRESETS["shakespeare-char"]
+    given = ablations.variants(preset)
+    assert [name for name, (config, change) in given.items() if config == preset and not change] == [
+        "the preset"
+    ]
+    model = ablations.TransformerLM(replace(preset.model, vocab_size=11))
+    x = torch.randint(0, 11, (2, 5))
+    plain = model(x)
+    ablations.soft_cap(model)
+    torch.testing.assert_close(model(x), 15 * torch.tanh(plain / 15))
+    ablations.zero_outputs(model)
+    embedded = model.transformer.norm(model.embedding(x, torch.arange(5)))
+    torch.testing.assert_close(model.features(x), embedded)  # Blocks that write nothing
+    ablations.qk_norm(model)
+    query = model.transformer.blocks[0].attention.q_proj(torch.randn(3, 4, preset.model.d_model))
+    heads = query.unflatten(-1, (preset.model.n_heads, -1))
+    torch.testing.assert_close(heads.square().mean(dim=-1), torch.ones_like(heads[..., 0]), atol=1e-3, rtol=0)
+
+
+PEER = """
+import sys, time
+time.sleep(1)
+print("step 3: train loss 1.1, val loss 1.25" if "--eval_only=True" in sys.argv else "trained")
+"""
+
+
+@pytest.mark.slow
+def test_the_peers_figures_stand_beside_ours(tmp_path, monkeypatch, capsys):
+    """A peer that says 1.25 and prepares from the text that was put there; ours is a run of three steps."""
+    nanogpt = benchmark("nanogpt")
+    peer = tmp_path / "peer"
+    (peer / "data" / "shakespeare_char").mkdir(parents=True)
+    (peer / "train.py").write_text(PEER)
+    (peer / "data" / "shakespeare_char" / "prepare.py").write_text(
+        "assert open('data/shakespeare_char/input.txt').read().startswith('0 times 1')\n"
+    )
+    text = "".join(f"{k} times {k + 1} is {k * (k + 1)}.\n" for k in range(300))
+    (tmp_path / "input.txt").write_text(text)
+    options = (
+        "--rounds",
+        1,
+        "--steps",
+        3,
+        "--model.d_model",
+        16,
+        "--model.n_layers",
+        1,
+        "--train.batch_size",
+        2,
+    )
+    run(nanogpt, monkeypatch, "--peer", peer, "--text", tmp_path / "input.txt", *options)
+    *_, row, median = capsys.readouterr().out.splitlines()
+    found = re.match(r"\s+0\s+([\d.]+) s  1\.2500\s+([\d.]+) s  (\d\.\d{4})\s+([\d.]+)$", row)
+    theirs, ours, nats, ratio = map(float, found.groups())
+    assert abs(ratio - ours / theirs) < 0.1 * ratio  # the seconds are rounded
+    assert 1 < nats < 5
+    assert median.split()[1:] == row.split()[1:]
+    assert not (peer / "data" / "shakespeare_char" / "input.txt").exists()  # a copy was worked in
+
+
+def test_attention_is_timed_both_ways(monkeypatch, capsys):
+    attention = benchmark("attention")
+    monkeypatch.setattr(attention, "CASES", {"small": (1, 2, 5, 4)})
+    monkeypatch.setattr(attention, "ROUNDS", 2)
+    run(attention, monkeypatch)
+    lines = capsys.readouterr().out.splitlines()[1:]
+    kinds = [f"{dtype}, {masked}" for dtype in ("float32", "bfloat16") for masked in ("no mask", "masked")]
+    assert [line[33:53].strip() for line in lines] == kinds
+    for line in lines:
+        written, fused, ratio = map(float, re.findall(r"[\d.]+(?= ms| *$)", line))
+        assert abs(ratio - written / fused) < 0.02 + 0.3 * ratio
