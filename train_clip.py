@@ -19,7 +19,7 @@ from pathlib import Path
 import torch
 
 from minclip.clip import CLIP, batch_loss, contrastive_loss
-from minclip.data.dataset import PairDataset
+from minclip.data.dataset import PairDataset, check_pictures
 from minclip.data.features import with_features
 from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig, questions
@@ -29,25 +29,28 @@ from minclip.evaluate import choice_accuracy, evaluate_all, evaluate_records, fo
 from minclip.gradcache import cached_backward
 from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
-from minclip.runs import classes_of, make_model, make_tokenizer
+from minclip.runs import classes_of, data_digest, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, replace_text
+from minlm.training.checkpoint import check_digest, check_same_data, replace_text
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import rank, world
-from minlm.training.loop import choose_device, fit
+from minlm.training.loop import check_hardware, choose_device, fit
 from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     """One training run, from data to figures -> what stands in result.json ({} in processes beside the first)."""
     started = time.monotonic()
+    check_hardware(config.train)
     splits = config.data.read()
-    if "dev" not in splits:
-        raise ValueError(f"this data has no split dev to be judged on: there are {', '.join(splits)}")
+    for name, purpose in (("train", "learn from"), ("dev", "be judged on")):
+        if name not in splits:
+            raise ValueError(f"this data has no split {name} to {purpose}: there are {', '.join(splits)}")
     records, dev = splits["train"], splits["dev"]
+    check_pictures(dev)
     if resume:
         tokenizer = load_tokenizer(run)
         check_digest(tokenizer.digest, config.text.vocab_digest, run)
@@ -60,6 +63,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     config = replace(config, image=model.config.image, text=model.config.text)
     run.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
+        check_same_data(run, data_digest(records))
         files_beside_weights(config, tokenizer)(run)
         print(f"{parameters(model)}; {len(records):,} training images; {run}")
     pairs = PairDataset(
@@ -94,6 +98,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     if rank():
         return {}
 
+    for name, message in dataset.corrupt:
+        print(f"replaced in training: {name}: {message}")
     evaluation = evaluate_all(model, dev, **look, **classes, train_records=records)
     print(format_figures(evaluation.figures, evaluation.seconds))
     draw_pictures(run, dev, evaluation)
@@ -104,7 +110,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     }
     for name, row in told_apart.items():
         print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
-    if told_apart:
+    if {"colour", "shape", "relation"} <= told_apart.keys():
         shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
         draw_zero_shot(run, model, shown, **look)
     result = {

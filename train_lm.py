@@ -11,6 +11,7 @@ Any field of the config is an option: --model.n_layers 6 --train.lr 5e-4. The ru
 metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
 """
 
+import hashlib
 import json
 import time
 from dataclasses import replace
@@ -29,17 +30,18 @@ from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, replace_text
+from minlm.training.checkpoint import check_digest, check_same_data, replace_text
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import first_process_first, rank, world
-from minlm.training.loop import fit, forward_precision
+from minlm.training.loop import check_hardware, fit, forward_precision
 from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     """One training run, from text to figures -> what stands in result.json ({} in processes beside the first)."""
     started = time.monotonic()
+    check_hardware(config.train)
     texts = config.data.read()
     if resume:
         tokenizer = load_tokenizer(run)
@@ -48,6 +50,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         tokenizer = make_tokenizer(config, texts)
         config = config.with_tokenizer(tokenizer)
     run.mkdir(parents=True, exist_ok=True)
+    if rank() == 0:
+        check_same_data(run, hashlib.sha256("\0".join(texts.values()).encode()).hexdigest())
     task: Task
     if isinstance(config.model, Seq2SeqConfig):
         task = Replies(config, tokenizer, texts)

@@ -1,5 +1,6 @@
 """A model, its tokenizer and its transform: made for a run, kept in its checkpoints, and loaded again."""
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -8,14 +9,14 @@ import torch
 from minclip.clip import CLIP
 from minclip.data.cifar10 import Cifar10Config
 from minclip.data.records import Record
-from minclip.data.shards import ShardsConfig
+from minclip.data.shards import ShardRecords, ShardsConfig
 from minclip.evaluate import TEMPLATES
 from minclip.presets import DataConfig, RunConfig
 from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
 from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
-from minlm.training.checkpoint import check_digest, last_checkpoint, load_into, load_weights
+from minlm.training.checkpoint import check_digest, has_checkpoint, last_checkpoint, load_into, load_weights
 from minlm.training.config import load_config
 
 
@@ -32,7 +33,7 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
 
     Towers whose config names `weights` have the shapes and the weights of that file; see `pretrained_towers`.
     """
-    if resume and (run / "last").exists():
+    if resume and has_checkpoint(run):
         model = CLIP(config)
         model.load_state_dict(load_weights(last_checkpoint(run)))
         return model
@@ -49,6 +50,15 @@ def classes_of(data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if isinstance(data, ShardsConfig):
         return data.class_names(), data.class_templates()
     return (), TEMPLATES
+
+
+def data_digest(records: Sequence[Record]) -> str:
+    """SHA-256 of what a run learns from: the names and captions of its images, or its shards and their sizes."""
+    if isinstance(records, ShardRecords):
+        told = [(path.name, size) for path, size in zip(records.shards, records.sizes, strict=True)]
+    else:
+        told = [(record.image_id, record.captions) for record in records]
+    return hashlib.sha256(repr(told).encode()).hexdigest()
 
 
 def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, Tokenizer, ImageTransform]:

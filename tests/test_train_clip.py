@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ import torch
 from PIL import Image
 
 import train_clip
+from minclip.data.shapes import ShapesConfig
 from minclip.presets import FULL, PRESETS, SYSTEMS
 from minclip.pretrained import save_image_tower, save_text_tower
 from minclip.resnet import ResNetConfig
@@ -22,7 +24,7 @@ from minclip.transforms import TransformConfig
 from minclip.vit import VisionTransformerConfig
 from minlm.tokenizer import train_bpe
 from minlm.training.checkpoint import last_checkpoint, load_weights
-from minlm.training.command import run_main
+from minlm.training.command import command_line, run_main
 from tests.minclip import (
     test_cifar10,
     test_coco,
@@ -293,6 +295,53 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
         assert "class_zero_shot" not in result
         captions = 1 if preset == "shards" else 2
         assert (result["images"], result["captions"]) == (8, 8 * captions)
+
+
+def pairs_run(root, monkeypatch):
+    """The options of a run on a small table of pictures, which is in `root` afterwards."""
+    root.mkdir()
+    small = f"{SMALL_TOWERS[VisionTransformerConfig]} {SMALL_TEXT}".split()
+    return ["train_clip.py", "--preset", "pairs", *small, *write_table(root)]
+
+
+def test_a_damaged_picture_to_be_judged_on_is_found_before_anything_is_written(tmp_path, monkeypatch):
+    command = pairs_run(tmp_path / "data", monkeypatch)
+    config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
+    name = config.data.read()["dev"][0].image_id
+    damaged = tmp_path / "data" / name
+    damaged.write_bytes(damaged.read_bytes()[:50])
+    with pytest.raises(ValueError, match=rf"cannot decode image .*{name}"):
+        run_here([*command, "--out", tmp_path / "run"], monkeypatch)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_damaged_picture_to_learn_from_is_named(tmp_path, monkeypatch, capsys):
+    command = pairs_run(tmp_path / "data", monkeypatch)
+    config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
+    monkeypatch.setattr(train_clip, "PairDataset", partial(train_clip.PairDataset, max_corrupt=0.5))
+    damaged = tmp_path / "data" / config.data.read()["train"][0].image_id
+    damaged.write_bytes(b"")
+    run_here([*command, "--out", tmp_path / "run"], monkeypatch)
+    assert f"replaced in training: {damaged.name}: cannot decode image" in capsys.readouterr().out
+
+
+def test_a_run_is_not_continued_with_other_captions(tmp_path, monkeypatch):
+    command = pairs_run(tmp_path / "data", monkeypatch)
+    run_here([*command, "--out", tmp_path / "run"], monkeypatch)
+    table = tmp_path / "data" / "pairs.jsonl"
+    table.write_text(table.read_text().replace("a dog number", "a cat number"))
+    with pytest.raises(ValueError, match=r"the data is not what .*run began with"):
+        run_here(["train_clip.py", "--resume", tmp_path / "run"], monkeypatch)
+
+
+@pytest.mark.parametrize("missing, purpose", [("train", "learn from"), ("dev", "be judged on")])
+def test_data_without_a_split_is_refused(tmp_path, monkeypatch, missing, purpose):
+    monkeypatch.setattr(
+        ShapesConfig, "read", lambda self: {name: [] for name in {"train", "dev"} - {missing}}
+    )
+    with pytest.raises(ValueError, match=f"this data has no split {missing} to {purpose}: there are "):
+        run_here(["train_clip.py", "--out", tmp_path / "run"], monkeypatch)
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("system", SYSTEMS)

@@ -114,6 +114,21 @@ def test_a_run_is_not_continued_with_another_vocabulary(run, tmp_path, monkeypat
         train(monkeypatch, "--resume", folder)
 
 
+def test_a_run_is_not_continued_with_another_text(tmp_path, monkeypatch):
+    text = tmp_path / "text.txt"
+    text.write_text("to be or not to be, " * 90)
+    train(monkeypatch, "--preset", "shakespeare-char", "--data.path", text, "--out", tmp_path / "run", *SMALL)
+    text.write_text("or not to be, to be " * 90)
+    with pytest.raises(ValueError, match=r"the data is not what .*run began with"):
+        train(monkeypatch, "--resume", tmp_path / "run")
+
+
+def test_what_cannot_be_computed_here_leaves_no_folder(tmp_path, monkeypatch):
+    with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
+        train(monkeypatch, "--train.precision", "fp16", "--train.device", "cpu", "--out", tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 SCRIPT = "\n\n".join(
     f"INT. ROOM {i} - DAY\n\nADA waits.\n\nADA\nHow many doors are there, {i}?\n\nBEN\nThere are {i} of them, Ada."
     for i in range(40)

@@ -16,6 +16,17 @@ from minclip.tokenizer import Tokenizer, encode_batch
 from minclip.transforms import ImageTransform
 
 
+def check_pictures(records: Sequence[Record]) -> None:
+    """Decode every picture once; ValueError where one is damaged: what a run is judged on is never replaced."""
+    with ThreadPoolExecutor(2) as pool:
+        for _ in tqdm(pool.map(_decoded, records), "decoding dev", len(records), unit="image", leave=False):
+            pass
+
+
+def _decoded(record: Record) -> None:
+    record.open()
+
+
 class PairDataset(Dataset):
     """Pairs of one image and one of its captions; the key is (epoch, index).
 

@@ -59,7 +59,8 @@ def save_checkpoint(
         shutil.rmtree(folder)
     os.replace(temporary, folder)
     replace_text(run / "last", folder.name + "\n")
-    for old in sorted(run.glob("step-*"))[:-keep]:
+    # Later ones stay: they are there when somebody has put `last` back to an earlier step.
+    for old in sorted(path for path in run.glob("step-*") if path.name <= folder.name)[:-keep]:
         shutil.rmtree(old)
     return folder
 
@@ -73,21 +74,30 @@ def flush_to_disk(path: Path) -> None:
 
 
 def last_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder, or by a checkpoint folder itself. ValueError if none."""
+    """The checkpoint folder meant by a run folder, or by a checkpoint folder itself. ValueError if none.
+
+    Without `last`, as a kill just before it is first written leaves a run, it is the newest step-* folder.
+    """
     path = Path(path)
     if (path / "model.safetensors").is_file():
         return path
     try:
-        name = (path / "last").read_text(encoding="utf-8").strip()
+        name = (path / "last").read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
-        raise ValueError(
-            f"no checkpoint in {path}: a run folder has a file `last` and step-* folders"
-        ) from None
+        names = [folder.name for folder in sorted(path.glob("step-*"))]
+        if not names:
+            raise ValueError(f"no checkpoint in {path}: a run folder has step-* folders") from None
+        name = names[-1]
     if not (path / name / "model.safetensors").is_file():
         raise ValueError(
             f"{path / 'last'} names {name!r}, which is not there: give one of the step-* folders"
         )
     return path / name
+
+
+def has_checkpoint(run: Path) -> bool:
+    """Whether there is something to continue from."""
+    return (run / "last").exists() or any(run.glob("step-*"))
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -102,7 +112,7 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 def load_into(model: nn.Module, folder: Path) -> nn.Module:
     """The model, which may be on the meta device, with the weights of a checkpoint, in eval mode.
 
-    Raises ValueError where the names or the shapes of tensors are not the model's.
+    Raises ValueError where names, shapes or types of tensors are not the model's, or a number is not finite.
     """
     weights, expected = load_weights(folder), model.state_dict()
     if weights.keys() != expected.keys():
@@ -111,6 +121,11 @@ def load_into(model: nn.Module, folder: Path) -> nn.Module:
         if weights[name].shape != value.shape:
             raise ValueError(
                 f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
+            )
+        if weights[name].dtype != value.dtype or not weights[name].isfinite().all():
+            raise ValueError(
+                f"{folder}: {name} must be finite numbers of {value.dtype}, it is {weights[name].dtype}: use "
+                "another checkpoint"
             )
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.load_state_dict(weights, assign=True)
@@ -128,6 +143,15 @@ def check_digest(digest: str, trained_with: str, folder: Path) -> None:
             f"the vocabulary in {folder} has digest {digest[:12]}, the model was trained with "
             f"{trained_with[:12]}: put the run's own vocabulary back"
         )
+
+
+def check_same_data(run: Path, digest: str) -> None:
+    """Note which data a run learns from, the first time; ValueError where it is continued with other data."""
+    path = run / "data.sha256"
+    if not path.exists():
+        replace_text(path, digest + "\n")
+    elif path.read_text(encoding="utf-8").strip() != digest:
+        raise ValueError(f"the data is not what {run} began with: put it back, or start a new run")
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -158,11 +182,15 @@ def truncate_metrics(path: Path, step: int) -> None:
     if not path.exists():
         return
     kept = []
-    for line in path.read_text(encoding="utf-8").splitlines():
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
             break  # torn by the kill
+        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
+            raise ValueError(
+                f"{path} has a line without a step, {line[:40]!r}: it is not this run's; move it away"
+            )
         if row["step"] <= step:
             kept.append(line + "\n")
     replace_text(path, "".join(kept))

@@ -9,6 +9,7 @@ import difflib
 import inspect
 import sys
 import time
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
@@ -45,12 +46,11 @@ def command_line(
     first = OneLineParser(add_help=False)
     choice = first.add_argument_group("what to train")
     default = next(iter(presets))
-    choice.add_argument("--preset", choices=presets, default=default, help=f"recipe (default: {default})")
+    choice.add_argument("--preset", choices=presets, help=f"recipe (default: {default})")
     choice.add_argument(
         "--size",
         choices=("tiny", "full"),
-        default="tiny",
-        help="minutes on a laptop, or the published shapes",
+        help="minutes on a laptop (the default), or the published shapes",
     )
     choice.add_argument("--config", type=Path, metavar="FILE", help="a run's config.json instead of a preset")
     choice.add_argument(
@@ -62,28 +62,33 @@ def command_line(
     chosen, rest = first.parse_known_args(arguments)
     cls = type(presets[default])
     if chosen.resume:
-        if rest or chosen.config or chosen.out:
+        if rest or chosen.config or chosen.out or chosen.preset or chosen.size:
             raise ValueError("--resume continues a run with its own config: give no other option beside it")
+        if (chosen.resume / "model.safetensors").is_file():
+            raise ValueError(
+                f"--resume {chosen.resume} is a checkpoint: give its run, {chosen.resume.parent}"
+            )
         return Command(
             chosen.resume.name, load_config(cls, chosen.resume / "config.json"), chosen.resume, True
         )
-    sized = presets if chosen.size == "tiny" else full or {}
-    if chosen.preset not in sized:
-        raise ValueError(
-            f"preset {chosen.preset} has no --size full: there are {', '.join(full or {}) or 'none'}"
-        )
-    config = load_config(cls, chosen.config) if chosen.config else sized[chosen.preset]
+    if chosen.config and (chosen.preset or chosen.size):
+        raise ValueError("--config FILE stands in place of a preset: give no --preset or --size beside it")
+    sized = (full or {}) if chosen.size == "full" else presets
+    preset = chosen.preset or default
+    if preset not in sized:
+        raise ValueError(f"preset {preset} has no --size full: there are {', '.join(full or {}) or 'none'}")
+    config = load_config(cls, chosen.config) if chosen.config else sized[preset]
     usage = "%(prog)s [--preset NAME [--size SIZE] | --config FILE | --resume RUN] [--out DIR] [--OPTION VALUE ...]"
     parser = OneLineParser(usage=usage, description=description, parents=[first])
     add_options(parser, config)
     options = vars(parser.parse_args(arguments))
     config = override(config, {k: v for k, v in options.items() if k not in vars(chosen)})
-    run = chosen.out or Path("runs") / f"{chosen.preset}-{time.strftime('%Y%m%d-%H%M%S')}"
+    run = chosen.out or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     if run.exists() and (not run.is_dir() or any(run.iterdir())):
         raise ValueError(
             f"--out {run} is not empty: choose another folder, or continue it with --resume {run}"
         )
-    return Command(chosen.preset, config, run, False)
+    return Command(preset, config, run, False)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -191,13 +196,23 @@ def run_training(
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a command line: a ValueError is the user's to mend, so it is one line and exit status 2."""
+    """Run a command line: what is the user's to mend, a ValueError or a file, is one line and exit status 2."""
+    script = Path(sys.argv[0])
+    name = f"python -m {script.parent.name}" if script.name == "__main__.py" else script.name
+    shown, warnings.formatwarning = (
+        warnings.formatwarning,
+        lambda message, *_: f"{name}: warning: {message}\n",
+    )
     try:
         main()
-    except ValueError as error:
+    except (ValueError, OSError, RecursionError) as error:
         line = str(error).splitlines()[-1]  # one raised in a loader's worker arrives below its traceback
-        print(f"{Path(sys.argv[0]).name}: error: {line}", file=sys.stderr)
+        if isinstance(error, OSError) and error.filename is not None:
+            line = f"{error.filename}: {error.strerror}"
+        print(f"{name}: error: {line}", file=sys.stderr)
         sys.exit(2)
     except KeyboardInterrupt:
         print("\nstopped; `--resume RUN` continues from the last checkpoint", file=sys.stderr)
         sys.exit(130)
+    finally:
+        warnings.formatwarning = shown

@@ -9,6 +9,7 @@ import inspect
 import json
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
+from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -79,30 +80,32 @@ def choose_member(members: list[type], value: Any, name: str) -> tuple[type, dic
         return members[0], value
     by_name = {member.__name__: member for member in members}
     kind = value.get("type")
-    if kind not in by_name:
+    if not isinstance(kind, str) or kind not in by_name:
         raise ValueError(f"{name}.type={kind!r} must be one of {', '.join(by_name)}")
     return by_name[kind], {key: item for key, item in value.items() if key != "type"}
 
 
 def checked(annotation: Any, value: Any, name: str) -> Any:
-    """value if it has the annotated type (int counts as float, a list as a tuple), else ValueError."""
+    """value if it has the annotated type (int counts as float, a list as a tuple) and is finite, else ValueError."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         if value in arguments:
             return value
         raise ValueError(f"{name}={value!r} must be one of {', '.join(map(str, arguments))}")
     if origin is UnionType:
-        return (
-            None if value is None else checked(next(a for a in arguments if a is not NoneType), value, name)
-        )
+        if value is None and NoneType in arguments:
+            return None
+        return checked(next(a for a in arguments if a is not NoneType), value, name)
     if origin is tuple:
         if isinstance(value, list | tuple) and (len(value) == len(arguments) or arguments[-1] is Ellipsis):
             return tuple(checked(arguments[0], item, name) for item in value)
         raise ValueError(f"{name}={value!r} must be {len(arguments)} values separated by commas")
-    if annotation is float and type(value) is int:
-        return float(value)
+    if annotation is float and type(value) is int and abs(value) < 2**1000:  # larger ones have no float
+        value = float(value)
     if type(value) is not annotation:
         raise ValueError(f"{name}={value!r} must be {annotation.__name__}, not {type(value).__name__}")
+    if annotation is float and not isfinite(value):
+        raise ValueError(f"{name}={value} must be a finite number")
     return value
 
 
@@ -123,11 +126,12 @@ def read_text(annotation: Any, text: str, name: str) -> Any:
             raise ValueError(f"{name}={text!r} must be true or false")
         return text.lower() == "true"
     try:
-        return annotation(text)
+        value = annotation(text)
     except ValueError:
         raise ValueError(
             f"{name}={text!r} is not {'an' if annotation is int else 'a'} {annotation.__name__}"
         ) from None
+    return checked(annotation, value, name)
 
 
 def save_config(config: Any, path: Path) -> None:
@@ -146,10 +150,10 @@ def files_beside_weights(config: Any, tokenizer: Any) -> Callable[[Path], None]:
 
 def load_config(cls: type, path: Path) -> Any:
     try:
-        values = json.loads(Path(path).read_text(encoding="utf-8"))
+        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError:
         raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
     return from_dict(cls, values)
 

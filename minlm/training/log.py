@@ -43,6 +43,9 @@ class Log:
         shown = " ".join(f"{key} {v:.3f}" for key, v in row.items() if isinstance(v, float))
         self.bar.write(f"step {row['step']}: {shown}", file=sys.stderr)
 
-    def close(self) -> None:
+    def __enter__(self) -> "Log":
+        return self
+
+    def __exit__(self, *error: Any) -> None:
         self.bar.close()
         self.file.close()

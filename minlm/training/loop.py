@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import truncate_metrics
+from minlm.training.checkpoint import has_checkpoint, truncate_metrics
 from minlm.training.distributed import from_first_process, rank, sum_over_processes
 from minlm.training.log import Log
 from minlm.training.optim import schedule
@@ -45,6 +45,11 @@ def forward_precision(precision: str, device: torch.device) -> Any:
     if precision == "fp16" and device.type == "cpu":
         raise ValueError("precision=fp16 needs a GPU: use bf16 or float32 on a CPU")
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
+
+
+def check_hardware(config: TrainConfig) -> None:
+    """ValueError where this machine cannot train so: said before anything is read or written."""
+    forward_precision(config.precision, choose_device(config.device))
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
@@ -121,7 +126,7 @@ def fit(
     device = choose_device(config.device)
     state = TrainingState(model.to(device), config, device)
     torch.manual_seed(config.seed + rank())  # dropout draws other masks for another share
-    if (run / "last").exists():
+    if has_checkpoint(run):
         state.restore(run)
     first = rank() == 0
     if first:
@@ -132,41 +137,39 @@ def fit(
     def progress(half: float = 0.0) -> float:
         return config.progress(state.step + half, batches.steps_per_epoch, state.seconds)
 
-    log = Log(run / "metrics.jsonl" if first else Path(os.devnull), progress())
     model.train()
-    while progress() < 1:
-        batch = to_device(next(draw), device)
-        # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
-        factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
-        model.zero_grad(set_to_none=True)
-        with forward_precision(config.precision, device):
-            value, count, figures = backward(model, batch, loss, config.micro_batches, state.scaler.scale)
-        if not torch.isfinite(value):
-            log.close()
-            raise ValueError(f"the loss is {value.item()} at step {state.step + 1}: lower lr={config.lr}")
-        norm = state.optimize(factor)
-        if after_step:
-            after_step()
-        if state.average:
-            state.average.update(model)
+    with Log(run / "metrics.jsonl" if first else Path(os.devnull), progress()) as log:
+        while progress() < 1:
+            batch = to_device(next(draw), device)
+            # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
+            factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
+            model.zero_grad(set_to_none=True)
+            with forward_precision(config.precision, device):
+                value, count, figures = backward(model, batch, loss, config.micro_batches, state.scaler.scale)
+            if not torch.isfinite(value):
+                raise ValueError(f"the loss is {value.item()} at step {state.step + 1}: lower lr={config.lr}")
+            norm = state.optimize(factor)
+            if after_step:
+                after_step()
+            if state.average:
+                state.average.update(model)
 
-        # One clock: the processes read the schedule from it, and stop at the same step.
-        step_seconds = from_first_process(time.monotonic) - started - state.seconds
-        state.seconds += step_seconds
-        row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
-        row |= {name: float(figure) for name, figure in figures.items()}
-        row |= {"lr": config.lr * factor, "gradient_norm": norm, "seconds": state.seconds}
-        row |= {"items_per_second": count / step_seconds}
-        log.step(row, progress())
-        if evaluate and first and due(config.evaluate_every, state.step, progress()):
-            model.eval()
-            with state.averaged():
-                evaluated = evaluate(model)
-            model.train()
-            log.evaluation({"step": state.step, **evaluated})
-        if due(config.save_every, state.step, progress()):
-            state.save(run, inference_files)
-    log.close()
+            # One clock: the processes read the schedule from it, and stop at the same step.
+            step_seconds = from_first_process(time.monotonic) - started - state.seconds
+            state.seconds += step_seconds
+            row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
+            row |= {name: float(figure) for name, figure in figures.items()}
+            row |= {"lr": config.lr * factor, "gradient_norm": norm, "seconds": state.seconds}
+            row |= {"items_per_second": count / step_seconds}
+            log.step(row, progress())
+            if evaluate and first and due(config.evaluate_every, state.step, progress()):
+                model.eval()
+                with state.averaged():
+                    evaluated = evaluate(model)
+                model.train()
+                log.evaluation({"step": state.step, **evaluated})
+            if due(config.save_every, state.step, progress()):
+                state.save(run, inference_files)
     if state.average:
         model.load_state_dict(state.average.average)
     model.eval()

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from minlm.training.checkpoint import (
     last_checkpoint,
@@ -25,6 +25,11 @@ from minlm.training.optim import (
     by_lr_factor,
     hidden_matrices,
     parameter_groups,
+)
+
+NOT_NEGATIVE = (
+    *("epochs", "steps", "minutes", "muon_lr", "lr_floor", "weight_decay", "clip_norm"),
+    *("evaluate_every", "save_every", "workers", "seed"),
 )
 
 
@@ -94,6 +99,16 @@ class TrainConfig:
         for name in ("batch_size", "neighbours", "micro_batches"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        for name in NOT_NEGATIVE:
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
+        for name in ("muon_momentum", "beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
+        if self.lr_floor > 1:
+            raise ValueError(f"lr_floor={self.lr_floor} is a share of the peak: it must lie in [0, 1]")
+        if self.seed >= 2**63:
+            raise ValueError(f"seed={self.seed} must be below 2^63")
         if self.batch_size % self.neighbours:
             raise ValueError(f"neighbours={self.neighbours} does not divide batch_size={self.batch_size}")
         if self.batch_size < self.micro_batches:
@@ -162,14 +177,28 @@ class TrainingState:
         save_checkpoint(run, self.step, weights, training, inference_files)
 
     def restore(self, run: Path) -> None:
-        """Put back what `save` wrote last in this run. ValueError where another number of processes did."""
+        """Put back what `save` wrote last in this run.
+
+        ValueError where another number of processes did, or it is not the checkpoint of this config.
+        """
         folder = last_checkpoint(run)
         weights, training = load_weights(folder), load_training_state(folder)
-        if len(training["random"]) != world():
+        try:
+            processes = len(training["random"])
+            if processes == world():
+                self._put_back(weights, training)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            reason = str(error).splitlines()[-1].strip()
             raise ValueError(
-                f"{run} was trained by {len(training['random'])} processes, now there are {world()}: "
-                "start as many again"
+                f"{folder} is not a checkpoint of this run's config.json ({reason}): put back the one it was "
+                "trained with"
+            ) from None
+        if processes != world():
+            raise ValueError(
+                f"{run} was trained by {processes} processes, now there are {world()}: start as many again"
             )
+
+    def _put_back(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
         if self.average:
             self.average.load_state_dict({"updates": training["updates"], "average": weights})
             weights = training["weights"]

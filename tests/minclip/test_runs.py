@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 import minclip
 from minclip.clip import CLIP
 from minclip.data.cifar10 import Cifar10Config
+from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig
+from minclip.data.shards import ShardRecords
 from minclip.presets import PRESETS
 from minclip.pretrained import export
-from minclip.runs import classes_of, load, make_model, make_tokenizer
+from minclip.runs import classes_of, data_digest, load, make_model, make_tokenizer
 from minclip.text import BertTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
@@ -89,6 +91,19 @@ def test_classes_are_those_of_the_data(data_root):
     )
     assert (names[0], len(names), templates) == ("airplane", 10, ("a {}",))
     assert classes_of(ShapesConfig(train_size=3, dev_size=3))[0] == ()
+
+
+def test_the_datas_digest_is_of_names_and_captions(tmp_path):
+    def some(*changes):
+        rows = [["a", ("one", "two")], ["b", ("three",)], *changes]
+        return data_digest([Record(name, None, captions, 0) for name, captions in rows])
+
+    assert some() == some()
+    others = [some(["c", ("four",)]), some(["c", ("five",)]), some(["d", ("four",)])]
+    assert len({some(), *others}) == 4
+    shards = [ShardRecords([tmp_path / "0.tar"], [size], (), 1) for size in (3, 3, 4)]
+    digests = [data_digest(records) for records in shards]  # no shard is opened
+    assert digests[0] == digests[1] != digests[2]
 
 
 def test_the_package_offers_it(saved):

@@ -12,7 +12,10 @@ from hypothesis import strategies as st
 
 from minlm.training import checkpoint
 from minlm.training.checkpoint import (
+    check_same_data,
+    has_checkpoint,
     last_checkpoint,
+    load_into,
     load_training_state,
     load_weights,
     random_states,
@@ -42,6 +45,63 @@ def test_the_newest_checkpoints_stay(tmp_path):
     for step in (5, 10, 15, 20):
         save(tmp_path, step)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-00000015", "step-00000020"]
+
+
+def test_going_back_to_an_earlier_step_loses_nothing(tmp_path):
+    """`last` is put back from step 20 to step 10: what is written from there stays, and so does step 20."""
+    for step in (10, 20):
+        save(tmp_path, step)
+    (tmp_path / "last").write_text("step-00000010\n")
+    for step in (12, 14, 16):
+        save(tmp_path, step)
+        assert load_training_state(last_checkpoint(tmp_path)) == {"step": step}
+    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
+        "step-00000014",
+        "step-00000016",
+        "step-00000020",
+    ]
+
+
+def test_without_last_the_newest_checkpoint_counts(tmp_path):
+    assert not has_checkpoint(tmp_path)
+    for step in (5, 10):
+        save(tmp_path, step)
+    (tmp_path / "last").unlink()
+    assert has_checkpoint(tmp_path)
+    assert last_checkpoint(tmp_path).name == "step-00000010"
+
+
+@pytest.mark.parametrize(
+    "weight, message",
+    [
+        (torch.ones(1, 2).half(), "weight must be finite numbers of torch.float32, it is torch.float16"),
+        (torch.ones(1, 2).double(), "it is torch.float64"),
+        (torch.ones(1, 2).int(), "it is torch.int32"),
+        (torch.tensor([[1.0, float("nan")]]), "weight must be finite numbers"),
+        (torch.tensor([[1.0, float("-inf")]]), "weight must be finite numbers"),
+        (torch.ones(2, 2), r"weight is \(2, 2\), config.json makes it \(1, 2\)"),
+    ],
+)
+def test_weights_of_another_kind_are_refused(tmp_path, weight, message):
+    folder = save_checkpoint(tmp_path, 1, {"weight": weight, "bias": torch.zeros(1)}, {}, write_note)
+    with pytest.raises(ValueError, match=message):
+        load_into(torch.nn.Linear(2, 1), folder)
+
+
+def test_a_run_goes_on_with_the_data_it_began_with(tmp_path):
+    check_same_data(tmp_path, "one")
+    check_same_data(tmp_path, "one")
+    with pytest.raises(ValueError, match=r"the data is not what .* began with: put it back"):
+        check_same_data(tmp_path, "another")
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "3"}', "7"])
+def test_metrics_that_are_not_a_runs_are_not_dropped(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl has a line without a step"):
+        truncate_metrics(path, 1)
+    assert path.read_text().endswith(f"{line}\n")
 
 
 @pytest.mark.parametrize("killed_at", range(12))
@@ -78,7 +138,7 @@ def test_killed_at_any_call_the_run_has_a_whole_checkpoint(tmp_path, monkeypatch
 
 
 def test_no_checkpoint_is_said_in_one_line(tmp_path):
-    with pytest.raises(ValueError, match=r"no checkpoint in .*: a run folder has a file `last`"):
+    with pytest.raises(ValueError, match=r"no checkpoint in .*: a run folder has step-"):
         last_checkpoint(tmp_path)
     (tmp_path / "last").write_text("step-00000009\n")
     with pytest.raises(ValueError, match=r"names 'step-00000009', which is not there"):

@@ -1,5 +1,7 @@
 """The generated command line: presets, dotted options, saved configs, and one-line errors with exit status 2."""
 
+import sys
+import warnings
 from dataclasses import dataclass, field
 
 import pytest
@@ -114,6 +116,55 @@ def test_an_error_from_a_worker_is_one_line_too(capsys):
     with pytest.raises(SystemExit):
         run_main(fail)
     assert capsys.readouterr().err.endswith("error: ValueError: 3 images are damaged\n")
+
+
+def test_a_file_that_cannot_be_opened_is_one_line_with_its_name(tmp_path, capsys):
+    with pytest.raises(SystemExit) as exit:
+        run_main((tmp_path / "nowhere" / "x.txt").read_text)
+    assert exit.value.code == 2
+    assert capsys.readouterr().err.endswith("nowhere/x.txt: No such file or directory\n")
+
+
+def test_a_warning_is_one_line_and_the_command_has_its_name(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/minclip/__main__.py", "search"])
+
+    def careless():
+        warnings.warn("left out 2 images", stacklevel=1)
+        raise ValueError("no image is left")
+
+    shown = warnings.formatwarning
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        monkeypatch.setattr(
+            warnings, "showwarning", lambda *given: sys.stderr.write(warnings.formatwarning(*given))
+        )
+        with pytest.raises(SystemExit):
+            run_main(careless)
+    assert capsys.readouterr().err == (
+        "python -m minclip: warning: left out 2 images\npython -m minclip: error: no image is left\n"
+    )
+    assert warnings.formatwarning is shown
+
+
+@pytest.mark.parametrize("option", [("--preset", "plain"), ("--size", "tiny"), ("--tower.height", "4")])
+def test_resume_takes_no_other_option(tmp_path, option):
+    save_config(PRESETS["tall"], tmp_path / "config.json")
+    with pytest.raises(ValueError, match="--resume continues a run with its own config"):
+        read("--resume", str(tmp_path), *option)
+
+
+def test_a_checkpoint_is_not_a_run_to_resume(tmp_path):
+    (tmp_path / "step-00000003").mkdir()
+    (tmp_path / "step-00000003" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match=rf"step-00000003 is a checkpoint: give its run, {tmp_path}"):
+        read("--resume", str(tmp_path / "step-00000003"))
+
+
+@pytest.mark.parametrize("option", [("--preset", "plain"), ("--size", "full")])
+def test_a_config_stands_in_place_of_a_preset(tmp_path, option):
+    save_config(PRESETS["tall"], tmp_path / "config.json")
+    with pytest.raises(ValueError, match="--config FILE stands in place of a preset"):
+        read("--config", str(tmp_path / "config.json"), *option)
 
 
 def test_an_interrupt_says_how_to_go_on(capsys):

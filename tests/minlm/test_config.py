@@ -88,7 +88,12 @@ def test_files_and_back_is_the_identity(tmp_path):
     assert load_config(Zoo, tmp_path / "config.json") == zoo
 
 
-@given(st.integers(), st.floats(allow_nan=False), st.booleans(), st.tuples(st.integers(), st.integers()))
+@given(
+    st.integers(),
+    st.floats(allow_nan=False, allow_infinity=False),
+    st.booleans(),
+    st.tuples(st.integers(), st.integers()),
+)
 def test_text_of_the_command_line_is_read_as_its_type(whole, real, truth, pair):
     assert read_text(int, str(whole), "x") == whole
     assert read_text(float, repr(real), "x") == real
@@ -98,6 +103,12 @@ def test_text_of_the_command_line_is_read_as_its_type(whole, real, truth, pair):
     assert read_text(int | None, str(whole), "x") == whole
     assert read_text(int | None, "none", "x") is None
     assert read_text(Literal["a", "b"], "b", "x") == "b"
+
+
+def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
+    save_config(Zoo(name="z"), tmp_path / "config.json")
+    (tmp_path / "marked.json").write_bytes(b"\xef\xbb\xbf" + (tmp_path / "config.json").read_bytes())
+    assert load_config(Zoo, tmp_path / "marked.json") == Zoo(name="z")
 
 
 def test_help_is_read_from_the_docstring():
@@ -118,6 +129,11 @@ def test_help_is_read_from_the_docstring():
         ({"star": {"eyes": [1, 2]}}, "star.type=None must be one of Lion, Owl"),
         ({"star": {"type": "Owl", "eyes": [1]}}, r"star.eyes=\[1\] must be 2 values"),
         ({"fee": "free"}, "fee='free' must be float, not str"),
+        ({"fee": float("nan")}, "fee=nan must be a finite number"),
+        ({"fee": 10**400}, "must be float, not int"),
+        ({"king": None}, "king=None must be Lion, not NoneType"),
+        ({"star": None}, "star=None must be Lion, not NoneType"),
+        ({"star": {"type": []}}, r"star.type=\[\] must be one of Lion, Owl"),
     ],
 )
 def test_bad_values_name_the_option(values, message):
@@ -130,6 +146,8 @@ def test_bad_values_name_the_option(values, message):
     [
         (int, "ten", "x='ten' is not an int"),
         (float, "1,5", "x='1,5' is not a float"),
+        (float, "inf", "x=inf must be a finite number"),
+        (float | None, "nan", "x=nan must be a finite number"),
         (bool, "yes", "x='yes' must be true or false"),
         (Literal["a", "b"], "c", "x='c' must be one of a, b"),
         (tuple[int, int], "1,2,3", r"x=\[1, 2, 3\] must be 2 values"),
@@ -143,6 +161,9 @@ def test_bad_text_names_the_option(annotation, text, message):
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no config at .*nowhere.json: give a run folder"):
         load_config(Zoo, tmp_path / "nowhere.json")
+    (tmp_path / "deep.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match=r"deep.json is not JSON"):
+        load_config(Zoo, tmp_path / "deep.json")
     (tmp_path / "torn.json").write_text('{"name": ')
     with pytest.raises(ValueError, match=r"torn.json is not JSON"):
         load_config(Zoo, tmp_path / "torn.json")

@@ -11,7 +11,7 @@ from minlm.training.log import Log
 def log(tmp_path):
     log = Log(tmp_path / "metrics.jsonl", progress=0.25)
     yield log
-    log.close()
+    log.__exit__()
 
 
 def lines(log):

@@ -13,8 +13,8 @@ from torch.utils.data import Dataset
 
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import last_checkpoint, load_weights
-from minlm.training.loop import accumulate, choose_device, due, fit, forward_precision
-from minlm.training.state import TrainConfig
+from minlm.training.loop import accumulate, check_hardware, choose_device, due, fit, forward_precision
+from minlm.training.state import NOT_NEGATIVE, TrainConfig
 
 
 class Points(Dataset):
@@ -235,6 +235,37 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 
 @pytest.mark.parametrize(
+    "options",
+    [{"average": 0.5}, {"muon_lr": 0.1}, {"muon_lr": 0.1, "average": 0.5}],
+    ids=str,
+)
+def test_a_checkpoint_of_another_config_is_not_restored(tmp_path, options):
+    train(tmp_path / "run", TrainConfig(steps=2, batch_size=6))
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    message = r"step-00000002 is not a checkpoint of this run's config.json \(.+\): put back"
+    with pytest.raises(ValueError, match=message):
+        train(tmp_path / "run", TrainConfig(steps=4, batch_size=6, **options))
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.parametrize("damage", [[], {}, {"random": 3}, {"random": [{}]}], ids=str)
+def test_a_training_state_that_is_none_is_not_restored(tmp_path, damage):
+    train(tmp_path / "run", TrainConfig(steps=2, batch_size=6))
+    torch.save(damage, last_checkpoint(tmp_path / "run") / "training.pt")
+    with pytest.raises(ValueError, match=r"is not a checkpoint of this run's config\.json"):
+        train(tmp_path / "run", TrainConfig(steps=4, batch_size=6))
+
+
+def test_what_this_machine_cannot_do_is_said_at_once():
+    check_hardware(TrainConfig(steps=1, precision="bf16", device="cpu"))
+    with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
+        check_hardware(TrainConfig(steps=1, precision="fp16", device="cpu"))
+    if not torch.cuda.is_available():
+        with pytest.raises(ValueError, match="device=cuda, but torch sees no GPU"):
+            check_hardware(TrainConfig(steps=1, device="cuda"))
+
+
+@pytest.mark.parametrize(
     "values, message",
     [
         ({}, "the run has no end: set epochs, steps or minutes"),
@@ -243,6 +274,11 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
         ({"steps": 1, "batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"steps": 1, "batch_size": 2, "micro_batches": 3}, "micro_batches=3 is more than batch_size=2"),
         ({"steps": 1, "lr": 0.0}, "lr=0.0 must be above 0"),
+        *(({"steps": 1, "epochs": 1.0, name: -1}, f"{name}=-1 must be at least 0") for name in NOT_NEGATIVE),
+        ({"steps": 1, "muon_momentum": 1.0}, r"muon_momentum=1.0 must lie in \[0, 1\)"),
+        ({"steps": 1, "beta2": -0.5}, r"beta2=-0.5 must lie in \[0, 1\)"),
+        ({"steps": 1, "lr_floor": 1.5}, "lr_floor=1.5 is a share of the peak"),
+        ({"steps": 1, "seed": 2**63}, r"seed=\d+ must be below 2\^63"),
     ],
 )
 def test_impossible_training_is_refused(values, message):
