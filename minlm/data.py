@@ -78,7 +78,10 @@ def checked_splits(splits: dict[str, str]) -> dict[str, str]:
 def encode_splits(
     texts: dict[str, str], tokenizer: CharTokenizer | BPETokenizer, folder: Path
 ) -> dict[str, np.ndarray]:
-    """The ids of each text, written to folder/NAME.ids unless they are there already, and memory-mapped."""
+    """The ids of each text, written to folder/NAME.ids unless they are there already, and memory-mapped.
+
+    ValueError where what is there already is no such file.
+    """
     splits = {}
     for name, text in texts.items():
         path = folder / f"{name}.ids"
@@ -86,7 +89,15 @@ def encode_splits(
             temporary = path.with_suffix(".new")
             np.asarray(tokenizer.encode(text), dtype=ID_TYPE).tofile(temporary)
             os.replace(temporary, path)
-        splits[name] = np.memmap(path, dtype=ID_TYPE, mode="r")
+        size = path.stat().st_size
+        if size == 0 or size % ID_TYPE().itemsize:
+            raise ValueError(f"{path} has {size} bytes, which are no ids: remove it, and it is written again")
+        ids = splits[name] = np.memmap(path, dtype=ID_TYPE, mode="r")
+        if ids.max() >= tokenizer.vocab_size:
+            raise ValueError(
+                f"{path} has id {ids.max()}, the vocabulary has {tokenizer.vocab_size}: remove it, and it is "
+                "written again"
+            )
     return splits
 
 

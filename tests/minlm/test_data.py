@@ -79,11 +79,14 @@ texts = st.text(alphabet="ab é€😀\n", min_size=2, max_size=80)
 
 @given(texts, texts, st.booleans())
 def test_the_files_hold_the_ids_and_are_not_written_twice(train, validation, characters):
+    tokenizer = CharTokenizer(train + validation) if characters else train_bpe("ab é€😀", 257)
+
     class Untouched:
+        vocab_size = tokenizer.vocab_size
+
         def encode(self, text):
             raise AssertionError("resumed runs read the ids that are there")
 
-    tokenizer = CharTokenizer(train + validation) if characters else train_bpe("ab é€😀", 257)
     given_texts = {"train": train, "validation": validation}
     with TemporaryDirectory() as name:
         for encoder in (tokenizer, Untouched()):
@@ -93,6 +96,20 @@ def test_the_files_hold_the_ids_and_are_not_written_twice(train, validation, cha
                 assert splits[split].tolist() == tokenizer.encode(text)
                 assert tokenizer.decode(splits[split].tolist()) == text
         assert {path.name for path in Path(name).iterdir()} == {"train.ids", "validation.ids"}
+
+
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        (b"", "has 0 bytes, which are no ids: remove it"),
+        (b"\0" * 7, "has 7 bytes, which are no ids"),
+        (b"\0" * 8 + b"\3\0\0\0", "has id 3, the vocabulary has 3: remove it"),
+    ],
+)
+def test_ids_that_are_none_are_refused(tmp_path, content, message):
+    (tmp_path / "train.ids").write_bytes(content)
+    with pytest.raises(ValueError, match=f"train.ids {message}"):
+        encode_splits({"train": "abcabc"}, CharTokenizer("abc"), tmp_path)
 
 
 @given(st.integers(2, 40), st.integers(2, 40), contexts, seeds)

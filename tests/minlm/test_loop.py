@@ -117,6 +117,18 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     assert rows(folder / "killed", *clock) == rows(folder / "whole", *clock)
 
 
+def test_a_run_without_last_goes_on_from_its_newest_checkpoint(tmp_path):
+    config = TrainConfig(steps=6, batch_size=6, lr=0.05, save_every=2)
+    whole = train(tmp_path / "whole", config)
+    with suppress(Stop):
+        train(tmp_path / "killed", config, stop_after=5)
+    (tmp_path / "killed" / "last").unlink()
+    calls = []
+    resumed = train(tmp_path / "killed", config, after_step=lambda: calls.append(1))
+    assert len(calls) == 2  # from step 4
+    assert all(torch.equal(resumed.state_dict()[name], value) for name, value in whole.state_dict().items())
+
+
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
 def test_accumulated_gradients_are_the_full_batchs(n_items, n_parts, seed):
     """For every parameter, though the parts have unequal counts."""
