@@ -122,7 +122,7 @@ def load_into(model: nn.Module, folder: Path) -> nn.Module:
             raise ValueError(
                 f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
             )
-        if not weights[name].isfinite().all():
+        if weights[name].dtype != value.dtype or not weights[name].isfinite().all():
             raise ValueError(
                 f"{folder}: {name} must be finite numbers of {value.dtype}, it is {weights[name].dtype}: use "
                 "another checkpoint"
