@@ -63,7 +63,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     config = replace(config, image=model.config.image, text=model.config.text)
     run.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
-        pass
+        check_same_data(run, data_digest(records))
         files_beside_weights(config, tokenizer)(run)
         print(f"{parameters(model)}; {len(records):,} training images; {run}")
     pairs = PairDataset(

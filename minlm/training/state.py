@@ -199,6 +199,7 @@ class TrainingState:
             )
 
     def _put_back(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
+        """What `save` gave, each to its place."""
         if self.average:
             self.average.load_state_dict({"updates": training["updates"], "average": weights})
             weights = training["weights"]
