@@ -1,4 +1,4 @@
-"""What the readers of published data share: names of splits, records of files, JSON."""
+"""What the readers of published data share: names of splits, records of files, texts, JSON."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -48,11 +48,20 @@ def file_records(captions: Mapping[str, Sequence[str]], folder: Path, remedy: st
     ]
 
 
+def read_text(path: Path) -> str:
+    """A text without its byte-order mark; ValueError in one line when it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; is the path right?") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; ValueError in one line when it is missing or not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # UnicodeDecodeError is one of them
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}; fetch it again") from error

@@ -45,10 +45,17 @@ def test_json_files(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"é": [1]}', encoding="utf-8-sig")
     assert read_json(path) == {"é": [1]}
-    for content in (b"{", b"\xff{}", b""):
+    for content in (b"{", b"", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a.json' is not JSON: .*; fetch it again$") as caught:
             read_json(path)
         assert "\n" not in str(caught.value)
+    path.write_bytes(b"\xff{}")
+    with pytest.raises(
+        ValueError, match=r"a.json' is not UTF-8 text \(invalid start byte\): save it as UTF-8$"
+    ):
+        read_json(path)
+    with pytest.raises(ValueError, match=r"cannot read '.*': Is a directory; is the path right\?$"):
+        read_json(tmp_path)
     with pytest.raises(ValueError, match=r"cannot read '.*none.json': No such file"):
         read_json(tmp_path / "none.json")
