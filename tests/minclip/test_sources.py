@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from minclip.data.records import Record
-from minclip.data.sources import by_split, file_records, read_json, split_name
+from minclip.data.sources import by_split, distinct_names, file_records, read_json, split_name
 
 
 def names(splits: dict[str, list[Record]]) -> dict[str, list[str]]:
@@ -31,14 +33,29 @@ def test_records_of_files(tmp_path):
         Image.new("RGB", (3, 2)).save(tmp_path / name)
     captions = {"c.png": ["x", "y"], "a.png": ["z"], "sub/b.png": ["w"], "sub": ["a folder"]}
     with pytest.warns(UserWarning, match="left out 2 images with captions, not in .*: a.png, sub$"):
-        records = file_records(captions, tmp_path, "")
+        records = file_records(captions, tmp_path, "", "")
     assert [(r.image_id, r.captions, r.group) for r in records] == [
         ("c.png", ("x", "y"), 1),
         ("sub/b.png", ("w",), 3),
     ]
     assert records[1].open().size == (3, 2)
     with pytest.raises(ValueError, match=r"none of the 1 images .* at '/nowhere/a.png': say where"):
-        file_records({"a.png": ["z"]}, Path("/nowhere"), "say where")
+        file_records({"a.png": ["z"]}, Path("/nowhere"), "a.csv", "say where")
+    with pytest.raises(
+        ValueError, match=r"^no image with a caption in 'a.csv': is it the right one, and whole\?"
+    ):
+        file_records({}, tmp_path, "a.csv", "say where")
+
+
+@given(st.lists(st.sampled_from(["", " ", *"abcdefgh"])))
+def test_class_names_differ_and_are_not_empty(names):
+    if len(set(names)) == len(names) and all(map(str.strip, names)):
+        assert distinct_names(names, Path("a.txt")) == tuple(names)
+    else:
+        with pytest.raises(
+            ValueError, match=r"^'a.txt' names \d+ classes '.?': give each a name of its own$"
+        ):
+            distinct_names(names, Path("a.txt"))
 
 
 def test_json_files(tmp_path):
