@@ -256,6 +256,10 @@ def test_a_peer_that_fails_or_tells_no_loss_is_named(tmp_path, monkeypatch):
             "--rounds 0 must be at least 1",
         ),
         ("attention", ["--rounds"], "unknown option --rounds"),
+        ("heads", ["--rounds"], "unknown option --rounds"),
+        ("ablations", [], "required: --text"),
+        ("layouts", [], "required: --root, --out"),
+        ("nanogpt", [], "required: --peer, --text"),
     ],
 )
 def test_bad_options_of_a_benchmark_are_one_line(tmp_path, monkeypatch, capsys, name, options, message):
