@@ -236,6 +236,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
             '{"image": "a.png", "caption": "x", "split": true}',
             "line 1 column 'split' holds True, which is no",
         ),
+        ('{"image": "a.png", "caption": NaN}', "line 1 column 'caption' holds nan, which is no text"),
         ("image,caption,image\na.png,x,b.png\n", "has 2 columns 'image': rename all but one"),
         ("image,text,split,split\na.png,x,train,dev\n", "has 2 columns 'split': rename all but one"),
         (
