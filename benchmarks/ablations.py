@@ -7,7 +7,6 @@ training took beside the preset's in the same run. Ideas that are not in the pro
 lines each.
 """
 
-import argparse
 import statistics
 import sys
 import tempfile
@@ -28,6 +27,7 @@ from minlm.presets import PRESETS, RunConfig
 from minlm.runs import make_tokenizer
 from minlm.tasks import Continuation
 from minlm.training.batches import Batches
+from minlm.training.command import OneLineParser, run_main
 from minlm.training.loop import fit
 from minlm.transformer import ACTIVATIONS
 
@@ -118,16 +118,16 @@ def run(config: RunConfig, change: Callable | None, text: str, seed: int) -> tup
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--text", required=True, help="tiny Shakespeare, input.txt")
     parser.add_argument("--seeds", type=int, default=2)
     given = parser.parse_args()
-    print(f"{'changed':>28} {'nats a character':>17} {'against preset':>15} {'seconds, ratio':>15}")
+    if given.seeds < 1:
+        raise ValueError(f"--seeds {given.seeds} must be at least 1")
     preset = PRESETS["shakespeare-char"]
     # What only the first run of a process pays is not the preset's.
     run(changed(preset, train={"steps": 10}), None, given.text, 0)
+    print(f"{'changed':>28} {'nats a character':>17} {'against preset':>15} {'seconds, ratio':>15}")
     first: tuple[float, float] | None = None
     for name, (config, change) in variants(preset).items():
         pairs = [run(config, change, given.text, seed) for seed in range(given.seeds)]
@@ -139,4 +139,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minlm.masks import causal_mask
+from minlm.training.command import OneLineParser, run_main
 from minlm.transformer import attention
 
 CASES = {  # name: (B, H, T, K)
@@ -28,6 +29,7 @@ ROUNDS = 15
 
 
 def main() -> None:
+    OneLineParser(description=__doc__).parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{device}, {torch.get_num_threads()} threads, torch {torch.__version__}, median of {ROUNDS}")
     for name, (batch, heads, length, size) in CASES.items():
@@ -58,4 +60,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

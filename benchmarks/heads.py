@@ -9,7 +9,6 @@ Each head is trained for the same number of steps and judged by recall@1, the me
 Writes the table to the screen and the picture to --picture.
 """
 
-import argparse
 import sys
 import tempfile
 import time
@@ -34,6 +33,8 @@ from minclip.retrieval import retrieval
 from minclip.runs import load
 from minclip.tokenizer import Tokenizer, encode_batch
 from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
+from minlm.training.command import OneLineParser, run_main
+from minlm.training.config import check_file
 
 STEPS, BATCH, RATES = 400, 256, (1e-3, 1e-2, 3e-2)
 STYLES = {
@@ -171,12 +172,11 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished run whose towers and data are used")
     parser.add_argument("--picture", type=Path, default=Path("heads.png"))
     given = parser.parse_args()
+    check_file(given.picture, "--picture")
     with tempfile.TemporaryDirectory() as folder:
         run = given.run or Path(folder) / "towers"
         if given.run is None:
@@ -187,6 +187,8 @@ def main() -> None:
             )
             train_clip.train(replace(config, data=data, train=settings), run)
         model, tokenizer, transform = load(run)
+    if not isinstance(model.config, RunConfig):
+        raise ValueError(f"--run {run} does not say which data it is of: give a run of train_clip.py")
     print("| head | parameters | image to text R@1 | text to image R@1 | training loss | rate | time |")
     print("|---|---|---|---|---|---|---|")
     rows = measure(model.config, model, tokenizer, transform)
@@ -195,4 +197,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -8,7 +8,6 @@ macbook"), then `train_lm.py --preset shakespeare-char`. Afterwards both models 
 estimator: the mean loss of 200 random batches of 12 windows of 64 characters of the validation text, in nats.
 """
 
-import argparse
 import os
 import re
 import shutil
@@ -25,6 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minlm.evaluate import random_batches_loss
 from minlm.runs import load
+from minlm.training.command import OneLineParser, run_main
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE, CONTEXT, N_BATCHES = 12, 64, 200
@@ -43,11 +43,11 @@ ESTIMATE = ["--init_from=resume", "--eval_only=True", f"--eval_iters={N_BATCHES}
 
 
 def timed(command: list[str], folder: Path) -> tuple[float, str]:
-    """Seconds of a whole process, and what it printed. SystemExit with the end of it where it failed."""
+    """Seconds of a whole process, and what it printed. ValueError with the end of it where it failed."""
     started = time.perf_counter()
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        sys.exit(f"{' '.join(command)} failed:\n{done.stderr[-2000:]}")
+        raise ValueError(f"{' '.join(command)} failed: {(done.stderr.splitlines() or ['no word'])[-1]}")
     return time.perf_counter() - started, done.stdout
 
 
@@ -55,7 +55,10 @@ def peer_round(peer: Path) -> tuple[float, float]:
     """(seconds, nats) of the peer's CPU run and its best checkpoint."""
     seconds, _ = timed([sys.executable, "train.py", *CPU_RUN], peer)
     _, said = timed([sys.executable, "train.py", *CPU_RUN, *ESTIMATE], peer)
-    return seconds, float(re.findall(r"val loss ([\d.]+)", said)[-1])
+    losses = re.findall(r"val loss ([\d.]+)", said)
+    if not losses:
+        raise ValueError("the peer's train.py printed no `val loss`: give an unchanged checkout with --peer")
+    return seconds, float(losses[-1])
 
 
 def own_round(text: Path, run: Path, options: list[str]) -> tuple[float, float]:
@@ -68,15 +71,16 @@ def own_round(text: Path, run: Path, options: list[str]) -> tuple[float, float]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = OneLineParser(description=__doc__)
     parser.add_argument("--peer", type=Path, required=True, help="a checkout of nanoGPT")
     parser.add_argument("--text", type=Path, required=True, help="tiny Shakespeare, input.txt")
     parser.add_argument("--rounds", type=int, default=3)
     given, options = parser.parse_known_args()  # further options go to train_lm.py
-    if not (given.peer / "train.py").is_file() or not given.text.is_file():
-        sys.exit(f"{given.peer} must be a checkout of nanoGPT and {given.text} a file")
+    if given.rounds < 1:
+        raise ValueError(f"--rounds {given.rounds} must be at least 1")
+    prepare = given.peer / "data" / "shakespeare_char" / "prepare.py"
+    if not all(path.is_file() for path in (given.peer / "train.py", prepare, given.text)):
+        raise ValueError(f"--peer {given.peer} must be a checkout of nanoGPT and --text {given.text} a file")
     with tempfile.TemporaryDirectory() as folder:
         peer = Path(folder) / "peer"
         shutil.copytree(given.peer, peer, ignore=shutil.ignore_patterns(".git"))
@@ -100,4 +104,4 @@ def show(name: str, row: tuple[float, float, float, float], ratio: float) -> Non
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

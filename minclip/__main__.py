@@ -20,6 +20,7 @@ from typing import get_args
 
 from minclip import pretrained
 from minclip.data.records import Record, open_image
+from minclip.data.sources import read_text
 from minclip.doctor import examine
 from minclip.embed import embed_classes, embed_images, embed_texts
 from minclip.evaluate import evaluate_all, format_figures
@@ -37,7 +38,7 @@ from minlm.training.command import (
     override,
     run_main,
 )
-from minlm.training.config import load_config
+from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
 
 IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
@@ -56,6 +57,11 @@ def pictures(paths: list[Path]) -> list[Record]:
     return [Record(str(path), partial(open_image, path), ("",), i) for i, path in enumerate(paths)]
 
 
+def check_top(top: int) -> None:
+    if top < 1:
+        raise ValueError(f"--top {top} must be at least 1")
+
+
 def classify(arguments: list[str]) -> None:
     """Probabilities of labels: softmax of exp(logit_scale) * cosine (Radford et al. 2021, section 3.1)."""
     parser = parser_of(classify)
@@ -65,8 +71,10 @@ def classify(arguments: list[str]) -> None:
         "--templates", nargs="+", default=["a photo of a {}"], help="prompts; {} is the label"
     )
     given = parser.parse_args(arguments)
-    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     labels = [label.strip() for label in given.labels.split(",")]
+    if not all(labels):
+        raise ValueError(f"--labels {given.labels!r} has an empty label: give names separated by commas")
+    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     classes = embed_classes(model, tokenizer, labels, given.templates)  # (labels, E)
     images = embed_images(model, pictures(given.image), transform)  # (N, E)
     probabilities = (model.logit_scale.exp().item() * images @ classes.T).softmax(dim=-1)  # (N, labels)
@@ -84,6 +92,10 @@ def search(arguments: list[str]) -> None:
     parser.add_argument("--top", type=int, default=5, help="how many to name")
     parser.add_argument("--picture", type=Path, metavar="PNG", help="write the first five as a picture")
     given = parser.parse_args(arguments)
+    check_top(given.top)
+    check_file(given.picture, "--picture")
+    if not given.text.strip():
+        raise ValueError(f"--text {given.text!r} is empty: say what to search for")
     if not given.folder.is_dir():
         raise ValueError(f"no folder {given.folder}: name one that holds images with --folder")
     paths = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
@@ -109,13 +121,10 @@ def caption(arguments: list[str]) -> None:
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="one caption a line")
     parser.add_argument("--top", type=int, default=5, help="how many to name")
     given = parser.parse_args(arguments)
-    try:
-        lines = given.captions.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise ValueError(
-            f"cannot read {given.captions} ({error}): give one caption a line, in UTF-8"
-        ) from None
-    captions = [line.strip() for line in lines if line.strip()]
+    check_top(given.top)
+    captions = [line.strip() for line in read_text(given.captions).splitlines() if line.strip()]
+    if not captions:
+        raise ValueError(f"no caption in {given.captions}: give one a line")
     model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     image = embed_images(model, pictures([given.image]), transform)[0]  # (E)
     cosines = embed_texts(model, tokenizer, captions) @ image  # (M)
@@ -133,6 +142,7 @@ def evaluate(arguments: list[str]) -> None:
     parser.add_argument("--split", default="dev")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     given, _ = parser.parse_known_args(arguments)  # which options there are depends on the data
+    check_file(given.json, "--json")
     if given.preset:
         config = PRESETS[given.preset]
     else:
@@ -161,6 +171,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
     given = parser.parse_args(arguments)
     out = given.out or given.checkpoint.with_name(f"{given.checkpoint.name}-{given.to}")
+    check_folder(out)
     pretrained.export(*load(given.checkpoint, given.vocabulary), out, given.to)
     print(out)
 

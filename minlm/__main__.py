@@ -36,7 +36,7 @@ from minlm.training.command import (
     override,
     run_main,
 )
-from minlm.training.config import load_config
+from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
 from minlm.writing import stream_text, write, write_best
 
@@ -92,6 +92,9 @@ def evaluate(arguments: list[str]) -> None:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
     given, rest = parser.parse_known_args(arguments)  # which options there are depends on the data
+    check_file(given.json, "--json")
+    if given.random_batches < 0:
+        raise ValueError(f"--random_batches {given.random_batches} must be at least 0")
     config: RunConfig = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
     if isinstance(config.data, ScreenplayConfig) and any(word.startswith("--data.path") for word in rest):
         config = replace(config, data=TextFileConfig())
@@ -102,7 +105,7 @@ def evaluate(arguments: list[str]) -> None:
     texts = config.data.read()
     model, tokenizer, _ = load(given.checkpoint)
     if isinstance(config.model, Seq2SeqConfig):
-        if given.stride or given.random_batches:
+        if given.stride is not None or given.random_batches:
             raise ValueError(
                 "--stride and --random_batches are for models that continue a text: leave them out"
             )
@@ -131,6 +134,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
     given = parser.parse_args(arguments)
     out = given.out or given.checkpoint.with_name(f"{given.checkpoint.name}-{given.to}")
+    check_folder(out)
     model, tokenizer, config = load(given.checkpoint)
     if isinstance(config.model, Seq2SeqConfig):
         raise ValueError(

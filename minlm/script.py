@@ -25,6 +25,7 @@ SHOT = re.compile(
 CONTINUED = re.compile(r"(?:\d+\w?\s+)?\(?(?:CONTINUED|CONT['’]?D|MORE)\)?:?(?:\s+\(\d+\))?(?:\s+\d+\w?)?")
 PAGE_NUMBER = re.compile(r"-?\s*(?:Page\s+)?\d{1,3}\s*[.-]?", re.IGNORECASE)
 MARGINS = re.compile(r"(?:(\d+[A-Z]?\.?)\s+)?(\S.*?)(?:\s{2,}(\d+[A-Z]?\.?))?")
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")  # none is white space
 COLON = re.compile(r"([^:()]{1,40}(?:\([^)]*\)\s*)*:)(?:\s+(\S.*))?")
 
 
@@ -92,6 +93,8 @@ def read_script(path: str | Path) -> str:
     if not Path(path).is_file():
         raise ValueError(f"no such script: {path}")
     data = Path(path).read_bytes()
+    if b"\0" in data or len(CONTROL.findall(data)) > 1 + len(data) // 100:
+        raise ValueError(f"{path} holds NUL or many control characters: is it a text file in UTF-8?")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:

@@ -217,7 +217,7 @@ def _gpt2_ranks(vocabulary: Path, merges: Path) -> dict[bytes, int]:
         tokens = sorted(ids, key=ids.__getitem__)
         agree = tokens[256:] == merged and [ids[token] for token in tokens] == list(range(len(tokens)))
         ranks = {bytes(byte_of[character] for character in token): i for i, token in enumerate(tokens[:-1])}
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError):
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, RecursionError):
         agree = False
     if not agree:
         raise ValueError(f"{vocabulary} and {merges.name} do not fit together: fetch both files anew")
@@ -248,7 +248,7 @@ def _from_json(text: str, path: Path) -> CharTokenizer | BPETokenizer:
             tokens = [base64.b64decode(token, validate=True) for token in saved["tokens"]]
             tokenizer = BPETokenizer({token: i for i, token in enumerate(tokens)}, saved["specials"])
         intact = tokenizer.digest == saved["digest"]
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
         raise ValueError(f"{path} is damaged or no tokenizer of this package: save it anew")

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from minclip.clip import CLIPConfig
 from minclip.data.flickr8k import Flickr8kConfig
 from minclip.data.flickr30k import Flickr30kConfig
 from minclip.data.parquet import ParquetConfig
@@ -38,14 +39,18 @@ def contents(records):
     return {(r.open().tobytes(), r.captions) for r in records}
 
 
-def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("folder", ["Images", "Flicker8k_Dataset"])
+def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkeypatch, folder):
     pytest.importorskip("pyarrow")
     root = tmp_path / "flickr8k"
     root.mkdir()
     write_flickr8k(root)
     for k, path in enumerate(sorted((root / "Images").glob("*.jpg"))):
         Image.new("RGB", (8, 8), (10 * k, 0, 0)).save(path)  # Parquet knows pictures by their bytes
+    (root / "Images").rename(root / folder)
     run(benchmark("layouts"), monkeypatch, "--root", root, "--out", tmp_path / "layouts")
+    with pytest.raises(ValueError, match="layouts is not empty: choose another folder"):
+        run(benchmark("layouts"), monkeypatch, "--root", root, "--out", tmp_path / "layouts")
     source = Flickr8kConfig(root=str(root)).read()
     other = Flickr30kConfig(root=str(tmp_path / "layouts/flickr30k")).read()
     for split in PARTS:
@@ -201,6 +206,75 @@ def test_the_peers_figures_stand_beside_ours(tmp_path, monkeypatch, capsys):
     assert 1 < nats < 5
     assert median.split()[1:] == row.split()[1:]
     assert not (peer / "data" / "shakespeare_char" / "input.txt").exists()  # a copy was worked in
+
+
+def test_a_peer_that_fails_or_tells_no_loss_is_named(tmp_path, monkeypatch):
+    nanogpt = benchmark("nanogpt")
+    folder = tmp_path / "data" / "shakespeare_char"
+    folder.mkdir(parents=True)
+    (tmp_path / "train.py").write_text("print('trained')")
+    (folder / "prepare.py").write_text("")
+    (tmp_path / "input.txt").write_text("a")
+    options = ("--peer", tmp_path, "--text", tmp_path / "input.txt")
+    monkeypatch.setattr(
+        nanogpt.shutil, "copytree", lambda source, target, **rest: Path(target).symlink_to(source)
+    )
+    monkeypatch.setattr(nanogpt.shutil, "copy", lambda source, target: None)
+    with pytest.raises(
+        ValueError, match=r"the peer's train.py printed no `val loss`: give an unchanged checkout"
+    ):
+        run(nanogpt, monkeypatch, *options)
+    for program, last in (
+        ("1 / 0", "ZeroDivisionError: division by zero"),
+        ("raise SystemExit(3)", "no word"),
+    ):
+        (folder / "prepare.py").write_text(program)
+        with pytest.raises(ValueError, match=f"prepare.py failed: {last}$") as caught:
+            run(nanogpt, monkeypatch, *options)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "name, options, message",
+    [
+        ("ablations", ["--text", "nowhere"], "no such script: nowhere"),
+        ("ablations", ["--text", "EMPTY"], "split train has 0 characters: give a longer text"),
+        ("ablations", ["--text", "EMPTY", "--seeds", "0"], "--seeds 0 must be at least 1"),
+        ("heads", ["--run", "nowhere"], "no checkpoint in nowhere"),
+        ("heads", ["--run", "PUBLISHED"], "does not say which data it is of: give a run of train_clip.py"),
+        (
+            "heads",
+            ["--run", "nowhere", "--picture", "nowhere/a.png"],
+            "--picture nowhere/a.png cannot be written",
+        ),
+        ("layouts", ["--root", "bad", "--out", "new"], "no folder 'bad': give Flickr8k's folder as root"),
+        ("layouts", ["--root", "bad", "--out", "EMPTY"], "is not empty: choose another folder"),
+        ("nanogpt", ["--peer", "nowhere", "--text", "EMPTY"], "--peer nowhere must be a checkout of nanoGPT"),
+        (
+            "nanogpt",
+            ["--peer", "nowhere", "--text", "EMPTY", "--rounds", "0"],
+            "--rounds 0 must be at least 1",
+        ),
+        ("attention", ["--rounds"], "unknown option --rounds"),
+        ("heads", ["--rounds"], "unknown option --rounds"),
+        ("ablations", [], "required: --text"),
+        ("layouts", [], "required: --root, --out"),
+        ("nanogpt", [], "required: --peer, --text"),
+    ],
+)
+def test_bad_options_of_a_benchmark_are_one_line(tmp_path, monkeypatch, capsys, name, options, message):
+    (tmp_path / "empty.txt").write_text("")
+    module = benchmark(name)
+    if "PUBLISHED" in options:
+        monkeypatch.setattr(module, "load", lambda run: (module.CLIP(CLIPConfig(embed_dim=8)), None, None))
+    places = {"EMPTY": str(tmp_path / "empty.txt")}
+    monkeypatch.setattr(sys, "argv", [f"{name}.py", *(places.get(option, option) for option in options)])
+    with pytest.raises(SystemExit) as exit:
+        module.run_main(module.main)
+    said = capsys.readouterr()
+    assert (exit.value.code, said.out) == (2, "")
+    assert message in said.err
+    assert said.err.count("\n") == 1
 
 
 def test_attention_is_timed_both_ways(monkeypatch, capsys):

@@ -15,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from minclip.data.records import Record, class_captions, split_by_image
+from minclip.data.sources import distinct_names
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST, META = "test_batch", "batches.meta"
@@ -59,9 +60,13 @@ class Cifar10Config:
         """The names of the classes; a record's group is a position in them."""
         path = Path(self.root) / META
         names = load_pickle(path).get(b"label_names")
-        if not isinstance(names, list) or not names or not all(isinstance(name, bytes) for name in names):
-            raise ValueError(f"{str(path)!r} has no list label_names: fetch CIFAR-10 again")
-        return tuple(name.decode() for name in names)
+        try:
+            decoded = [name.decode() for name in names]
+        except (TypeError, AttributeError, UnicodeDecodeError):
+            decoded = []
+        if not decoded:
+            raise ValueError(f"{str(path)!r} has no list label_names of texts in UTF-8: fetch CIFAR-10 again")
+        return distinct_names(decoded, path)
 
     def read(self) -> dict[str, list[Record]]:
         """Records of "train" and "dev" (drawn from the training batches) and "test".

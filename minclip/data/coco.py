@@ -43,7 +43,7 @@ class CocoConfig:
         remedy = (
             f"put the images into {str(root / f'train{self.year}')!r} and {str(root / f'val{self.year}')!r}"
         )
-        return by_split(file_records(captions, root, remedy), split_of)
+        return by_split(file_records(captions, root, str(root / "annotations"), remedy), split_of)
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
@@ -65,4 +65,6 @@ def read_captions(path: Path) -> dict[str, list[str]]:
             f"{str(path)!r} is not as published ({type(error).__name__}: {error}): it has images with id and "
             "file_name, annotations with image_id and caption"
         ) from error
+    if not captions:
+        raise ValueError(f"{str(path)!r} has no caption: fetch it again")
     return captions

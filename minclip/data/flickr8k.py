@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path, PureWindowsPath
 
 from minclip.data.records import Record, open_image, split_by_image, warn_of_missing
+from minclip.data.sources import read_text
 
 TEXT_FOLDERS = (".", "Flickr8k_text")
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")
@@ -67,7 +68,7 @@ def read_flickr(
     if not records:
         raise ValueError(
             f"none of the {len(captions)} images with captions is among the {len(files)} files of "
-            f"{str(images)!r}: put {data}'s images there; the first is {min(captions, default=None)!r}"
+            f"{str(images)!r}: put {data}'s images there; the first is {min(captions)!r}"
         )
     missing = captions.keys() - files - {NEVER_PUBLISHED}
     warn_of_missing(missing, "images with captions", f"not in {images}")
@@ -95,6 +96,8 @@ def collect(path: Path, rows_of: Callable) -> dict[str, list[str]]:
                     captions.setdefault(PureWindowsPath(name.strip()).name, []).append(caption.strip())
     except (UnicodeDecodeError, csv.Error) as error:
         raise ValueError(f"{str(path)!r} is not as published: {error}; fetch it again") from error
+    if not captions:
+        raise ValueError(f"{str(path)!r} has no caption: fetch it again")
     return captions
 
 
@@ -142,7 +145,7 @@ def find_images(root: Path, folders: Sequence[str], wanted: Collection[str]) -> 
 def read_lists(root: Path) -> dict[str, list[str]]:
     """Image names of each published split list that is there."""
     return {
-        split: (root / folder / name).read_text(encoding="utf-8-sig").split()
+        split: read_text(root / folder / name).split()
         for split, name in LISTS.items()
         for folder in TEXT_FOLDERS
         if (root / folder / name).is_file()

@@ -28,7 +28,7 @@ class KarpathyConfig:
         listed = read_karpathy(path)
         captions = {name: texts for name, (_, texts) in listed.items() if texts}
         folder = Path(self.image_root) if self.image_root else path.parent
-        records = file_records(captions, folder, "give the folder of the images as image_root")
+        records = file_records(captions, folder, self.path, "give the folder of the images as image_root")
         return by_split(records, {name: split for name, (split, _) in listed.items()})
 
 
@@ -49,6 +49,8 @@ def read_karpathy(path: Path) -> dict[str, tuple[str, list[str]]]:
             f"{str(path)!r} is not as published ({type(error).__name__}: {error}): each of its images has "
             "filename, split and sentences with raw"
         ) from error
+    if not listed:
+        raise ValueError(f"{str(path)!r} lists no image: fetch it again")
     return listed
 
 

@@ -17,7 +17,16 @@ from tqdm import tqdm
 
 from minclip.data.records import Record, decode_image, split_by_image
 from minclip.data.sources import SPLITS, by_split, split_name
-from minclip.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SPLIT_COLUMN, cell, find_column, pick_column
+from minclip.data.table import (
+    CAPTION_COLUMNS,
+    IMAGE_COLUMNS,
+    SPLIT_COLUMN,
+    cell,
+    check_single,
+    find_column,
+    pick_column,
+    texts_of,
+)
 
 Place = tuple[str, int, int, str]  # file, row group, row in it, column
 OPEN_GROUPS = 4  # row groups whose images a process keeps: threads that read one after the other share them
@@ -99,13 +108,16 @@ class ParquetConfig:
             image = pick_column(columns, self.image_column, IMAGE_COLUMNS, "image_column", path)
             caption = pick_column(columns, self.caption_column, CAPTION_COLUMNS, "caption_column", path)
             split = find_column(columns, "", (SPLIT_COLUMN,))
+            check_single((image, caption, split), columns, path)
             images, texts = read_column(path, group, image), read_column(path, group, caption)
             splits = read_column(path, group, split) if split else [None] * len(texts)
             for row, (content, value, spelling) in enumerate(zip(images, texts, splits, strict=True)):
                 place = (str(path), group, row, image)
-                captions = [cell(text) for text in (value if isinstance(value, list) else [value])]
-                told = split_name(cell(spelling), where(place)) if split else by_name
-                yield place, image_bytes(content, place), list(filter(None, captions)), told
+                captions = texts_of(value, f"{where(place)} column {caption!r}")
+                told = by_name
+                if split:
+                    told = split_name(cell(spelling, f"{where(place)} column {split!r}"), where(place))
+                yield place, image_bytes(content, place), captions, told
 
 
 def find_files(path: Path) -> list[Path]:
@@ -142,7 +154,7 @@ def read_column(path: str | Path, group: int, column: str) -> list:
 
     try:
         return file.read_row_group(group, columns=[column]).column(column).to_pylist()
-    except (OSError, ArrowException) as error:
+    except (OSError, ArrowException, UnicodeDecodeError) as error:
         raise damaged(path, error) from error
 
 

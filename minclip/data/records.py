@@ -129,7 +129,8 @@ def split_by_image(
         splits[name] = sorted(shuffled[start:end], key=lambda record: record.image_id)
         if not splits[name]:
             raise ValueError(
-                f"split {name!r} ({fraction:g} of {len(shuffled)} images) would be empty: raise its share"
+                f"split {name!r} ({fraction:g} of {len(shuffled)} images) would be empty: "
+                "give more images, or a larger share where one is an option"
             )
         start = end
     return splits

@@ -16,7 +16,7 @@ from tqdm import tqdm
 
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record, class_captions, warn_of_missing
-from minclip.data.sources import SPLITS, read_json
+from minclip.data.sources import SPLITS, distinct_names, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
 
@@ -53,13 +53,21 @@ class ShardsConfig:
 
         How many there are tells sizes.json beside the shards ({"00000.tar": 1000}), or going through them once.
         Samples without image or caption are left out, with a warning that counts them. Raises ValueError where
-        shards are missing, cut short, or have classes without names.
+        shards are missing, cut short, or have classes without names, or names and samples without class.
         """
         captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
-        return {
+        splits = {
             split: ShardRecords(shards, count_samples(shards, captions), captions, 2 * self.buffer)
             for split, shards in self.find().items()
         }
+        for split, records in splits.items():
+            if not len(records):
+                raise ValueError(
+                    f"no sample of split {split} at {self.path!r} has an image and a caption: fetch it again"
+                )
+            if captions:
+                records.shard(0)  # samples without class are found here, though sizes.json spares the count
+        return splits
 
     def find(self) -> dict[str, list[Path]]:
         """The shards of each split; ValueError where one is missing or cut short."""
@@ -82,7 +90,7 @@ class ShardsConfig:
 
     def class_names(self) -> tuple[str, ...]:
         """The lines of classnames.txt: a class's record's group is a position in them; () where there is none."""
-        return self.lines(CLASSES)
+        return distinct_names(self.lines(CLASSES), self.beside(CLASSES))
 
     def class_templates(self) -> tuple[str, ...]:
         """The templates of the config, or the folder's own, {c} there written {}, or "a photo of a {}"."""
@@ -90,10 +98,12 @@ class ShardsConfig:
         return self.templates or own or ANY_CLASS
 
     def lines(self, name: str) -> tuple[str, ...]:
-        path = Path(self.path) if Path(self.path).is_dir() else Path(self.path).parent
-        return (
-            tuple((path / name).read_text(encoding="utf-8").splitlines()) if (path / name).is_file() else ()
-        )
+        path = self.beside(name)
+        return tuple(read_text(path).splitlines()) if path.is_file() else ()
+
+    def beside(self, name: str) -> Path:
+        """A file of this name in the folder of the shards."""
+        return Path(self.path, name) if Path(self.path).is_dir() else Path(self.path).with_name(name)
 
 
 def in_order(folder: Path) -> list[Path]:

@@ -1,6 +1,7 @@
-"""What the readers of published data share: names of splits, records of files, JSON."""
+"""What the readers of published data share: names of splits and classes, records of files, texts, JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
@@ -29,17 +30,23 @@ def by_split(records: Sequence[Record], split_of: Mapping[str, str]) -> dict[str
     return {name: members for name, members in splits.items() if members}
 
 
-def file_records(captions: Mapping[str, Sequence[str]], folder: Path, remedy: str) -> list[Record]:
+def file_records(
+    captions: Mapping[str, Sequence[str]], folder: Path, source: str, remedy: str
+) -> list[Record]:
     """A record for each image name that is a file in `folder`; groups are numbered in the order of the names.
 
     Names without a file are left out, with a warning that counts them; ValueError ending with `remedy` when
-    all are.
+    all are, and when there is no name: `source` is where they are from.
     """
+    if not captions:
+        raise ValueError(f"no image with a caption in {source!r}: is it the right one, and whole?")
     names = sorted(captions)
     missing = {name for name in names if not (folder / name).is_file()}
     if len(missing) == len(names):
-        looked = f"; the first was looked for at {str(folder / names[0])!r}" if names else ""
-        raise ValueError(f"none of the {len(names)} images with captions has a file{looked}: {remedy}")
+        raise ValueError(
+            f"none of the {len(names)} images with captions has a file; the first was looked for at "
+            f"{str(folder / names[0])!r}: {remedy}"
+        )
     warn_of_missing(missing, "images with captions", f"not in {folder}")
     return [
         Record(name, partial(open_image, str(folder / name)), tuple(captions[name]), group)
@@ -48,11 +55,28 @@ def file_records(captions: Mapping[str, Sequence[str]], folder: Path, remedy: st
     ]
 
 
+def distinct_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
+    """The names of classes that a file gives; ValueError where two are equal or one is empty."""
+    for name, count in Counter(names).items():
+        if count > 1 or not name.strip():
+            raise ValueError(f"{str(path)!r} names {count} classes {name!r}: give each a name of its own")
+    return tuple(names)
+
+
+def read_text(path: Path) -> str:
+    """A text without its byte-order mark; ValueError in one line when it is missing or not UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; is the path right?") from error
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+
+
 def read_json(path: Path) -> Any:
     """The content of a JSON file; ValueError in one line when it is missing or not JSON."""
+    text = read_text(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
-    except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}") from error
-    except ValueError as error:  # UnicodeDecodeError is one of them
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{str(path)!r} is not JSON: {error}; fetch it again") from error

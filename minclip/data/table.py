@@ -2,8 +2,11 @@
 
 import csv
 import json
+import math
 import os
 import warnings
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,11 +63,16 @@ class TableConfig:
             image = pick_column(columns, self.image_column, IMAGE_COLUMNS, "image_column", path)
             caption = pick_column(columns, self.caption_column, CAPTION_COLUMNS, "caption_column", path)
             split = find_column(columns, "", (SPLIT_COLUMN,))
+            check_single((image, caption, split), columns, path)
             captions, split_of = group_rows(rows, image, caption, split, path)
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
+        except csv.Error as error:
+            raise ValueError(f"{self.path!r} line 1: {error}; let it name the columns") from error
         folder = Path(self.image_root) if self.image_root else path.parent
-        records = file_records(captions, folder, "give the folder they are relative to as image_root")
+        records = file_records(
+            captions, folder, self.path, "give the folder they are relative to as image_root"
+        )
         if not split:
             fractions = {"train": 1 - self.dev_fraction, "dev": self.dev_fraction}
             return split_by_image(records, fractions, self.split_seed)
@@ -88,7 +96,7 @@ def read_jsonl(path: Path) -> tuple[list[str], list[Row]]:
                     if not isinstance(row, dict):
                         raise ValueError(f"a {type(row).__name__}")
                     rows.append((number, row))
-                except ValueError as error:
+                except (ValueError, RecursionError) as error:
                     raise ValueError(f"{str(path)!r} line {number} is no JSON object: {error}") from error
     return list(rows[0][1]), rows
 
@@ -124,10 +132,10 @@ def read_csv(path: Path, config: TableConfig) -> tuple[list[str], list[Row]]:
                 if row:
                     rows.append((reader.line_num, dict(zip(columns, row, strict=False))))
         except csv.Error as error:
-            raise ValueError(
-                f"{str(path)!r} line {reader.line_num}: {error}; "
-                "put captions that contain quotes in quotes, and double theirs"
-            ) from error
+            remedy = "put captions that contain quotes in quotes, and double theirs"
+            if "limit" in str(error):
+                remedy = "shorten this caption, or close the quotes before it"
+            raise ValueError(f"{str(path)!r} line {reader.line_num}: {error}; {remedy}") from error
     return columns, rows
 
 
@@ -150,6 +158,15 @@ def pick_column(columns: list[str], wanted: str, names: tuple[str, ...], option:
     return column
 
 
+def check_single(used: Iterable[str | None], columns: list[str], path: Path) -> None:
+    """ValueError where a column that is used stands in the table twice."""
+    for column in used:
+        if columns.count(column) > 1:
+            raise ValueError(
+                f"{str(path)!r} has {columns.count(column)} columns {column!r}: rename all but one"
+            )
+
+
 def group_rows(
     rows: list[Row], image: str, caption: str, split: str | None, path: Path
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
@@ -158,18 +175,19 @@ def group_rows(
     split_of: dict[str, str] = {}
     empty = 0
     for number, row in rows:
-        name, value = cell(row.get(image)), row.get(caption)
-        texts = [cell(text) for text in (value if isinstance(value, list) else [value])]
-        if not name or not any(texts):
+        here = f"{str(path)!r} line {number}"
+        name = cell(row.get(image), f"{here} column {image!r}")
+        texts = texts_of(row.get(caption), f"{here} column {caption!r}")
+        if not name or not texts:
             empty += 1
             continue
         name = os.path.normpath(name)  # ./a.jpg and a.jpg are one image
-        captions.setdefault(name, []).extend(filter(None, texts))
+        captions.setdefault(name, []).extend(texts)
         if split:
-            found = split_name(cell(row.get(split)), f"{str(path)!r} line {number}")
+            found = split_name(cell(row.get(split), f"{here} column {split!r}"), here)
             if split_of.setdefault(name, found) != found:
                 raise ValueError(
-                    f"{str(path)!r} line {number} puts image {name!r} in {found}, a line above in "
+                    f"{here} puts image {name!r} in {found}, a line above in "
                     f"{split_of[name]}: an image belongs to one split"
                 )
     if empty:
@@ -177,5 +195,21 @@ def group_rows(
     return captions, split_of
 
 
-def cell(value: object) -> str:
-    return "" if value is None else str(value).strip()
+def texts_of(value: object, where: str) -> list[str]:
+    """The texts in a cell that holds one or a list of them, without empty ones."""
+    texts = [cell(item, where) for item in (value if isinstance(value, list) else [value])]
+    return list(filter(None, texts))
+
+
+def cell(value: object, where: str) -> str:
+    """A text, bytes in UTF-8 or a number as text, None as ""; ValueError beginning with `where` for others."""
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            value = value.decode()
+    if value is None or isinstance(value, str):
+        return (value or "").strip()
+    if type(value) is int or (type(value) is float and math.isfinite(value)):
+        return str(value)
+    raise ValueError(
+        f"{where} holds {repr(value)[:40]}, which is no text: write this column as text in UTF-8"
+    )

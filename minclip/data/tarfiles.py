@@ -14,7 +14,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from minclip.data.records import Record, decode_image
-from minclip.data.table import CAPTION_COLUMNS, cell, find_column
+from minclip.data.table import CAPTION_COLUMNS, find_column, texts_of
 
 IMAGES = ("jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff")
 CLASSES, SIZES = "classnames.txt", "sizes.json"
@@ -78,6 +78,10 @@ def read_shard(
             if image is None or not captions:
                 left_out.append(name)
                 continue
+            if label is None and captions_of_class:
+                raise ValueError(
+                    f"{path}/{key} has no .cls: give every sample a class, or remove {CLASSES} beside the shards"
+                )
             group = first + len(records) if label is None else label
             records.append(Record(name, partial(open_member, str(path), *image, key), captions, group))
     return records, left_out
@@ -93,8 +97,8 @@ def captions_of(
             lines = texts["txt"].decode().splitlines()
         elif "json" in texts:
             row = json.loads(texts["json"])
-            value = row.get(find_column(list(row), "", CAPTION_COLUMNS))
-            lines = [cell(text) for text in (value if isinstance(value, list) else [value])]
+            column = find_column(list(row), "", CAPTION_COLUMNS)
+            lines = texts_of(row.get(column), f"column {column!r}")
         else:
             lines = captions_of_class[label] if label is not None else ()
         if label is not None and captions_of_class and not 0 <= label < len(captions_of_class):
@@ -103,7 +107,7 @@ def captions_of(
         raise ValueError(
             f"{where} has the class {label}, {CLASSES} beside the shards names {len(captions_of_class)} classes"
         ) from None
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:
         raise ValueError(
             f"{where} has a damaged .txt, .json or .cls: {error}; fetch the shard again"
         ) from error

@@ -138,6 +138,18 @@ def save_config(config: Any, path: Path) -> None:
     replace_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
+def check_folder(out: Path) -> None:
+    """ValueError where `--out` is a file, or a folder with something in it."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"--out {out} is not empty: choose another folder")
+
+
+def check_file(path: Path | None, option: str) -> None:
+    """ValueError where no file can be put at `path`: its folder is missing, or a folder or a device is there."""
+    if path and (not path.parent.is_dir() or (path.exists() and not path.is_file())):
+        raise ValueError(f"{option} {path} cannot be written: name a file in a folder that is there")
+
+
 def files_beside_weights(config: Any, tokenizer: Any) -> Callable[[Path], None]:
     """A function that writes into a folder what its weights need to be used: config and vocabulary."""
 

@@ -211,8 +211,16 @@ def test_missing_files(tmp_path):
     (tmp_path / "data_batch_4").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*data_batch_4'"):
         read(tmp_path)
-    (tmp_path / "batches.meta").write_bytes(pickle.dumps({b"fine_label_names": []}, 2))
-    with pytest.raises(ValueError, match=r"batches\.meta' has no list label_names"):
+    for content in ({b"fine_label_names": []}, {b"label_names": ["cat"]}, {b"label_names": [b"caf\xe9"]}):
+        (tmp_path / "batches.meta").write_bytes(pickle.dumps(content, 2))
+        with pytest.raises(
+            ValueError, match=r"batches\.meta' has no list label_names of texts in UTF-8: fetch"
+        ):
+            read(tmp_path)
+    (tmp_path / "batches.meta").write_bytes(pickle.dumps({b"label_names": [b"cat", b"dog", b"cat"]}, 2))
+    with pytest.raises(
+        ValueError, match=r"batches\.meta' names 2 classes 'cat': give each a name of its own"
+    ):
         read(tmp_path)
 
 

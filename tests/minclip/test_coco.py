@@ -89,6 +89,10 @@ def test_one_of_the_files_is_enough_and_some_images_may_be_missing(tmp_path):
             '{"images": [], "annotations": [{"image_id": 5, "caption": "x"}]}',
             "a caption for image 5, which it does",
         ),
+        (
+            '{"images": [], "annotations": []}',
+            "captions_train2017.json' has no caption: fetch it again",
+        ),
     ],
 )
 def test_faults_are_named(tmp_path, content, message):

@@ -153,6 +153,15 @@ def test_without_lists_the_split_is_drawn_by_image(tmp_path):
     assert names(quietly(tmp_path)) == splits
 
 
+def test_too_few_images_for_its_fixed_shares(tmp_path):
+    write_kaggle(tmp_path, some(2))
+    write_images(tmp_path, list(some(2)))
+    with pytest.raises(
+        ValueError, match=r"split 'dev' \(0.125 of 2 images\) would be empty: give more images, or"
+    ):
+        read(tmp_path)
+
+
 def test_missing_images_are_counted_and_named(tmp_path):
     write_kaggle(tmp_path, some(9))
     write_images(tmp_path, list(some(4)))
@@ -192,6 +201,9 @@ def test_lists_that_overlap_or_name_nothing(tmp_path):
     write_lists(tmp_path, train=["000.jpg", "001.jpg"], dev=["001.jpg"])
     with pytest.raises(ValueError, match=r"'001.jpg' is in Flickr_8k.trainImages.txt and in Flickr_8k.dev"):
         read(tmp_path)
+    (tmp_path / LISTS["dev"]).write_bytes(b"caf\xe9.jpg\n")
+    with pytest.raises(ValueError, match=r"devImages.txt' is not UTF-8 text \(.*\): save it as UTF-8$"):
+        read(tmp_path)
     write_lists(tmp_path, train=[], dev=["099.jpg"])
     with pytest.raises(ValueError, match=r"no image is in any of Flickr_8k.trainImages.txt, Flickr_8k.dev"):
         read(tmp_path)
@@ -205,7 +217,9 @@ def test_lists_that_overlap_or_name_nothing(tmp_path):
         ("captions.txt", b"image,caption\na.jpg,a dog, a cat\n", "line 2 has 3 columns, not 2"),
         ("captions.txt", b'image,caption\na.jpg,"a dog\n', "is not as published: unexpected end of data"),
         ("captions.txt", b"image,caption\na.jpg,caf\xe9\n", "is not as published: 'utf-8' codec"),
+        ("captions.txt", b"image,caption\na.jpg, \n", "captions.txt' has no caption: fetch it again"),
         ("Flickr8k.token.txt", b"a.jpg#0\ta dog\n\nb.jpg#0 a cat\n", "line 3 has no tab"),
+        ("Flickr8k.token.txt", b"", "has no caption: fetch it again"),
     ],
 )
 def test_a_damaged_captions_file(tmp_path, name, content, message):

@@ -92,6 +92,11 @@ def test_images_may_lie_elsewhere_and_some_may_be_missing(tmp_path):
             "image 'a.png' has the split 'trian': use train",
         ),
         (json.dumps({"images": [image("a.png", "val", ["x"])] * 2}), "lists image 'a.png' twice"),
+        (json.dumps({"images": []}), "lists no image: fetch it again"),
+        (
+            json.dumps({"images": [image("a.png", "val", [])]}),
+            "no image with a caption in '.*': is it the right",
+        ),
     ],
 )
 def test_faults_are_named(tmp_path, content, message):

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from minclip import load
 from minclip.__main__ import COMMANDS, main
@@ -69,6 +71,13 @@ def shown_percent(said):
     return [float(line.split("%")[0]) for line in said[1:]]
 
 
+@given(st.lists(st.sampled_from(["", " ", "cat", "red circle"]), min_size=1).map(",".join))
+def test_a_label_is_never_empty(labels):
+    message = "no checkpoint in nowhere" if all(map(str.strip, labels.split(","))) else "has an empty label"
+    with pytest.raises(ValueError, match=message):
+        COMMANDS["classify"](["--checkpoint", "nowhere", "--image", "x", f"--labels={labels}"])
+
+
 def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
     picture = tmp_path / "found.png"
     said = said_by(
@@ -94,7 +103,7 @@ def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
 
 def test_caption_ranks_the_given_captions(tiny_run, files, capsys, tmp_path):
     captions = ["a red circle", "a blue star", "a green ring"]
-    (tmp_path / "captions.txt").write_text("\n".join(captions) + "\n\n")
+    (tmp_path / "captions.txt").write_text("\n\n".join(captions) + "\n\n", encoding="utf-8-sig")
     said = said_by(
         capsys,
         "caption",
@@ -185,9 +194,35 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         ),
         (["search", "--checkpoint", "RUN", "--folder", "nowhere", "--text", "a"], "no folder nowhere"),
         (["search", "--checkpoint", "RUN", "--folder", "EMPTY", "--text", "a"], "no image in"),
+        (["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", " "], "--text ' ' is empty"),
+        (
+            ["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", "a", "--top", "0"],
+            "--top 0 must be at least 1",
+        ),
+        (
+            ["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", "a", "--picture", "EMPTY"],
+            "--picture .* cannot be written: name a file",
+        ),
         (
             ["caption", "--checkpoint", "RUN", "--image", "x.png", "--captions", "nowhere"],
-            "cannot read nowhere",
+            "cannot read 'nowhere'",
+        ),
+        (
+            ["caption", "--checkpoint", "nowhere", "--image", "x.png", "--captions", "BLANK"],
+            "no caption in .*blank.txt: give one a line",
+        ),
+        (
+            ["caption", "--checkpoint", "nowhere", "--image", "x.png", "--captions", "BLANK", "--top", "-1"],
+            "--top -1 must be at least 1",
+        ),
+        (["evaluate", "--checkpoint", "nowhere", "--json", "EMPTY"], "--json .* cannot be written"),
+        (
+            ["export", "--checkpoint", "nowhere", "--to", "hf-clip", "--out", "RUN"],
+            "--out .*tiny is not empty: choose another folder",
+        ),
+        (
+            ["export", "--checkpoint", "nowhere", "--to", "hf-clip", "--out", "BLANK"],
+            "--out .*blank.txt is not empty",
         ),
         (
             ["classify", "--checkpoint", "RUN", "--image", "x.png", "--labels", "a"],
@@ -202,7 +237,8 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
     ],
 )
 def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, arguments, message):
-    places = {"RUN": str(tiny_run), "EMPTY": str(tmp_path)}
+    (tmp_path / "blank.txt").write_text(" \n\n")
+    places = {"RUN": str(tiny_run), "EMPTY": str(tmp_path), "BLANK": str(tmp_path / "blank.txt")}
     monkeypatch.setattr(sys, "argv", ["minclip", *(places.get(word, word) for word in arguments)])
     with pytest.raises(ValueError, match=message) as error:
         main()

@@ -160,6 +160,16 @@ def test_rows_without_image_or_caption_and_images_of_two_splits(tmp_path):
             {"image": [b"x"], "text": ["a"], "split": ["trian"]},
             "0000:000000 has the split 'trian': use train",
         ),
+        ({"image": [b"x"], "text": [{"a": 1}]}, "0000:000000 column 'text' holds {'a': 1}, which is no text"),
+        (
+            {"image": [b"x"], "text": [b"caf\xe9"]},
+            "0000:000000 column 'text' holds .*, which is no text: write",
+        ),
+        ({"image": [b"x"], "text": [float("nan")]}, "0000:000000 column 'text' holds nan, which is no text"),
+        (
+            {"image": [b"x"], "text": ["a"], "split": [True]},
+            "0000:000000 column 'split' holds True, which is",
+        ),
     ],
 )
 def test_other_columns_are_named(tmp_path, columns, message):
@@ -167,6 +177,28 @@ def test_other_columns_are_named(tmp_path, columns, message):
         read(write(tmp_path / "a.parquet", **columns))
     assert "\n" not in str(caught.value)
     assert "a.parquet" in str(caught.value)
+
+
+def test_captions_of_bytes_are_texts_and_a_column_stands_once(tmp_path):
+    captions = [b"ein Hund", "ünter".encode(), b" "]
+    path = write(tmp_path / "a.parquet", image=[png(1), png(2), png(2)], caption=captions)
+    with pytest.warns(UserWarning, match="left out 1 of 3 rows"):
+        assert content(ParquetConfig(path=str(path), dev_fraction=0.5).read()) == {
+            1: ("ein Hund",),
+            2: ("ünter",),
+        }
+    for name in ("image", "caption", "split"):
+        columns = {"image": [png(1)], "caption": ["x"], "split": ["train"]}
+        names, arrays = [*columns, name], [*columns.values(), columns[name]]
+        pq.write_table(pyarrow.table([pyarrow.array(array) for array in arrays], names=names), path)
+        with pytest.raises(ValueError, match=f"a.parquet' has 2 columns '{name}': rename all but one"):
+            read(path)
+    arrow = pyarrow.StringArray.from_buffers(
+        1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xe9")
+    )
+    write(path, image=[png(1)], caption=arrow)
+    with pytest.raises(ValueError, match=r"a.parquet' is not a whole Parquet file: 'utf-8' codec"):
+        read(path)
 
 
 def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):

@@ -262,6 +262,17 @@ def test_incomplete_samples_are_counted_and_named(tmp_path):
         assert len(ShardsConfig(path=str(tmp_path)).read()["train"]) == 1
 
 
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.filterwarnings("ignore:left out 1 samples")
+def test_a_split_without_samples_is_refused(tmp_path, told):
+    write(tmp_path / "0.tar", [("a.png", encoded(0)), ("a.txt", b"x")])
+    write(tmp_path / "1.tar", [("b.png", encoded(0))])
+    if told:
+        (tmp_path / "sizes.json").write_text('{"0.tar": 1, "1.tar": 0}')
+    with pytest.raises(ValueError, match=r"no sample of split dev at '.*' has an image and a caption: fetch"):
+        ShardsConfig(path=str(tmp_path)).read()
+
+
 def test_faults_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"0 shards at '.*', dev_shards=1 of them held out: none is left"):
         read(tmp_path)
@@ -277,6 +288,20 @@ def test_faults_are_named(tmp_path):
         (tmp_path / "sizes.json").write_text(content)
         with pytest.raises(ValueError, match=r"sizes.json' is not a table of shards and numbers"):
             read(tmp_path)
+    (tmp_path / "sizes.json").write_text(json.dumps({"00000.tar": 4, "00001.tar": 4}))
+    (tmp_path / "classnames.txt").write_text("cat\ndog\n")
+    with pytest.raises(ValueError, match=r"00000.tar/s0000000 has no .cls: give every sample a class, or"):
+        read(tmp_path)
+    for content, message in (
+        (b"cat\ndog\ncat\n", r"names 2 classes 'cat': give each a name of its own"),
+        (b"cat\n\ndog\n", r"names 1 classes '': give each a name of its own"),
+        (b"caf\xe9\n", r"is not UTF-8 text \(invalid continuation byte\): save it as UTF-8"),
+    ):
+        (tmp_path / "classnames.txt").write_bytes(content)
+        for path in (tmp_path, tmp_path / "{00000..00001}.tar"):
+            with pytest.raises(ValueError, match=f"^'{tmp_path}/classnames.txt' {message}$"):
+                read(path)
+    (tmp_path / "classnames.txt").unlink()
     shards[1].write_bytes(shards[1].read_bytes()[:900])
     with pytest.raises(ValueError, match=r"shard '.*00001.tar' does not end as a tar file does at byte 900"):
         read(tmp_path)

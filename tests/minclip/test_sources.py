@@ -3,10 +3,12 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from minclip.data.records import Record
-from minclip.data.sources import by_split, file_records, read_json, split_name
+from minclip.data.sources import by_split, distinct_names, file_records, read_json, split_name
 
 
 def names(splits: dict[str, list[Record]]) -> dict[str, list[str]]:
@@ -31,24 +33,46 @@ def test_records_of_files(tmp_path):
         Image.new("RGB", (3, 2)).save(tmp_path / name)
     captions = {"c.png": ["x", "y"], "a.png": ["z"], "sub/b.png": ["w"], "sub": ["a folder"]}
     with pytest.warns(UserWarning, match="left out 2 images with captions, not in .*: a.png, sub$"):
-        records = file_records(captions, tmp_path, "")
+        records = file_records(captions, tmp_path, "", "")
     assert [(r.image_id, r.captions, r.group) for r in records] == [
         ("c.png", ("x", "y"), 1),
         ("sub/b.png", ("w",), 3),
     ]
     assert records[1].open().size == (3, 2)
     with pytest.raises(ValueError, match=r"none of the 1 images .* at '/nowhere/a.png': say where"):
-        file_records({"a.png": ["z"]}, Path("/nowhere"), "say where")
+        file_records({"a.png": ["z"]}, Path("/nowhere"), "a.csv", "say where")
+    with pytest.raises(
+        ValueError, match=r"^no image with a caption in 'a.csv': is it the right one, and whole\?"
+    ):
+        file_records({}, tmp_path, "a.csv", "say where")
+
+
+@given(st.lists(st.sampled_from([" ", *"abcdef"])))
+def test_class_names_differ_and_are_not_empty(names):
+    if len(set(names)) == len(names) and all(map(str.strip, names)):
+        assert distinct_names(names, Path("a.txt")) == tuple(names)
+    else:
+        with pytest.raises(
+            ValueError, match=r"^'a.txt' names \d+ classes '.?': give each a name of its own$"
+        ):
+            distinct_names(names, Path("a.txt"))
 
 
 def test_json_files(tmp_path):
     path = tmp_path / "a.json"
     path.write_text('{"é": [1]}', encoding="utf-8-sig")
     assert read_json(path) == {"é": [1]}
-    for content in (b"{", b"\xff{}", b""):
+    for content in (b"{", b"", b"[" * 100_000):
         path.write_bytes(content)
         with pytest.raises(ValueError, match=r"a.json' is not JSON: .*; fetch it again$") as caught:
             read_json(path)
         assert "\n" not in str(caught.value)
+    path.write_bytes(b"\xff{}")
+    with pytest.raises(
+        ValueError, match=r"a.json' is not UTF-8 text \(invalid start byte\): save it as UTF-8$"
+    ):
+        read_json(path)
+    with pytest.raises(ValueError, match=r"cannot read '.*': Is a directory; is the path right\?$"):
+        read_json(tmp_path)
     with pytest.raises(ValueError, match=r"cannot read '.*none.json': No such file"):
         read_json(tmp_path / "none.json")

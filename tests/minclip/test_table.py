@@ -2,8 +2,10 @@
 
 import csv
 import json
+import math
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minclip.data.records import Record
-from minclip.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SEPARATORS, TableConfig
+from minclip.data.table import CAPTION_COLUMNS, IMAGE_COLUMNS, SEPARATORS, TableConfig, cell
 
 FILES = ("a.png", "b c.png", "ü,1.png", "it's;2.png", "sub/d|e.png", "日本.png")
 TEXT = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=30)
@@ -203,7 +205,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
         read(path, image_root="/nowhere")
     with (
         pytest.warns(UserWarning, match="1 of 1 rows"),
-        pytest.raises(ValueError, match=r"none of the 0 images .* has a file: give the folder"),
+        pytest.raises(ValueError, match=r"no image with a caption in '.*table.csv': is it the right one"),
     ):
         read(write(tmp_path, "image,caption\na.png,\n"))
 
@@ -218,6 +220,30 @@ def test_missing_images_are_counted_and_named(tmp_path):
         ("image,caption,split\na.png,x,train\na.png,y,dev\n", "line 3 puts image 'a.png' in dev, .* train"),
         ('{"image": "a.png", "caption": "x"}\n{"image"\n', "line 2 is no JSON object: "),
         ('{"image": "a.png", "caption": "x"}\n["image"]\n', "line 2 is no JSON object: a list"),
+        (
+            '{"image": "a.png", "caption": "x"}\n' + "[" * 100_000,
+            "line 2 is no JSON object: maximum recursion",
+        ),
+        (
+            '{"image": {"a": 1}, "caption": "x"}',
+            "line 1 column 'image' holds {'a': 1}, which is no text: write",
+        ),
+        (
+            '{"image": "a.png", "caption": ["x", ["y"]]}',
+            r"line 1 column 'caption' holds \['y'\], which is no text",
+        ),
+        (
+            '{"image": "a.png", "caption": "x", "split": true}',
+            "line 1 column 'split' holds True, which is no",
+        ),
+        ('{"image": "a.png", "caption": NaN}', "line 1 column 'caption' holds nan, which is no text"),
+        ("image,caption,image\na.png,x,b.png\n", "has 2 columns 'image': rename all but one"),
+        ("image,text,split,split\na.png,x,train,dev\n", "has 2 columns 'split': rename all but one"),
+        (
+            f'image,caption\na.png,"{"x" * 131073}"\n',
+            "line 2: field larger .*; shorten this caption, or close",
+        ),
+        ("x" * 131073, "line 1: field larger than field limit .*; let it name the columns"),
     ],
 )
 def test_a_faulty_line_is_named(tmp_path, text, message):
@@ -226,6 +252,29 @@ def test_a_faulty_line_is_named(tmp_path, text, message):
         read(path)
     assert "\n" not in str(caught.value)
     assert "table.csv" in str(caught.value)
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | TEXT | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=2) | st.dictionaries(TEXT, inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@given(VALUES)
+def test_a_cell_is_a_text_or_a_number_or_refused(value):
+    expected = str(value).strip() if type(value) in (str, int, float) else "" if value is None else None
+    if isinstance(value, bytes):
+        with suppress(UnicodeDecodeError):
+            expected = value.decode().strip()
+    if expected is None or (type(value) is float and not math.isfinite(value)):
+        with pytest.raises(
+            ValueError, match=r"^here holds .*, which is no text: write this column as"
+        ) as caught:
+            cell(value, "here")
+        assert "\n" not in str(caught.value)
+    else:
+        assert cell(value, "here") == expected
 
 
 def test_a_missing_or_foreign_file(tmp_path):

@@ -57,7 +57,7 @@ def test_round_trip(tmp_path_factory, captions, shard_size, with_class):
     found: list[Record] = []
     for path in shards:
         check_end(path)
-        read, left_out = read_shard(path, CLASSES, first=len(found))
+        read, left_out = read_shard(path, CLASSES if with_class else (), first=len(found))
         assert (len(read), left_out) == (sizes[path.name], [])
         found += read
     assert len(found) == len(records) == len({record.image_id for record in found})
@@ -79,11 +79,13 @@ def test_layouts_of_others(tmp_path, format):
         ("./train/000.cls", b"1\n"),
         ("x/1.0.b.txt", b"no image of this name"),
         ("x/1.png", encoded(1)),
+        ("x/1.cls", b"0"),
         ("x/1.json", json.dumps({"url": "u", "caption": "a dog", "width": 3}).encode()),
         (f"{long}.cls", b"0"),
         (f"{long}.WEBP", encoded(2, "WEBP")),
         ("3.json", json.dumps({"captions": ["x", "", " y "]}).encode()),
         ("3.png", encoded(3)),
+        ("3.cls", b"1"),
         ("README", b"nothing"),
         ("._3.png", b"left by a Mac"),
     ]
@@ -96,7 +98,7 @@ def test_layouts_of_others(tmp_path, format):
         CLASSES[0],
         ("x", "y"),
     ]
-    assert [record.group for record in records] == [1, 101, 0, 103]
+    assert [record.group for record in records] == [1, 0, 0, 1]
     assert [record.image_id for record in records] == [
         "0.tar/train/000",
         "0.tar/x/1",
@@ -131,6 +133,19 @@ def test_incomplete_samples_are_left_out_by_name(tmp_path):
         ("a.txt", b"caf\xe9", (), "has a damaged .txt, .json or .cls: 'utf-8'"),
         ("a.json", b"{", (), "has a damaged .txt, .json or .cls: "),
         ("a.json", b"[1]", (), "has a damaged .txt, .json or .cls: "),
+        ("a.json", b"[" * 100_000, (), "has a damaged .txt, .json or .cls: maximum recursion"),
+        (
+            "a.json",
+            b'{"text": {"a": 1}}',
+            (),
+            "or .cls: column 'text' holds {'a': 1}, which is no text: write",
+        ),
+        (
+            "a.txt",
+            b"a dog",
+            CLASSES,
+            "0.tar/a has no .cls: give every sample a class, or remove classnames.txt",
+        ),
     ],
 )
 def test_faulty_texts_are_named(tmp_path, name, content, classes, message):

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
 from typing import Literal
 
 import pytest
@@ -9,6 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minlm.training.config import (
+    check_file,
+    check_folder,
     field_help,
     from_dict,
     load_config,
@@ -181,3 +184,24 @@ def test_every_option_of_the_training_scripts_has_a_help_text():
 
     for preset in PRESETS.values():
         check(preset)
+
+
+def test_places_to_write_to_are_checked_before_any_work(tmp_path):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "file").write_text("")
+    for place in ("new", "empty"):
+        check_folder(tmp_path / place)
+    for place in (tmp_path, tmp_path / "file"):
+        with pytest.raises(ValueError, match=f"^--out {place} is not empty: choose another folder$"):
+            check_folder(place)
+    for place in (None, tmp_path / "new", tmp_path / "file"):
+        check_file(place, "--json")
+    for place in (
+        tmp_path,
+        tmp_path / "none" / "new",
+        tmp_path / "file" / "new",
+        Path("/dev/null"),
+        Path(""),
+    ):
+        with pytest.raises(ValueError, match=f"^--json {place} cannot be written: name a file in a folder"):
+            check_file(place, "--json")

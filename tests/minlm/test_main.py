@@ -191,6 +191,16 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         (["generate", "--checkpoint", "RUN"], "--prompt"),
         (["evaluate", "--checkpoint", "RUN", "--data.path", "nowhere"], "nowhere"),
         (["evaluate", "--checkpoint", "RUN", "--data.n_scenes", "0"], "n_scenes is 0"),
+        (["evaluate", "--checkpoint", "nowhere", "--random_batches", "-1"], "--random_batches -1 must be at"),
+        (
+            ["evaluate", "--checkpoint", "nowhere", "--json", "/dev/full"],
+            "--json /dev/full cannot be written",
+        ),
+        (["evaluate", "--checkpoint", "REPLY", "--stride", "0"], "are for models that continue a text"),
+        (
+            ["export", "--checkpoint", "nowhere", "--to", "hf-gpt2", "--out", "REPLY"],
+            "reply is not empty: choose",
+        ),
         (["doctor", "--preset", "script-lm"], "no text to learn from"),
         (["paint"], "unknown command 'paint': there are generate, evaluate, export, doctor"),
     ],

@@ -412,6 +412,25 @@ def test_bad_scripts_are_named(tmp_path):
         assert "\n" not in str(error.value)
 
 
+@given(text=st.text(min_size=1), noise=st.integers(1, 8), encoding=st.sampled_from(["utf-16", "utf-32"]))
+def test_what_is_no_text_is_refused(tmp_path_factory, text, noise, encoding):
+    """Other encodings, pictures and the like; a stray control character in a long text is none of them."""
+    path = tmp_path_factory.mktemp("script") / "script.txt"
+    plain = "Nobody spoke. " * 40
+    for data in (
+        (plain + text).encode(encoding, "replace"),
+        plain.encode() + bytes([noise]) * 20,
+        b"\xff\xd8\0",
+    ):
+        path.write_bytes(data)
+        with pytest.raises(
+            ValueError, match=r"script.txt holds NUL or many control .*: is it a text file in UTF-8\?"
+        ):
+            read_script(path)
+    path.write_bytes(plain.encode() + bytes([noise]))
+    assert read_script(path) == plain + chr(noise)
+
+
 @pytest.fixture(scope="module")
 def charade(data_root):
     text = read_script(data_root / "scripts" / "Charade.txt")

@@ -254,6 +254,7 @@ def test_bad_files_are_named(tmp_path):
         (b"once upon a time", "neither JSON nor lines"),
         (b"once upon", "neither JSON nor lines"),
         (b"{", "damaged or no tokenizer"),
+        (b'{"kind": ' + b"[" * 100_000, "damaged or no tokenizer"),
         (b'{"kind": "bpe", "tokens": ["YQ=="], "specials": [], "digest": ""}', "damaged"),
         (b'{"model": {}}', "damaged or no tokenizer"),
         (b"YQ== 0\n", "holds 1 tokens where GPT-2's holds 50256"),
@@ -288,7 +289,8 @@ def test_gpt2_files_that_do_not_fit_are_refused(tmp_path):
     one_line(lambda: load_tokenizer(tmp_path), "do not fit together")
     write_gpt2(tmp_path, version="Ü \u4e00\n")
     one_line(lambda: load_tokenizer(tmp_path), "do not fit together")
-    (tmp_path / "encoder.json").write_text("[")
-    one_line(lambda: load_tokenizer(tmp_path), "do not fit together")
+    for content in ("[", "[" * 100_000):
+        (tmp_path / "encoder.json").write_text(content)
+        one_line(lambda: load_tokenizer(tmp_path), "do not fit together")
     (tmp_path / "vocab.bpe").unlink()
     one_line(lambda: load_tokenizer(tmp_path / "encoder.json"), "no such tokenizer file: .*vocab.bpe")
