@@ -1,5 +1,7 @@
 """The pictures of a classification show its numbers: read back from the figures' parts."""
 
+import itertools
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -63,10 +65,15 @@ def test_bars_are_the_accuracies_best_class_first(tmp_path_factory, n_classifier
     assert sorted(order) == names
     assert [first[name] for name in order] == sorted(first.values(), reverse=True)
     assert axes.yaxis_inverted()  # the first on top
-    heights = []
+    heights, edges, labels = [], [], []
     for bars, accuracies in zip(axes.containers, classifiers.values(), strict=True):
         assert [bar.get_width() for bar in bars] == [accuracies[name] for name in order]
         heights.append([bar.get_y() + bar.get_height() / 2 for bar in bars])
+        edges += [(bar.get_y(), bar.get_y() + bar.get_height()) for bar in bars]
+        labels += [f"{accuracies[name]:.0%}" for name in order]
+    assert [text.get_text() for text in axes.texts] == labels
+    for (_, end), (start, _) in itertools.pairwise(sorted(edges)):
+        assert end <= start + 1e-9  # no bar hides another
     for place, centres in enumerate(zip(*heights, strict=True)):
         assert sum(centres) / n_classifiers == pytest.approx(place)  # centred on the class's label
     assert [line.get_xdata()[0] for line in axes.get_lines()] == [0.1]

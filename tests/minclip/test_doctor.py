@@ -1,13 +1,15 @@
 """The doctor names each thing that will go wrong, and nothing where all is well."""
 
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from minclip.data.records import Record
 from minclip.data.table import TableConfig
-from minclip.doctor import examine
+from minclip.doctor import examine, examine_captions, examine_images
 from minclip.presets import PRESETS
 from minclip.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig
@@ -52,6 +54,7 @@ def test_nothing_is_wrong_with_good_data(folder):
     assert "split dev: 5 images, 5 captions" in said
     assert "0 pictures stand both in train and in dev" in said
     assert "ln(5) = 1.609" in said
+    assert "at most 100 steps, 33.3 epochs" in said  # of the fifteen
 
 
 def test_damaged_files_are_counted_and_named(folder):
@@ -60,6 +63,20 @@ def test_damaged_files_are_counted_and_named(folder):
     [(level, text)] = [(level, text) for level, text in found if "3.png" in text]
     assert level == "problem"  # one of fifteen is more than five per cent
     assert "split train: 1 of 15 images cannot be decoded" in text
+
+
+def test_one_damaged_image_of_twenty_is_a_note():
+    def picture(i):
+        if i == 3:
+            raise ValueError("3.png is broken")
+        return Image.new("RGB", (2, 2), (i, 0, 0))
+
+    train = [Record(str(i), partial(picture, i), ("a",), i) for i in range(20)]
+    assert list(examine_images({"train": train, "dev": train[3:4]})) == [
+        ("note", "split train: 1 of 20 images cannot be decoded; 3.png is broken"),
+        ("problem", "split dev: 1 of 1 images cannot be decoded; 3.png is broken"),
+        ("ok", "0 pictures stand both in train and in dev"),  # two broken ones are not the same picture
+    ]
 
 
 def test_one_picture_in_two_splits_is_leakage(folder):
@@ -75,6 +92,39 @@ def test_captions_too_long_are_counted(folder):
     assert text.startswith("1 of 15 captions (6.67%) are cut at context_length=32")
 
 
+def captioned(i, *captions, group=None):
+    return Record(str(i), None, captions, i if group is None else group)
+
+
+def test_few_captions_too_long_are_a_note():
+    """A share of the captions, not of the images: one of 121, of one image in ten."""
+    config = replace(PRESETS["pairs"], text=replace(PRESETS["pairs"].text, context_length=8))
+    long = "a b c d e f g h i j"
+    records = [captioned(i, *(f"{word} {i}" for word in "abcdefghijkl"), *[long][i:]) for i in range(10)]
+    [(level, text)] = [finding for finding in examine_captions(records, config) if "are cut" in finding[1]]
+    assert (level, text.split(";")[0]) == (
+        "note",
+        "1 of 121 captions (0.83%) are cut at context_length=8",
+    )
+
+
+@pytest.mark.parametrize(
+    "records, said",
+    [
+        (
+            [captioned(0, "a dog", "a dog"), captioned(1, "a cat")],
+            "0 captions stand with more than one image",
+        ),
+        (
+            [captioned(i, "a dog", group=0) for i in range(2)],
+            "2 captions stand with more than one image; the data groups them",
+        ),
+    ],
+)
+def test_captions_twice_of_one_image_or_of_one_group_are_right(records, said):
+    assert ("ok", said) in list(examine_captions(records, PRESETS["pairs"]))
+
+
 def test_captions_of_several_images_are_false_negatives(folder):
     rewrite(folder, "picture number ii,", "picture number i,")
     [(level, text)] = [(level, text) for level, text in findings(folder) if "more than one image" in text]
@@ -84,7 +134,9 @@ def test_captions_of_several_images_are_false_negatives(folder):
     )
 
 
-def test_four_patches_are_too_few(folder):
+def test_four_patches_are_too_few_and_sixteen_are_not(folder):
     image = VisionTransformerConfig(image_size=(32, 32), patch_size=(16, 16))
     [text] = problems(findings(folder, image=image))
     assert text.startswith("the image tower sees 4 patches, too few to see much")
+    image = replace(image, patch_size=(8, 8))
+    assert ("ok", "the image tower sees 16 patches") in findings(folder, image=image)

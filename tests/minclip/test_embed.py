@@ -21,6 +21,27 @@ def test_scores_are_exact():
     torch.testing.assert_close(images.float(), units(3, 777, 0), atol=2**-25, rtol=0)
 
 
+@pytest.mark.parametrize("length, fits", [(0.985, True), (1.015, True), (0.95, False), (1.05, False)])
+def test_a_row_may_be_as_far_from_unit_length_as_rounding_takes_it(length, fits):
+    rows = torch.eye(3) * torch.tensor([1.0, length, 1.0])[:, None]
+    if fits:
+        exact_pair(rows, torch.eye(3), "text")
+        return
+    with pytest.raises(ValueError, match=f"image embeddings: row 1 has length {length}"):
+        exact_pair(rows, torch.eye(3), "text")
+    with pytest.raises(ValueError, match=f"text embeddings: row 1 has length {length}"):
+        exact_pair(torch.eye(3), rows, "text")
+
+
+def test_a_text_longer_than_the_context_is_cut():
+    model = TinyCLIP()
+    model.config.text.context_length = 5
+    long, cut = (
+        embed_texts(model, TOKENIZER, [text]) for text in ("a photo of red green star", "a photo of")
+    )
+    assert torch.equal(long, cut)
+
+
 @given(st.lists(phrases, min_size=1, max_size=12), st.integers(1, 5))
 def test_texts_do_not_depend_on_the_batch_and_equal_texts_are_equal(texts, batch_size):
     model = TinyCLIP()

@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minclip import evaluate
 from minclip.data.records import Question
 from minclip.embed import embed_classes, embed_images, embed_texts, image_features
 from minclip.evaluate import (
@@ -17,7 +18,7 @@ from minclip.evaluate import (
 from minclip.linear_probe import linear_probe
 from minclip.retrieval import retrieval
 from minclip.zero_shot import caption_questions, zero_shot
-from tests.minclip.tiny_clip import TOKENIZER, WORDS, TinyCLIP, phrases, record, transform
+from tests.minclip.tiny_clip import TOKENIZER, WORDS, TinyCLIP, phrases, record, spied, transform
 
 
 @given(st.lists(st.lists(phrases, min_size=1, max_size=3), min_size=1, max_size=6), st.integers(1, 4))
@@ -92,6 +93,32 @@ def test_class_data_gets_every_figure():
         assert found.figures["chance"][way]["recall@1"] == pytest.approx(1 / 3)
 
 
+@pytest.mark.parametrize("n_train, every", [(10, 1), (16, 2), (20, 2), (21, 3)])
+def test_the_probe_is_fitted_on_evenly_spaced_images(monkeypatch, n_train, every):
+    """No more than PROBE_IMAGES, and of every class, also where the records stand class by class."""
+    monkeypatch.setattr(evaluate, "PROBE_IMAGES", 10)
+    calls = spied(monkeypatch, evaluate, "linear_probe")
+    model, (names, dev) = TinyCLIP(), class_records(9)
+    train = sorted(class_records(n_train)[1], key=lambda some: some.group)
+    found = evaluate_all(model, dev, transform, TOKENIZER, names, train_records=train)
+    ((features, labels, *_),) = calls
+    torch.testing.assert_close(features, image_features(model, train[::every], transform))
+    assert labels.tolist() == [some.group for some in train[::every]]
+    assert found.figures["linear_probe"]["n_train"] == len(train[::every])
+
+
+def test_prompts_and_choices_are_embedded_as_they_are(monkeypatch):
+    """The figures of so few images may be right by luck: what they are made from is not."""
+    model, (names, dev), templates = TinyCLIP(), class_records(9), ("a photo of a {}", "the {}")
+    zero_shots, choices = (spied(monkeypatch, evaluate, name) for name in ("zero_shot", "choice_figures"))
+    evaluate_all(model, dev, transform, TOKENIZER, names, templates)
+    assert torch.equal(zero_shots[0][2], embed_classes(model, TOKENIZER, names, templates))
+    images, texts, questions = choices[0]
+    asked = [text for question in questions for text in question.choices]
+    torch.testing.assert_close(texts, embed_texts(model, TOKENIZER, asked))
+    torch.testing.assert_close(images, embed_images(model, [q.record for q in questions], transform))
+
+
 def test_captions_are_chosen_as_by_the_model_itself():
     model = TinyCLIP()
     texts = [f"{first} {second}" for first in ("red", "green", "blue", "the") for second in WORDS[6:9]]
@@ -134,6 +161,21 @@ def test_every_figure_is_said_beside_its_chance():
         f"linear probe: top1 {top1:.1%} (chance 33.3%), top5 100.0% (chance 100.0%); 12 images, "
         f"12 to fit, l2 {l2:.2g}"
     )
+
+
+def test_each_number_is_said_in_its_own_place():
+    top = {"top1": 0.11, "top5": 0.22, "chance": {"top1": 0.33, "top5": 0.44}, "n": 55}
+    figures = {
+        **{"images": 4, "captions": 4, **retrieval(torch.eye(4), torch.eye(4), torch.arange(4))},
+        "caption_choice": {"accuracy": 0.66, "chance": 0.25, "n": 77, "choices": 4},
+        "class_zero_shot": top | {"n": 66},
+        "linear_probe": top | {"n_train": 88, "l2": 0.5},
+    }
+    assert format_figures(figures, 1.0).split("\n")[2:] == [
+        "4-choice captions: 66.0% (chance 25.0%), 77 questions",
+        "class zero shot: top1 11.0% (chance 33.0%), top5 22.0% (chance 44.0%); 66 images",
+        "linear probe: top1 11.0% (chance 33.0%), top5 22.0% (chance 44.0%); 55 images, 88 to fit, l2 0.5",
+    ]
 
 
 def test_nothing_to_evaluate():

@@ -58,15 +58,17 @@ def test_the_optimum_is_newtons(n_images, width, n_classes, power, seed):
 
 
 @given(SEEDS)
-def test_the_optimum_does_not_depend_on_the_start(seed):
+def test_the_optimum_does_not_depend_on_the_start_and_leaves_it_alone(seed):
     features, labels = problem(30, 4, 3, seed)
     elsewhere = fit_classifier(features, labels, 3, 10.0)
+    kept = [part.clone() for part in elsewhere]
     for got, wanted in zip(
         fit_classifier(features, labels, 3, 0.01, elsewhere, tolerance=1e-9),
         fit_classifier(features, labels, 3, 0.01, tolerance=1e-9),
         strict=True,
     ):
         torch.testing.assert_close(got, wanted, atol=1e-6, rtol=1e-6)
+    assert all(torch.equal(part, before) for part, before in zip(elsewhere, kept, strict=True))
 
 
 @given(st.lists(st.integers(0, 4), min_size=1, max_size=60))
@@ -129,6 +131,12 @@ def test_what_is_linear_is_learnt_and_noise_is_not():
     assert got["top1"] > 0.9
     got = linear_probe(noise[0], labels, noise[1], new_labels, "abcd")
     assert abs(got["top1"] - 0.25) < 0.12
+
+
+def test_features_that_are_all_the_same_leave_the_commonest_class():
+    labels = torch.tensor([0, 1, 2, 1]).repeat(3)
+    got = linear_probe(torch.ones(12, 2), labels, torch.ones(12, 2), labels, "abc")
+    assert (got["top1"], got["per_class"]) == (0.5, {"a": 0.0, "b": 1.0, "c": 0.0})
 
 
 FEATURES, LABELS = torch.eye(6), torch.arange(6) // 2

@@ -115,6 +115,18 @@ def test_a_new_block_is_its_shortcut(stride, width, seed):
     same(block(x), block.shortcut(x).relu())
 
 
+@given(st.sampled_from([32, 48]), seeds)
+def test_attention_pooling_starts_with_a_deviation_of_one_over_the_root_of_the_width(width, seed):
+    """Positions and projections, as CLIP; biases at zero."""
+    torch.manual_seed(seed)
+    for name, value in AttentionPooling(width, width, 2).named_parameters():
+        if name.endswith("bias"):
+            assert (value == 0).all()
+        else:
+            measured = value.square().mean().sqrt().item()
+            assert measured == pytest.approx(width**-0.5, rel=6 / (2 * value.numel()) ** 0.5), name
+
+
 def test_published_size():
     """OpenAI's RN50: 38,316,896 with the projection to 1,024 that ends its attention pooling."""
     config = ModifiedResNetConfig()

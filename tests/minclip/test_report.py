@@ -1,6 +1,7 @@
 """Which pictures a run gets: those that its figures, its data and its towers have something to show for."""
 
 import json
+import math
 from functools import partial
 
 import pytest
@@ -8,12 +9,15 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from minclip.data.records import Record
+from minclip import report
+from minclip.data.records import Question, Record
+from minclip.embed import embed_images, embed_texts
 from minclip.evaluate import Evaluation
-from minclip.report import draw_classes, draw_pictures, draw_where_it_looks, spread
+from minclip.report import draw_classes, draw_pictures, draw_where_it_looks, draw_zero_shot, spread
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.runs import load
 from minclip.zero_shot import zero_shot
+from tests.minclip.tiny_clip import TOKENIZER, TinyCLIP, record, transform, units
 
 
 def plain(index):
@@ -53,8 +57,59 @@ def test_a_run_gets_the_pictures_of_its_figures(tmp_path, figures, more):
     assert drawn == {"loss", "metrics", "similarity", "retrieval"} | more
 
 
+def drawn_by(monkeypatch, *names):
+    """{function of the report: what it is given}, from now on; nothing is drawn."""
+    given = {}
+    for name in names:
+        monkeypatch.setattr(report, name, lambda *values, name=name: given.update({name: values}))
+    return given
+
+
+def test_pictures_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
+    given = drawn_by(monkeypatch, "loss_curve", "metric_curves", "similarity_matrix", "retrieval_grid")
+    records = [record(i, tuple(f"{i} {c}" for c in range(1 + i % 3))) for i in range(20)]
+    owners = [i for i, some in enumerate(records) for _ in some.captions]
+    images, texts = units(20, 6, 0), units(len(owners), 6, 1)
+    draw_pictures(tmp_path, records, Evaluation({}, 1.0, images, texts, torch.tensor(owners)))
+    pictures, captions, *rows, _ = given["similarity_matrix"]
+    places = spread(20, 8)
+    assert pictures == [records[i].open() for i in places]
+    assert captions == [f"{i} 0" for i in places]
+    assert torch.equal(rows[0], images[places])
+    assert torch.equal(rows[1], texts[[owners.index(i) for i in places]])
+    shown, *embeddings, queries, _ = given["retrieval_grid"]
+    assert (shown, queries) == (records, spread(20, 4))
+    assert torch.equal(embeddings[0], images)
+    assert torch.equal(embeddings[1], texts)
+
+
+def test_accuracies_stand_beside_the_chance_of_the_first_answer(tmp_path, monkeypatch):
+    given = drawn_by(monkeypatch, "confusion_matrix", "accuracy_by_class")
+    figures = class_figures(tuple("abcdef"), torch.arange(9) % 6)
+    draw_classes(tmp_path, {"class_zero_shot": figures})
+    assert given["accuracy_by_class"][:2] == ({"class zero shot": figures["per_class"]}, 1 / 6)
+
+
+def test_zero_shot_examples_are_the_models_softmax(tmp_path, monkeypatch):
+    given, model = drawn_by(monkeypatch, "zero_shot_examples"), TinyCLIP()
+    model.logit_scale.data.fill_(1.5)
+    choices = ("red circle", "star", "blue square")
+    questions = [Question(record(i, ("a",)), choices[: 2 + i % 2], i % 2) for i in range(9)]
+    draw_zero_shot(tmp_path, model, questions, transform, TOKENIZER)
+    pictures, names, probabilities, answers, _ = given["zero_shot_examples"]
+    asked = [questions[i] for i in spread(9, 6)]
+    assert pictures == [q.record.open() for q in asked]
+    assert (names, answers) == ([q.choices for q in asked], [q.answer for q in asked])
+    for question, shares in zip(asked, probabilities, strict=True):
+        image = embed_images(model, [question.record], transform)[0]
+        cosines = (embed_texts(model, TOKENIZER, question.choices) @ image).tolist()
+        weights = [math.exp(math.exp(1.5) * cosine) for cosine in cosines]
+        assert shares == pytest.approx([weight / sum(weights) for weight in weights], abs=1e-5)
+
+
 def test_too_many_classes_or_one_without_images_are_not_drawn(tmp_path):
-    many = class_figures(tuple(map(str, range(41))), torch.arange(9))
+    images = units(41, 4, 0)
+    many = zero_shot(images, torch.arange(41), units(41, 4, 1), tuple(map(str, range(41))))
     absent = class_figures((*NAMES, "bee"))
     for figures in (many, absent):
         draw_classes(tmp_path, {"linear_probe": figures})

@@ -14,6 +14,7 @@ from PIL import Image
 from torch import nn
 
 from minclip.data.records import Record
+from minclip.embed import embed_texts
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.rollout import (
     attention_relevance,
@@ -69,7 +70,7 @@ def test_no_layer_is_refused():
 
 
 class TinyModel(nn.Module):
-    """A ViT of 2 x 3 patches, and texts that all mean the same."""
+    """A ViT of 2 x 3 patches, and texts that mean how many tokens they have."""
 
     def __init__(self, pool="class", **config):
         super().__init__()
@@ -95,7 +96,7 @@ class TinyModel(nn.Module):
         return F.normalize(features, dim=-1)
 
     def encode_text(self, tokens, token_mask):
-        return torch.eye(8)[:1].expand(len(tokens), -1)
+        return torch.eye(8)[token_mask.sum(dim=1) % 8]
 
 
 @pytest.mark.parametrize("pool", ["class", "mean", "mean_norm", "last"])
@@ -202,10 +203,10 @@ def test_the_picture_shows_the_maps_over_the_image(tmp_path):
     figure = draw_attention(model, records, transform, TOKENIZER, tmp_path / "attention.png")
     images = torch.stack([transform(record.open()) for record in records])
     rollouts, heads = image_attention(model, images)
-    texts = torch.eye(8)[:1].expand(2, -1)
+    texts = embed_texts(model, TOKENIZER, captions)
     relevance = caption_relevance(model, images, texts)
     with torch.no_grad():
-        cosines = model.eval().encode_image(images)[:, 0]
+        cosines = (model.eval().encode_image(images) * texts).sum(dim=1)
     panels = np.array(figure.axes).reshape(2, 5)
     for row, (first, *others) in enumerate(panels):
         assert first.get_title() == f"{captions[row]}\ncosine {cosines[row]:.2f}"

@@ -268,6 +268,18 @@ def test_impossible_configs_are_refused(config_class, wrong):
         config_class(**wrong)
 
 
+@given(st.sampled_from([32, 48]), seeds)
+def test_berts_own_weights_start_with_its_deviations(d_model, seed):
+    """0.02 for a table, one over the root of the width for the pooler, whose bias is zero."""
+    torch.manual_seed(seed)
+    sizes = {"d_model": d_model, "n_heads": 2, "n_layers": 1}
+    model = BertTextEncoder(BertTextConfig(**sizes, pool="pooler", token_types=64))
+    for weight, expected in ((model.token_types.weight, 0.02), (model.pooler.weight, d_model**-0.5)):
+        measured = weight.square().mean().sqrt().item()
+        assert measured == pytest.approx(expected, rel=6 / (2 * weight.numel()) ** 0.5)
+    assert (model.pooler.bias == 0).all()
+
+
 def test_a_negative_table_of_token_types_is_refused():
     with pytest.raises(ValueError, match="token_types=-1 must be at least 0"):
         BertTextConfig(token_types=-1)

@@ -37,6 +37,15 @@ def plain(image: Image.Image, transform: ImageTransform) -> torch.Tensor:
     return (values - mean) / std
 
 
+def test_the_statistics_are_the_published_ones():
+    """Of CLIP's code and of torchvision's models: weights trained elsewhere have seen pictures through these."""
+    clip = TransformConfig()
+    assert clip.mean == (0.48145466, 0.4578275, 0.40821073)
+    assert clip.std == (0.26862954, 0.26130258, 0.27577711)
+    assert IMAGENET_MEAN == (0.485, 0.456, 0.406)
+    assert IMAGENET_STD == (0.229, 0.224, 0.225)
+
+
 @given(SIZES, SEEDS, st.booleans())
 def test_a_picture_of_the_target_size_is_only_normalised(size, seed, imagenet):
     statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if imagenet else {}
@@ -225,6 +234,7 @@ def test_grey_pictures_get_three_colours():
         ({"crop_scale": (0.9, 0.5)}, "low <= high <= 1"),
         ({"crop_scale": (0.9, 1.5)}, "low <= high <= 1"),
         ({"jitter": 1.5}, "jitter 1.5 must be a share"),
+        ({"jitter": -0.1}, "jitter -0.1 must be a share"),
     ],
 )
 def test_config_refuses(fields, message):

@@ -35,6 +35,7 @@ configs = st.builds(
     activation=st.sampled_from(["gelu", "quick_gelu"]),
     norm_first=st.booleans(),
     norm_input=st.booleans(),
+    norm_eps=st.sampled_from([1e-5, 1e-2]),
 )
 
 

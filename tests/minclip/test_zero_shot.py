@@ -82,6 +82,8 @@ def test_caption_questions_refuse():
     records = [record(index, ("a",), index // 2) for index in range(4)]
     with pytest.raises(ValueError, match="n_choices=3 must lie in 2 to 2, the number of groups"):
         caption_questions(records, 3)
+    with pytest.raises(ValueError, match="n_choices=1 must lie in 2 to 2"):
+        caption_questions(records, 1)
     assert caption_questions(records, 2) == []  # no caption differs from the image's own
 
 
@@ -125,6 +127,7 @@ BROKEN = torch.eye(3).index_fill(0, torch.tensor([1]), float("nan"))
         (OWN + 1, EYE, "abc", "labels must lie in 0 to 2: got 1 to 3"),
         (OWN[:2], EYE, "abc", r"labels must have shape \(3,\)"),
         (OWN, EYE, "ab", "2 class names for 3 classes"),
+        (OWN, EYE, "abcd", "4 class names for 3 classes"),
         (OWN, BROKEN, "abc", "class embeddings: row 1 and 0 more of 3 are not finite"),
         (OWN, torch.eye(4), "abcd", "image embeddings have width 3, class embeddings 4"),
     ],

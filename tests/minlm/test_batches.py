@@ -1,5 +1,7 @@
 """The batch is a function of (seed, step), whoever draws it and wherever the run was resumed."""
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given
@@ -30,16 +32,20 @@ def drawn(batches, start, count):
     return [next(draw)["keys"].tolist() for _ in range(count)]
 
 
-@given(st.integers(1, 40), st.integers(0, 99), st.integers(0, 5))
-def test_an_epoch_is_a_permutation(n_items, seed, epoch):
-    order = epoch_order(n_items, seed, epoch)
+@given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 99), st.integers(0, 5))
+def test_an_epoch_is_a_permutation_in_which_neighbours_stay_together(n_items, neighbours, seed, epoch):
+    order = epoch_order(n_items, seed, epoch, neighbours)
     assert sorted(order) == list(range(n_items))
-    assert order == epoch_order(n_items, seed, epoch)
+    for item, following in itertools.pairwise([*order, None]):
+        if (item + 1) % neighbours and item + 1 < n_items:
+            assert following == item + 1
+    assert order == epoch_order(n_items, seed, epoch, neighbours)
 
 
 def test_epochs_and_seeds_differ():
-    orders = [epoch_order(50, seed, epoch) for seed in range(3) for epoch in range(3)]
-    assert len(set(map(tuple, orders))) == 9
+    for neighbours in (1, 5):
+        orders = [epoch_order(50, seed, epoch, neighbours) for seed in range(3) for epoch in range(3)]
+        assert len(set(map(tuple, orders))) == 9
 
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 99), st.integers(0, 20))

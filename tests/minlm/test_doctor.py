@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from minlm.data import TextFileConfig
-from minlm.doctor import examine
+from minlm.doctor import examine, examine_leakage
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
 from minlm.screenplay import bigram_floor, unigram_floor
@@ -59,7 +59,8 @@ def test_nothing_is_wrong_with_a_good_script(tmp_path, model):
     told(found, f"bigrams {floors[0]:.3f}, unigrams {floors[1]:.3f}")
     n = len(set("".join(texts.values()))) + (3 if model else 0)
     told(found, f"ln({n}) = {math.log(n):.3f} nats a token")
-    told(found, "at most 100 steps")
+    n_items = len(reply_pairs(script)) if model else (len(texts["train"]) - 32) // 32  # windows of 32
+    assert f"at most 100 steps, {100 / (n_items // 4):.1f} epochs" in told(found, "at most 100 steps")[1]
 
 
 def test_lines_that_stand_in_both_splits_are_leakage(tmp_path):
@@ -72,6 +73,12 @@ def test_lines_that_stand_in_both_splits_are_leakage(tmp_path):
     )
     many = "".join(lines[:8]) * 5
     assert "10 of 10 long lines" in problems(findings(tmp_path, many)[0])[0]
+
+
+@pytest.mark.parametrize("line, long", [("x" * 29, 0), ("x" * 30, 1), (" " * 10 + "x" * 25, 0)])
+def test_a_short_line_may_stand_in_both_splits(line, long):
+    _, text = examine_leakage({"train": f"{line}\n", "validation": f"{line}\nanother"})
+    assert text.startswith(f"{long} of {long} long lines")
 
 
 def test_a_plain_text_is_a_problem_only_for_replies(tmp_path):

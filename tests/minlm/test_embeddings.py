@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minlm.embeddings import Positions, Rotary, sinusoidal_positions
+from minlm.embeddings import Positions, Rotary, sinusoidal_positions, token_positions
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
@@ -68,6 +68,14 @@ def test_rotary_takes_positions_a_row(seed):
     together = Rotary(8)(x, positions)
     for row in range(3):
         torch.testing.assert_close(together[row], Rotary(8)(x[row : row + 1], positions[row])[0])
+
+
+@pytest.mark.parametrize("width", [2, 3, 4, 6])
+def test_a_mask_covers_the_new_tokens_and_the_cached_ones_and_no_more(width):
+    tokens = torch.zeros(1, 3, dtype=torch.int64)
+    message = f"token_mask covers {width} tokens of 5: it must cover the cached ones too"
+    with pytest.raises(ValueError, match=message):
+        token_positions(tokens, 9, torch.ones(1, width, dtype=torch.bool), n_cached=2)
 
 
 def test_odd_widths_are_refused():

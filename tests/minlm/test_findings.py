@@ -25,6 +25,11 @@ from minlm.training.state import TrainConfig
             "at most 50 steps, 0.5 epochs; warm-up takes 5",
         ),
         (
+            TrainConfig(epochs=0.25, batch_size=100, warmup=0.5),  # a step begun is a step
+            "ok",
+            "at most 3 steps, 0.3 epochs; warm-up takes 2",
+        ),
+        (
             TrainConfig(steps=5, batch_size=10, warmup=0.05),
             "problem",
             "at most 5 steps, 0.1 epochs; warm-up takes 0",

@@ -14,7 +14,7 @@ from torch.utils.data import Dataset
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.loop import accumulate, check_hardware, choose_device, due, fit, forward_precision
-from minlm.training.state import NOT_NEGATIVE, TrainConfig
+from minlm.training.state import NOT_NEGATIVE, TrainConfig, TrainingState, make_optimizers
 
 
 class Points(Dataset):
@@ -284,6 +284,8 @@ def test_what_this_machine_cannot_do_is_said_at_once():
         ({"steps": 1, "warmup": 1.0}, r"warmup=1.0 is a share of the run"),
         ({"steps": 1, "average": 1.0}, "average=1.0 is the decay"),
         ({"steps": 1, "batch_size": 0}, "batch_size=0 must be at least 1"),
+        ({"steps": 1, "neighbours": 0}, "neighbours=0 must be at least 1"),
+        ({"steps": 1, "batch_size": 6, "neighbours": 4}, "neighbours=4 does not divide batch_size=6"),
         ({"steps": 1, "batch_size": 2, "micro_batches": 3}, "micro_batches=3 is more than batch_size=2"),
         ({"steps": 1, "lr": 0.0}, "lr=0.0 must be above 0"),
         *(({"steps": 1, "epochs": 1.0, name: -1}, f"{name}=-1 must be at least 0") for name in NOT_NEGATIVE),
@@ -312,3 +314,51 @@ def test_no_silent_fallback_of_device_or_precision():
         assert choose_device("auto").type == "cpu"
         with pytest.raises(ValueError, match="device=cuda, but torch sees no GPU"):
             choose_device("cuda")
+
+
+def state_of(**options):
+    torch.manual_seed(0)
+    return TrainingState(nn.Linear(2, 1), TrainConfig(steps=9, **options), torch.device("cpu"))
+
+
+def test_every_option_of_the_optimizers_reaches_them():
+    options = {"lr": 0.1, "muon_lr": 0.3, "muon_momentum": 0.8, "weight_decay": 0.25, "beta2": 0.9}
+    adamw, muon = make_optimizers(model_with_dropout(), TrainConfig(steps=1, **options))
+    assert {(group["betas"], group["lr"]) for group in adamw.param_groups} == {((0.9, 0.9), 0.1)}
+    assert {group["weight_decay"] for group in adamw.param_groups} == {0.25, 0.0}
+    found = {(group["lr"], group["momentum"], group["weight_decay"]) for group in muon.param_groups}
+    assert found == {(0.3, 0.8, 0.25)}
+
+
+def test_a_clip_norm_of_zero_clips_nothing():
+    state = state_of(clip_norm=0.0)
+    state.model.weight.grad, state.model.bias.grad = torch.full((1, 2), 300.0), torch.full((1,), 400.0)
+    assert state.optimize(1.0) == pytest.approx((2 * 300.0**2 + 400.0**2) ** 0.5)
+    assert torch.equal(state.model.weight.grad, torch.full((1, 2), 300.0))
+
+
+def test_clock_own_weights_and_average_come_back_each_to_its_place(tmp_path):
+    state, again = (state_of(average=0.5) for _ in range(2))
+    state.step, state.seconds = 7, 41.5
+    state.model.weight.data += 1
+    state.average.update(state.model)
+    state.save(tmp_path, lambda folder: None)
+    again.restore(tmp_path)
+    assert (again.step, again.seconds, again.average.updates) == (7, 41.5, 1)
+    assert torch.equal(again.model.weight, state.model.weight)
+    assert torch.equal(again.average.average["weight"], state.average.average["weight"])
+    assert not torch.equal(again.model.weight, again.average.average["weight"])
+
+
+def test_a_scaled_loss_gives_the_same_step_and_the_scale_is_kept(tmp_path):
+    moved = []
+    for precision in ("float32", "fp16"):
+        state = state_of(precision=precision, clip_norm=0.1)
+        state.scaler.scale(state.model(torch.ones(1, 2)).square().sum()).backward()
+        moved.append((state.optimize(1.0), state.model.weight.detach()))
+    torch.testing.assert_close(*moved)
+    state.scaler.update(128.0)
+    state.save(tmp_path, lambda folder: None)
+    again = state_of(precision="fp16")
+    again.restore(tmp_path)
+    assert again.scaler.get_scale() == 128.0

@@ -147,6 +147,35 @@ def test_muon_is_torchs_muon(short, more, tall, n_steps, seed):
     torch.testing.assert_close(ours, theirs, atol=0.2 * 0.02 * n_steps, rtol=0)
 
 
+matrix_shapes = st.sampled_from([(3, 5), (5, 3), (4, 4), (15, 1)])
+
+
+@given(st.lists(matrix_shapes, min_size=1, max_size=5), st.integers(1, 3), seeds)
+def test_each_matrix_moves_as_it_does_alone(shapes, n_steps, seed):
+    """Of one shape or of several, large gradients beside small ones: made orthogonal together, not mixed."""
+    generator = torch.Generator().manual_seed(seed)
+    together = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
+    alone = [nn.Parameter(p.detach().clone()) for p in together]
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    muons = [Muon(together, **options), *(Muon([p], **options) for p in alone)]
+    for _ in range(n_steps):
+        for i, (p, own) in enumerate(zip(together, alone, strict=True)):
+            p.grad = 100.0**-i * torch.randn(p.shape, generator=generator)
+            own.grad = p.grad.clone()
+        for muon in muons:
+            muon.step()
+    for p, own in zip(together, alone, strict=True):
+        torch.testing.assert_close(p, own, atol=2e-3, rtol=0)
+
+
+def test_a_gradient_of_zeros_only_decays_and_none_does_nothing():
+    still, unseen = (nn.Parameter(torch.ones(2, 3)) for _ in range(2))
+    still.grad = torch.zeros(2, 3)
+    Muon([still, unseen], lr=0.1, weight_decay=0.5).step()
+    torch.testing.assert_close(still, torch.full((2, 3), 0.95))
+    assert torch.equal(unseen, torch.ones(2, 3))
+
+
 def test_muon_takes_a_kernel_as_a_matrix():
     kernel = nn.Parameter(torch.randn(4, 3, 2, 2))
     flat = nn.Parameter(kernel.detach().flatten(1).clone())
@@ -158,10 +187,9 @@ def test_muon_takes_a_kernel_as_a_matrix():
 
 
 def test_hidden_matrices_are_those_inside_the_blocks():
-    model = nn.ModuleDict(
-        {"stem": nn.Linear(3, 4), "blocks": nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4)])}
-    )
-    assert hidden_matrices(model) == [model["blocks"][0].weight]
+    blocks = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(4, 4, 3)])
+    model = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3), "blocks": blocks, "head": nn.Linear(4, 2)})
+    assert hidden_matrices(model) == [blocks[0].weight, blocks[2].weight]  # kernels too
     model["blocks"].requires_grad_(False)
     assert hidden_matrices(model) == []
 

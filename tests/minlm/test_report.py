@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import re
 from html.parser import HTMLParser
 
 import pytest
@@ -187,18 +188,38 @@ def test_config_by_section(tmp_path):
     assert ["lr", "0.001"] in page.rows
 
 
+def drawn_points(page):
+    points = page.source.split('points="')[1].split('"')[0].split()
+    return [tuple(map(float, point.split(","))) for point in points]
+
+
 def test_the_loss_is_drawn_where_there_is_no_picture_of_it(tmp_path):
     rows = [{"step": step, "loss": 5 - step} for step in (1, 2, 3)] + [{"step": 3, "dev_loss": 9.0}]
     metrics = "\n".join(map(json.dumps, rows)) + '\n{"step": 4, "lo'  # the last line is being written
     page = page_of(make_run(tmp_path / "run", RESULT, metrics=metrics))
-    points = page.source.split('points="')[1].split('"')[0].split()
-    points = [tuple(map(float, point.split(","))) for point in points]
-    across, down = zip(*points, strict=True)
+    across, down = zip(*drawn_points(page), strict=True)
     assert across[1] - across[0] == pytest.approx(across[2] - across[1])
     assert down[1] - down[0] == pytest.approx(down[2] - down[1])
     assert across[0] < across[1]
     assert down[0] < down[1]  # a falling loss: down the picture
     assert "Training loss (nats) of 3 steps, last 2" in page.text
+
+
+@given(st.lists(st.floats(-99, 99), min_size=1, max_size=5), st.integers(0, 3))
+def test_the_curve_is_drawn_between_its_labels(tmp_path_factory, losses, first):
+    """Losses that are no numbers are left out, and a single one or all the same are a curve too."""
+    rows = [{"step": first + i, "loss": loss} for i, loss in enumerate(losses)]
+    rows += [{"step": 99, "loss": float(kind)} for kind in ("nan", "inf", "-inf")]
+    metrics = "".join(json.dumps(row) + "\n" for row in rows)
+    page = page_of(make_run(tmp_path_factory.mktemp("run"), RESULT, metrics=metrics))
+    last = first + len(losses) - 1
+    labels = re.findall(r"<text[^>]*>([^<]*)</text>", page.source)
+    assert labels == [f"{max(losses):.3g}", f"{min(losses):.3g}", f"step {first}", f"step {last}"]
+    assert f"of {len(losses)} steps" in page.text
+    assert repr(losses[-1]) in page.numbers
+    points = drawn_points(page)
+    assert points[0][0] == 60  # at the axis
+    assert min(y for _, y in points) == 12  # the highest at the top
 
 
 def test_a_run_that_has_not_ended_says_so(tmp_path):

@@ -131,21 +131,26 @@ def test_each_prompt_is_written_as_if_alone_and_as_it_streams(replies, prompts, 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=4))
 def test_nothing_is_computed_once_each_text_has_its_stop(letters_before):
-    """Texts "aaa.aaa..." whose stop comes after a drawn number of letters: the last one's is the last step."""
-    steps = []
+    """Texts "aaabaa..." whose stop comes after a drawn number of letters: the last one's is the last step."""
 
     class Counted(Parrot):
         def to_logits(self, n_seen):
-            steps.append(n_seen)
+            self.steps += 1
             rows = [self.ids[row, n - 1] for row, n in enumerate(n_seen.flatten())]
             return 9.0 * nn.functional.one_hot(torch.stack(rows), self.config.vocab_size)
 
     a, stop = BPE.encode("a")[0], BPE.encode("b")[0]
     ids = torch.full((len(letters_before), 30), a)
     ids[range(len(letters_before)), letters_before] = stop
-    written = write(Counted(ids, 1), BPE, ["a"] * len(letters_before), greedy, ["b"])
+    model = Counted(ids, 1)
+    model.steps = 0
+    written = write(model, BPE, ["a"] * len(letters_before), greedy, ["b"])
     assert written == ["a" * n for n in letters_before]
-    assert len(steps) == max(letters_before) + 1
+    assert model.steps == max(letters_before) + 1
+    for row, text in enumerate(written):  # streamed, each on its own
+        model.ids, model.steps = ids[row : row + 1], 0
+        assert "".join(stream_text(model, BPE, "a", greedy, ["b"])) == text
+        assert model.steps == len(text) + 1
 
 
 @given(st.booleans(), prompts, seeds)
