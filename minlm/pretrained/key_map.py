@@ -1,16 +1,20 @@
 """One table for two layouts of the same weights, used in both directions.
 
 A row names tensors of theirs, tensors of ours, and what turns one into the other and back. Import and export are
-strict: every tensor is used or listed as ignored with a reason, every parameter is filled, every shape agrees.
+strict: every tensor is used or listed as ignored with a reason, every parameter is filled, every shape agrees, every
+number is one.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from minlm.training.checkpoint import load_into, load_weights
 
 Tensors = list[Tensor]
 
@@ -97,7 +101,7 @@ def import_weights(
     """{our name: float32 tensor of its own memory} from theirs.
 
     expected: the state dict to fill, for its names and shapes. Raises one ValueError that lists what is left over
-    on either side, and shapes that disagree.
+    on either side, and shapes that disagree; another for numbers that are none (`require_numbers`).
     """
     result, used = {}, set()
     for row in plan.rows:
@@ -113,7 +117,9 @@ def import_weights(
         if not any(re.fullmatch(pattern, name) for pattern in plan.ignored)
     ]
     complain(where, unused, expected.keys() - result.keys(), shape_differences(result, expected))
-    return {name: own(value) for name, value in result.items()}
+    result = {name: own(value) for name, value in result.items()}
+    require_numbers(result, expected, where)
+    return result
 
 
 def export_weights(weights: dict[str, Tensor], rows: Iterable[Row], where: Any) -> dict[str, Tensor]:
@@ -148,6 +154,18 @@ def complain(where: Any, unused: Iterable[str], unfilled: Iterable[str], shapes:
         raise ValueError(f"{where} does not fit this model: {'; '.join(parts)}")
 
 
+def require_numbers(weights: dict[str, Tensor], expected: dict[str, Tensor], where: Any) -> None:
+    """ValueError where a tensor is of another type than is needed, or has numbers that are NaN or infinite."""
+    for name, wanted in expected.items():
+        value = weights.get(name, wanted)
+        if value.dtype != wanted.dtype:
+            raise ValueError(
+                f"{where}: {name} is of {value.dtype}, {wanted.dtype} is needed: take another file"
+            )
+        if name in weights and not value.isfinite().all():
+            raise ValueError(f"{where}: {name} has numbers that are NaN or infinite: take another file")
+
+
 def own(value: Tensor) -> Tensor:
     """A contiguous copy that shares memory with nothing; floating-point numbers as float32, to train on."""
     kind = torch.float32 if value.is_floating_point() else value.dtype
@@ -158,6 +176,12 @@ def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
     """The model with shapes and without memory: nothing is initialised only to be overwritten."""
     with torch.device("meta"):
         return make()
+
+
+def read_into(model: nn.Module, folder: Path) -> nn.Module:
+    """`load_into` of a checkpoint of this project, whose numbers must be the model's kind of numbers."""
+    require_numbers(load_weights(folder), model.state_dict(), folder)
+    return load_into(model, folder)
 
 
 def filled(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:

@@ -90,6 +90,38 @@ def test_results_own_their_memory_and_are_float32():
     assert all(torch.equal(whole[name], value) for name, value in ours.items())
 
 
+@given(
+    st.sampled_from(sorted(draw(4, 0))),
+    st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    st.data(),
+)
+def test_numbers_that_are_none_are_refused_by_name(name, number, data):
+    theirs = draw(4, 0)
+    theirs[name].view(-1)[data.draw(st.integers(0, theirs[name].numel() - 1))] = number
+    with pytest.raises(
+        ValueError, match=r"^FILE: \S+ has numbers that are NaN or infinite: take another file$"
+    ):
+        bring_in(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+@given(name=st.sampled_from(sorted(draw(4, 0))))
+def test_whole_and_complex_numbers_are_no_weights(dtype, name):
+    theirs = draw(4, 0)
+    with pytest.raises(
+        ValueError, match=rf"^FILE: \S+ is of {dtype}, torch.float32 is needed: take another file$"
+    ):
+        bring_in(theirs | {name: theirs[name].to(dtype)})
+
+
+def test_what_is_infinite_in_float32_is_refused():
+    theirs = {name: value.double() for name, value in draw(4, 0).items()}
+    bring_in(theirs)
+    theirs["cls"] += 1e39
+    with pytest.raises(ValueError, match="FILE: token has numbers that are NaN or infinite"):
+        bring_in(theirs)
+
+
 def test_both_leftover_lists_and_shapes_stand_in_one_line():
     theirs = draw(4, 0) | {
         "stranger": torch.zeros(2),
