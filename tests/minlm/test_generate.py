@@ -356,8 +356,8 @@ def test_a_beam_tells_its_replys_score_and_neighbours_change_nothing(
         ended = reply if len(reply) == 7 else [*reply, stop]
         expected = log_probability(model, prompt, ended) / divisor(len(ended), length_penalty)
         assert score == pytest.approx(expected, abs=1e-9)
-        ((alone, own_score),) = beam_search(model, [prompt], 7, width, stop, length_penalty)
-        assert (alone, own_score) == (reply, pytest.approx(score, abs=1e-9))
+        ((_, own_score),) = beam_search(model, [prompt], 7, width, stop, length_penalty)
+        assert own_score == pytest.approx(score, abs=1e-9)  # of replies that tie, rounding chooses one
 
 
 @given(any_config, seeds, st.data())
