@@ -1,5 +1,6 @@
 """The key-map engine is strict and invertible; facts are read or given, never guessed."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minlm.pretrained.facts import complete, expect, our_activation, their_activation
+from minlm.pretrained.facts import complete, expect, option, our_activation, their_activation
 from minlm.pretrained.key_map import (
     BATCHED,
     FUSED,
@@ -181,7 +182,7 @@ def test_facts_are_said_or_given_never_guessed():
     )
     with pytest.raises(ValueError, match=r"\['hats'\] are no options of Sizes"):
         complete(Sizes, facts, {"hats": 2}, "FILE")
-    with pytest.raises(ValueError, match="wrong kind"):
+    with pytest.raises(ValueError, match=r"^FILE: width='wide' must be int, not str$"):
         complete(Sizes, {"width": "wide"}, {}, "FILE")
 
 
@@ -196,5 +197,18 @@ def test_activations_have_names_on_both_sides():
         assert our_activation(their_activation(name), "FILE") == name
     assert our_activation("gelu_new", "FILE") == "gelu_tanh"
     assert our_activation(None, "FILE") is None
-    with pytest.raises(ValueError, match="asks for the activation 'swish'"):
-        our_activation("swish", "FILE")
+    for other in ("swish", "", [], {}, 3, True):
+        with pytest.raises(
+            ValueError, match=re.escape(f"FILE asks for the activation {other!r}: there are gelu")
+        ):
+            our_activation(other, "FILE")
+
+
+@given(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()))
+def test_options_are_of_their_kind(value):
+    kind = int if value is None else type(value)
+    assert option({"name": value}, "name", kind, "FILE", 7) is (7 if value is None else value)
+    assert option({}, "name", kind, "FILE", 7) == 7
+    if value is not None:
+        with pytest.raises(ValueError, match=r"^FILE: the option name=.* must be dict, not "):
+            option({"name": value}, "name", dict, "FILE")
