@@ -9,7 +9,9 @@ from PIL import Image
 from minclip.data.table import TableConfig
 from minclip.doctor import examine
 from minclip.presets import PRESETS
-from minclip.vit import VisionTransformerConfig
+from minclip.pretrained import save_image_tower
+from minclip.transforms import TransformConfig
+from minclip.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.state import TrainConfig
 
 
@@ -29,8 +31,7 @@ def findings(folder, **changes):
     config = replace(
         PRESETS["pairs"],
         data=TableConfig(path=str(folder / "captions.csv")),
-        train=TrainConfig(steps=100, batch_size=5),
-        **changes,
+        **{"train": TrainConfig(steps=100, batch_size=5)} | changes,
     )
     return list(examine(config))
 
@@ -88,3 +89,34 @@ def test_four_patches_are_too_few(folder):
     image = VisionTransformerConfig(image_size=(32, 32), patch_size=(16, 16))
     [text] = problems(findings(folder, image=image))
     assert text.startswith("the image tower sees 4 patches, too few to see much")
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_data_without_a_split_is_refused(folder, split):
+    rewrite(folder, f",{split}\n", ",test\n")
+    other = {"train", "dev"} - {split}
+    with pytest.raises(ValueError, match=rf"no split {split}, which a run needs: there are .*{other.pop()}"):
+        findings(folder)
+
+
+def test_towers_that_cannot_be_made_are_problems(folder):
+    [text] = problems(findings(folder, image=VisionTransformerConfig(weights=str(folder / "nowhere"))))
+    assert text == f"no weights at {folder / 'nowhere'}: there is no such file or folder"
+    [text] = problems(findings(folder, image=VisionTransformerConfig(trained_blocks=99)))
+    assert text == "trained_blocks=99, but this tower has 4; -1 trains all of it"
+
+
+def test_towers_of_weights_have_the_files_sizes(folder):
+    tower = VisionTransformer(VisionTransformerConfig(d_model=8, n_heads=2, n_layers=3))
+    save_image_tower(tower, TransformConfig(), folder / "tower")
+    config = VisionTransformerConfig(weights=str(folder / "tower"), trained_blocks=3)
+    assert not problems(findings(folder, image=config))
+    [text] = problems(findings(folder, image=replace(config, trained_blocks=4)))
+    assert text == "trained_blocks=4, but this tower has 3; -1 trains all of it"
+
+
+def test_a_precision_that_the_machine_lacks_is_a_problem(folder):
+    train = TrainConfig(steps=100, batch_size=5, device="cpu", precision="fp16")
+    assert problems(findings(folder, train=train)) == [
+        "precision=fp16 needs a GPU: use bf16 or float32 on a CPU"
+    ]
