@@ -24,8 +24,8 @@ MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem
 
 def examine(config: RunConfig) -> Iterator[Finding]:
     """Everything that can be known of a run before it starts. ValueError where the data cannot be read."""
-    yield examine_hardware(config.train)
     splits = config.data.read()
+    yield examine_hardware(config.train)
     for name, records in splits.items():
         captions = sum(len(record.captions) for record in records)
         yield "ok", f"split {name}: {len(records):,} images, {captions:,} captions"

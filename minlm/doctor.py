@@ -20,8 +20,8 @@ LONG_LINE = 30  # characters; a shorter line may stand in two splits by chance
 
 def examine(config: RunConfig) -> Iterator[Finding]:
     """Everything that can be known of a run before it starts. ValueError where the text cannot be read."""
-    yield examine_hardware(config.train)
     texts = config.data.read()
+    yield examine_hardware(config.train)
     for name, text in texts.items():
         yield "ok", f"split {name}: {len(text):,} characters"
     yield examine_leakage(texts)
