@@ -9,12 +9,14 @@ from math import log
 
 from tqdm import tqdm
 
+from minclip.clip import CLIP
 from minclip.data.records import Record
 from minclip.presets import RunConfig
+from minclip.pretrained.start import pretrained_towers
 from minclip.runs import make_tokenizer
-from minclip.tokenizer import WordPiece, encode_batch
+from minclip.tokenizer import Tokenizer, WordPiece, encode_batch
 from minclip.vit import VisionTransformerConfig
-from minlm.training.findings import Finding, examine_schedule
+from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
 FEW_PATCHES = 16
 MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem
@@ -23,10 +25,19 @@ MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem
 def examine(config: RunConfig) -> Iterator[Finding]:
     """Everything that can be known of a run before it starts. ValueError where the data cannot be read."""
     splits = config.data.read()
+    yield examine_hardware(config.train)
     for name, records in splits.items():
         captions = sum(len(record.captions) for record in records)
         yield "ok", f"split {name}: {len(records):,} images, {captions:,} captions"
-    yield from examine_captions(splits["train"], config)
+    for name in ("train", "dev"):
+        if name not in splits:
+            raise ValueError(
+                f"this data has no split {name}, which a run needs: there are {', '.join(splits)}"
+            )
+    tokenizer = make_tokenizer(config, splits["train"])
+    config = config.with_tokenizer(tokenizer)
+    yield from examine_captions(splits["train"], tokenizer, config.text.context_length)
+    yield examine_towers(config)
     if isinstance(config.image, VisionTransformerConfig):
         n = config.image.n_patches
         few = n < FEW_PATCHES
@@ -39,10 +50,18 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     yield from examine_images(splits)
 
 
-def examine_captions(records: Sequence[Record], config: RunConfig) -> Iterator[Finding]:
+def examine_towers(config: RunConfig) -> Finding:
+    """Whether the files of weights that the config names fit, and the model of their sizes can be made."""
+    try:
+        config, _ = pretrained_towers(config)
+    except ValueError as error:
+        return "problem", str(error)
+    return examine_model(lambda: CLIP(config))
+
+
+def examine_captions(records: Sequence[Record], tokenizer: Tokenizer, length: int) -> Iterator[Finding]:
     """Truncation, unknown words, and captions that stand with several images."""
     captions = [caption for record in records for caption in record.captions]
-    tokenizer, length = make_tokenizer(config, records), config.text.context_length
     tokens, _, cut = encode_batch(tokenizer, captions, length)
     text = f"{cut:,} of {len(captions):,} captions ({cut / len(captions):.2%}) are cut at context_length={length}"
     text += f"; the longest row has {tokens.shape[1]} tokens"

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from torch import nn
 
@@ -23,9 +24,9 @@ class TowerConfig:
     def __post_init__(self):
         if self.trained_blocks < -1:
             raise ValueError(f"trained_blocks={self.trained_blocks} must be -1 (all), 0 (none) or more")
-        if not self.lr_factor > 0:
+        if not 0 < self.lr_factor < inf:
             raise ValueError(
-                f"lr_factor={self.lr_factor} must be above 0: trained_blocks=0 freezes the whole tower"
+                f"lr_factor={self.lr_factor} must be above 0 and finite: trained_blocks=0 freezes the whole tower"
             )
 
 

@@ -5,6 +5,7 @@ weights, and full, the published shapes, with pretrained weights from files (--i
 """
 
 from dataclasses import dataclass, field, replace
+from math import inf
 
 from minclip.clip import CLIPConfig
 from minclip.data.cifar10 import Cifar10Config
@@ -53,6 +54,11 @@ class RunConfig(CLIPConfig):
     transform: TransformConfig = field(default_factory=TransformConfig)
     data: DataConfig = field(default_factory=ShapesConfig)
     train: TrainConfig
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.cache_gib < inf:
+            raise ValueError(f"cache_gib={self.cache_gib} must be at least 0 and finite; 0 keeps no images")
 
     def image_transform(self, train: bool) -> ImageTransform:
         return ImageTransform(self.transform, self.image.image_size, train)

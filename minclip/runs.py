@@ -16,7 +16,7 @@ from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
 from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
-from minlm.training.checkpoint import check_digest, has_checkpoint, last_checkpoint, load_into, load_weights
+from minlm.training.checkpoint import check_digest, has_checkpoint, last_checkpoint, load_into
 from minlm.training.config import load_config
 
 
@@ -34,9 +34,7 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
     Towers whose config names `weights` have the shapes and the weights of that file; see `pretrained_towers`.
     """
     if resume and has_checkpoint(run):
-        model = CLIP(config)
-        model.load_state_dict(load_weights(last_checkpoint(run)))
-        return model
+        return load_into(CLIP(config), last_checkpoint(run)).train()
     config, weights = pretrained_towers(config)
     model = CLIP(config)
     model.load_state_dict(weights, strict=False)  # strict where they were read; here the heads are missing
@@ -65,8 +63,8 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
     """(model in eval mode, tokenizer, transform) of a run folder, one of its checkpoints, or a published CLIP.
 
     vocabulary: CLIP's merges file, for published weights without one beside them.
-    Raises ValueError where files are missing or damaged, weights and config disagree, or the vocabulary is
-    not the one the model was trained with.
+    Raises ValueError where files are missing or damaged, weights and config disagree, numbers are NaN or infinite,
+    or the vocabulary is not the one the model was trained with.
     """
     if is_published(path):
         return load_clip(path, vocabulary)
@@ -74,6 +72,12 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
     config: RunConfig = load_config(RunConfig, folder / "config.json")
     tokenizer = load_tokenizer(folder)
     check_digest(tokenizer.digest, config.text.vocab_digest, folder)
+    end_id = getattr(config.text, "end_id", tokenizer.end_id)  # of a GPT
+    if end_id != tokenizer.end_id:
+        raise ValueError(
+            f"a text ends with id {tokenizer.end_id} in the vocabulary of {folder}, its config.json says "
+            f"end_id={end_id}: put the run's own config.json back"
+        )
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(config)
     return load_into(model, folder), tokenizer, config.image_transform(train=False)

@@ -42,8 +42,15 @@ class TransformConfig:
     jitter: float = 0.0
 
     def __post_init__(self):
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0:
-            raise ValueError(f"mean {self.mean} and std {self.std} need three colours each, std above 0")
+        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
+        if (
+            mean.shape != (3,)
+            or std.shape != (3,)
+            or not (mean.isfinite() & (std > 0) & (std < math.inf)).all()
+        ):
+            raise ValueError(
+                f"mean {self.mean} and std {self.std} need three finite colours each, std above 0"
+            )
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(RESAMPLING)}")
         if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:

@@ -7,12 +7,12 @@ import numpy as np
 
 from minlm.data import ReplyDataset, TokenizedDataset, fit_context
 from minlm.presets import RunConfig
-from minlm.runs import make_tokenizer
+from minlm.runs import MODELS, make_tokenizer
 from minlm.screenplay import bigram_floor, unigram_floor
 from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import BPETokenizer, CharTokenizer
-from minlm.training.findings import Finding, examine_schedule
+from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
 MAX_SHARE = 0.05  # of replies cut, before it is a problem
 LONG_LINE = 30  # characters; a shorter line may stand in two splits by chance
@@ -21,12 +21,14 @@ LONG_LINE = 30  # characters; a shorter line may stand in two splits by chance
 def examine(config: RunConfig) -> Iterator[Finding]:
     """Everything that can be known of a run before it starts. ValueError where the text cannot be read."""
     texts = config.data.read()
+    yield examine_hardware(config.train)
     for name, text in texts.items():
         yield "ok", f"split {name}: {len(text):,} characters"
     yield examine_leakage(texts)
     yield examine_script(texts["train"], needed=isinstance(config.model, Seq2SeqConfig))
     tokenizer = make_tokenizer(config, texts)
     config = config.with_tokenizer(tokenizer)
+    yield examine_model(lambda: MODELS[type(config.model)](config.model))
     examined = examine_replies if isinstance(config.model, Seq2SeqConfig) else examine_windows
     yield from examined(config, tokenizer, texts)
     train, validation = texts["train"], texts["validation"]

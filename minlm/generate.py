@@ -13,6 +13,7 @@ Shapes: B texts, T tokens, V vocabulary, W beam width.
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from math import inf
 
 import torch
 from torch import Tensor
@@ -48,16 +49,18 @@ class SamplingConfig:
     def __post_init__(self):
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if self.temperature < 0:
-            raise ValueError(f"temperature={self.temperature} must be at least 0; 0 is greedy")
+        if not 0 <= self.temperature < inf:
+            raise ValueError(f"temperature={self.temperature} must be at least 0 and finite; 0 is greedy")
         if self.top_k < 0:
             raise ValueError(f"top_k={self.top_k} must be at least 1, or 0 for all tokens")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 is all tokens")
         if not 0 <= self.min_p < 1:
             raise ValueError(f"min_p={self.min_p} must lie in [0, 1); 0 is all tokens")
-        if self.repetition_penalty <= 0:
-            raise ValueError(f"repetition_penalty={self.repetition_penalty} must be above 0; 1 is no penalty")
+        if not 0.01 <= self.repetition_penalty <= 100:
+            raise ValueError(
+                f"repetition_penalty={self.repetition_penalty} must lie in [0.01, 100]; 1 is no penalty"
+            )
 
 
 def generate(

@@ -30,6 +30,10 @@ class RunConfig:
     data: ScreenplayConfig | TextFileConfig = field(default_factory=ScreenplayConfig)
     train: TrainConfig
 
+    def __post_init__(self):
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing} is a share: it must lie in [0, 1)")
+
     def with_tokenizer(self, tokenizer: CharTokenizer | BPETokenizer) -> "RunConfig":
         """This config with what the model must know of the tokenizer. ValueError where that lacks an id."""
         known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}

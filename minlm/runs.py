@@ -26,12 +26,18 @@ def make_tokenizer(config: RunConfig, texts: dict[str, str]) -> Tokenizer:
 def load(path: str | Path) -> tuple[TransformerLM | EncoderDecoder, Tokenizer, RunConfig]:
     """(model in eval mode, tokenizer, config) of a run folder or of one of its checkpoints.
 
-    Raises ValueError where files are missing or damaged, weights and config disagree, or the vocabulary is
-    not the one the model was trained with.
+    Raises ValueError where files are missing or damaged, weights and config disagree, numbers are NaN or infinite,
+    or the vocabulary is not the one the model was trained with.
     """
     folder = last_checkpoint(Path(path))
     config: RunConfig = load_config(RunConfig, folder / "config.json")
     tokenizer = load_tokenizer(folder)
     check_digest(tokenizer.digest, config.model.vocab_digest, folder)
+    start_id = getattr(config.model, "start_id", tokenizer.start_id)  # of an encoder-decoder
+    if start_id != tokenizer.start_id:
+        raise ValueError(
+            f"a reply begins with id {tokenizer.start_id} in the vocabulary of {folder}, its config.json says "
+            f"start_id={start_id}: put the run's own config.json back"
+        )
     model = MODELS[type(config.model)](config.model)
     return load_into(model, folder), tokenizer, config

@@ -6,7 +6,7 @@ Papers: Vaswani et al. 2017 (Attention Is All You Need); pre-norm as in Radford 
 
 from dataclasses import dataclass
 from functools import partial
-from math import sqrt
+from math import inf, sqrt
 from typing import Literal
 
 import torch
@@ -48,10 +48,14 @@ class TransformerConfig:
         for name in ("d_model", "n_heads", "n_layers"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.mlp_width < 1:
+            raise ValueError(f"d_ff={self.d_ff} must be at least 1, or none for 4 * d_model")
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} does not divide d_model={self.d_model}: choose heads that do"
             )
+        if not 0 < self.norm_eps < inf:
+            raise ValueError(f"norm_eps={self.norm_eps} must be above 0 and finite")
         for name in ("dropout", "attention_dropout"):
             if not 0 <= (getattr(self, name) or 0) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")

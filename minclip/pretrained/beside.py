@@ -7,7 +7,7 @@ from minclip.clip_bpe import N_MERGES, ClipBPE
 from minclip.pretrained.native import CONFIG_NAME
 from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import TransformConfig
-from minlm.pretrained.facts import expect
+from minlm.pretrained.facts import complete, expect, option
 from minlm.pretrained.weight_files import WeightFile, read_object
 
 TOKENIZER_JSON = "tokenizer.json"  # Hugging Face's newer folders have their vocabulary in nothing else
@@ -53,24 +53,31 @@ def transform_beside(source: WeightFile) -> TransformConfig:
 
     Raises ValueError where pictures are prepared otherwise than by resize, centre crop and normalisation.
     """
-    options = source.read_json(CONFIG_NAME).get("preprocess_cfg", {})
+    where = source.folder / CONFIG_NAME
+    options = option(source.read_json(CONFIG_NAME), "preprocess_cfg", dict, where, {})
     if options:
-        expect(options, {"resize_mode": "shortest", "mode": "RGB"}, source.folder / CONFIG_NAME)
-        names = {"mean": options.get("mean"), "std": options.get("std")}
-        return make_transform(**names, interpolation=options.get("interpolation"))
+        expect(options, {"resize_mode": "shortest", "mode": "RGB"}, where)
+        return make_transform(*map(options.get, ("mean", "std", "interpolation")), where)
     options = source.read_json("preprocessor_config.json")
-    options = options or source.read_json("processor_config.json").get("image_processor", {})
+    if not options:
+        options = option(
+            source.read_json("processor_config.json"), "image_processor", dict, source.folder, {}
+        )
     wanted = dict.fromkeys(("do_resize", "do_center_crop", "do_rescale", "do_normalize"), True)
     expect(options, wanted, source.folder)
-    resample = options.get("resample", 3)
+    resample = option(options, "resample", int, source.folder, 3)
     if resample not in RESAMPLE:
         raise ValueError(
             f"{source.folder} resamples pictures by Pillow's method {resample}: only 2 and 3 are known"
         )
-    return make_transform(options.get("image_mean"), options.get("image_std"), RESAMPLE[resample])
+    return make_transform(
+        options.get("image_mean"), options.get("image_std"), RESAMPLE[resample], source.folder
+    )
 
 
-def make_transform(mean: Any, std: Any, interpolation: str | None) -> TransformConfig:
-    """The config of what is said; CLIP's own values for what is not."""
-    said = {"mean": mean and tuple(mean), "std": std and tuple(std), "interpolation": interpolation}
-    return TransformConfig(**{name: value for name, value in said.items() if value})
+def make_transform(mean: Any, std: Any, interpolation: Any, where: Any) -> TransformConfig:
+    """The config of what is said; CLIP's own values for what is not. ValueError for what is impossible."""
+    said = {"mean": mean, "std": std, "interpolation": interpolation}
+    return complete(
+        TransformConfig, {name: value for name, value in said.items() if value is not None}, {}, where
+    )

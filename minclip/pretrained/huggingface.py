@@ -5,7 +5,7 @@ from typing import Any
 from minclip.pretrained.vits import picture_size, without_bias
 from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import complete, expect, our_activation
+from minlm.pretrained.facts import complete, expect, option, our_activation
 from minlm.pretrained.key_map import Plan, Row, count_layers, layers, module, prefixed
 from minlm.pretrained.weight_files import WeightFile
 
@@ -68,7 +68,8 @@ def tower_options(source: WeightFile, name: str) -> dict[str, Any]:
         return DEFAULTS[name] | options
     expect(options, {"model_type": "clip"}, source.path)
     # Older files have a second place, which overrides the first.
-    return DEFAULTS[name] | (options.get(f"{name}_config") or {}) | (options.get(f"{name}_config_dict") or {})
+    first, second = (option(options, f"{name}_config{end}", dict, source.path, {}) for end in ("", "_dict"))
+    return DEFAULTS[name] | first | second
 
 
 def common_facts(source: WeightFile, prefix: str, options: dict[str, Any]) -> dict[str, Any]:

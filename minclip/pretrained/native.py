@@ -16,7 +16,7 @@ from minclip.pretrained.resnets import count_depths, visual_resnet_rows
 from minclip.pretrained.vits import picture_size, without_bias
 from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import complete, expect
+from minlm.pretrained.facts import complete, expect, option
 from minlm.pretrained.key_map import (
     FUSED,
     TRANSPOSED,
@@ -126,7 +126,7 @@ def text_prefix(tensors: dict[str, Tensor]) -> str:
 
 def model_options(source: WeightFile) -> dict[str, Any]:
     """model_cfg of open_clip_config.json; empty where there is none."""
-    options = source.read_json(CONFIG_NAME).get("model_cfg", {})
+    options = option(source.read_json(CONFIG_NAME), "model_cfg", dict, source.path, {})
     expect(options, {"multimodal_cfg": None, "nonscalar_logit_scale": False}, source.path)
     return options
 
@@ -134,7 +134,7 @@ def model_options(source: WeightFile) -> dict[str, Any]:
 def activation(source: WeightFile) -> str | None:
     options = model_options(source)
     if options:
-        return "quick_gelu" if options.get("quick_gelu", False) else "gelu"
+        return "quick_gelu" if option(options, "quick_gelu", bool, source.path) else "gelu"
     return "quick_gelu" if is_openai(source) else None
 
 
@@ -142,15 +142,18 @@ def is_openai(source: WeightFile) -> bool:
     return all(name in source.tensors for name in MARKERS)
 
 
-def heads(source: WeightFile, width: int, head_width: int | None) -> int | None:
-    """OpenAI's by definition, open_clip's by its config, else None."""
-    if model_options(source):
-        return width // (head_width or HEAD_WIDTH)
-    return width // HEAD_WIDTH if is_openai(source) else None
+def heads(source: WeightFile, width: int, options: dict[str, Any]) -> int | None:
+    """OpenAI's by definition, open_clip's by its config's head_width, else None."""
+    if not model_options(source) and not is_openai(source):
+        return None
+    head_width = option(options, "head_width", int, source.path, HEAD_WIDTH)
+    if head_width < 1 or width % head_width:
+        raise ValueError(f"{source.path}: head_width={head_width} does not divide the width {width}")
+    return width // head_width
 
 
-def epsilon(options: dict[str, Any]) -> float:
-    return (options.get("norm_kwargs") or {}).get("eps", EPS)
+def epsilon(options: dict[str, Any], where: Any) -> float:
+    return option(options, "norm_kwargs", dict, where, {}).get("eps", EPS)
 
 
 def hint(source: WeightFile, width: int) -> str:
@@ -162,16 +165,16 @@ def hint(source: WeightFile, width: int) -> str:
 
 def vit_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     """The image tower of a CLIP with a ViT; features are the class token before the projection."""
-    options = model_options(source).get("vision_cfg", {})
+    options = option(model_options(source), "vision_cfg", dict, source.path, {})
     expect(options, VISION_WANTED, source.path)
     patches = source.shape("visual.conv1.weight", 4)
     facts = {
         "d_model": patches[0],
         "n_layers": count_layers(source.tensors, r"visual\.transformer\.resblocks\.(\d+)\."),
-        "n_heads": heads(source, patches[0], options.get("head_width")),
+        "n_heads": heads(source, patches[0], options),
         "d_ff": source.shape("visual.transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         "activation": activation(source),
-        "norm_eps": epsilon(options),
+        "norm_eps": epsilon(options, source.path),
         "pool": "class",
         "norm_input": "visual.ln_pre.weight" in source.tensors,
         **picture_size(
@@ -188,7 +191,7 @@ def vit_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 def modified_resnet_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     """The image tower of a CLIP with a ResNet; features are those before the attention pooling's c_proj."""
-    options = model_options(source).get("vision_cfg", {})
+    options = option(model_options(source), "vision_cfg", dict, source.path, {})
     expect(options, {"timm_model_name": None}, source.path)
     n_positions, width = source.shape("visual.attnpool.positional_embedding", 2)
     depths = count_depths(source.tensors, r"visual\.")
@@ -198,7 +201,7 @@ def modified_resnet_plan(source: WeightFile, prefix: str, given: dict[str, Any])
         "image_size": (rows * stride, columns * stride),
         "depths": depths,
         "d_model": source.shape("visual.layer1.0.conv1.weight", 4)[0],
-        "n_heads": heads(source, width, options.get("head_width")),
+        "n_heads": heads(source, width, options),
     }
     config = complete(ModifiedResNetConfig, facts, given, source.path, hint(source, width))
     projection = {r"visual\.attnpool\.c_proj\.(weight|bias)": "the projection, which follows the features"}
@@ -211,7 +214,7 @@ def text_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     OpenAI's and open_clip's code finds the end of text as the largest id, which is the last of the vocabulary; where
     open_clip's config says pool_type eos, the id is its eos_id.
     """
-    options = model_options(source).get("text_cfg", {})
+    options = option(model_options(source), "text_cfg", dict, source.path, {})
     expect(options, TEXT_WANTED, source.path)
     vocab_size, width = source.shape(f"{prefix}token_embedding.weight", 2)
     pool = options.get("pool_type", "argmax")
@@ -228,7 +231,7 @@ def text_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "n_heads": options.get("heads", width // HEAD_WIDTH) if known else None,
         "d_ff": source.shape(f"{prefix}transformer.resblocks.0.mlp.c_fc.weight", 2)[0],
         "activation": activation(source),
-        "norm_eps": epsilon(options),
+        "norm_eps": epsilon(options, source.path),
         "end_id": options.get("eos_id", 2) if pool == "eos" else vocab_size - 1,
     }
     config = complete(GPTTextConfig, facts, given, source.path, hint(source, width))

@@ -7,7 +7,7 @@ import torch
 
 from minclip.pretrained.resize import square_grid
 from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import complete, expect, our_activation
+from minlm.pretrained.facts import complete, expect, option, our_activation
 from minlm.pretrained.key_map import (
     BATCHED,
     FUSED,
@@ -86,7 +86,7 @@ def picture_size(patches: torch.Size, n_patches: int, stated: Any, where: Any) -
         rows, columns = square_grid(n_patches, where)
         size = (rows * patch[0], columns * patch[1])
     else:
-        size = (stated, stated) if isinstance(stated, int) else tuple(stated)
+        size = tuple(stated) if isinstance(stated, list | tuple) else (stated, stated)
     return {"patch_size": patch, "image_size": size}
 
 
@@ -111,7 +111,8 @@ def timm_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     LayerNorm.
     """
     tensors, config = source.tensors, source.read_json("config.json")
-    arguments = config.get("model_args") or {}
+    arguments = option(config, "model_args", dict, source.path, {})
+    published = option(config, "pretrained_cfg", dict, source.path, {})
     has_class, norm_input = "cls_token" in tensors, "norm_pre.weight" in tensors
     norm_after = "fc_norm.weight" in tensors
     if has_class and norm_after:
@@ -122,7 +123,7 @@ def timm_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     expect(config, {"global_pool": "token" if has_class else "avg"}, source.path)
     patches = source.shape("patch_embed.proj.weight", 4)
     d_model = patches[0]
-    architecture = config.get("architecture", "")
+    architecture = option(config, "architecture", str, source.path, "")
     activation = None
     if re.match(r"(vit|deit)_", architecture) and "act_layer" not in arguments:
         activation = "quick_gelu" if "quickgelu" in architecture else "gelu"
@@ -138,7 +139,7 @@ def timm_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         **picture_size(
             patches,
             source.shape("pos_embed", 3)[1] - has_class,
-            (config.get("pretrained_cfg") or {}).get("input_size", [None])[1:] or None,
+            option(published, "input_size", tuple[int, int, int], source.path, (None,))[1:] or None,
             source.path,
         ),
     }

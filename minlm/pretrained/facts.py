@@ -4,6 +4,7 @@ from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any
 
+from minlm.training.config import checked, from_dict
 from minlm.transformer import TransformerConfig
 
 DECISIVE = {"n_heads", "activation"}
@@ -17,9 +18,15 @@ HF_ACTIVATIONS = {
 }
 
 
-def our_activation(name: str | None, where: Any) -> str | None:
+def option(options: dict[str, Any], name: str, kind: Any, where: Any, default: Any = None) -> Any:
+    """A config file's option; the default where it has none, or null. ValueError where it is of another kind."""
+    value = options.get(name)
+    return default if value is None else checked(kind, value, f"{where}: the option {name}")
+
+
+def our_activation(name: Any, where: Any) -> str | None:
     """Our name for Hugging Face's; None stays None. ValueError for a function that the Transformer lacks."""
-    if name is None or name in HF_ACTIVATIONS:
+    if name is None or (isinstance(name, str) and name in HF_ACTIVATIONS):
         return HF_ACTIVATIONS.get(name)
     raise ValueError(f"{where} asks for the activation {name!r}: there are {', '.join(HF_ACTIVATIONS)}")
 
@@ -52,8 +59,9 @@ def complete(
 ) -> Any:
     """The config of these facts, and of what was given in their stead.
 
-    Raises ValueError where a fact is None in both, naming all of them, for names that are no option, and where
-    a given DECISIVE one is another than the file says: the weights would be another function.
+    Raises ValueError where a fact is None in both, naming all of them, for names that are no option, for values of
+    another kind or out of range, and where a given DECISIVE one is another than the file says: the weights would be
+    another function.
     """
     for name in DECISIVE & given.keys():
         if facts.get(name) not in (None, given[name]):
@@ -69,9 +77,9 @@ def complete(
             f"{', '.join(f'{name}=...' for name in unknown)}{hint}"
         )
     try:
-        return config_class(**values)
-    except TypeError as error:  # a config.json with a word where a number belongs
-        raise ValueError(f"{where}: its config has a value of the wrong kind ({error})") from None
+        return from_dict(config_class, values)
+    except ValueError as error:
+        raise ValueError(f"{where}: {error}") from None
 
 
 def first_prefix(names: Iterable[str], prefixes: Iterable[str], anchor: str) -> str | None:

@@ -1,7 +1,8 @@
 """One table for two layouts of the same weights, used in both directions.
 
 A row names tensors of theirs, tensors of ours, and what turns one into the other and back. Import and export are
-strict: every tensor is used or listed as ignored with a reason, every parameter is filled, every shape agrees.
+strict: every tensor is used or listed as ignored with a reason, every parameter is filled, every shape agrees, every
+number is one.
 """
 
 import re
@@ -11,6 +12,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from minlm.training.checkpoint import require_numbers
 
 Tensors = list[Tensor]
 
@@ -97,7 +100,7 @@ def import_weights(
     """{our name: float32 tensor of its own memory} from theirs.
 
     expected: the state dict to fill, for its names and shapes. Raises one ValueError that lists what is left over
-    on either side, and shapes that disagree.
+    on either side, and shapes that disagree; another for numbers that are none (`require_numbers`).
     """
     result, used = {}, set()
     for row in plan.rows:
@@ -113,7 +116,9 @@ def import_weights(
         if not any(re.fullmatch(pattern, name) for pattern in plan.ignored)
     ]
     complain(where, unused, expected.keys() - result.keys(), shape_differences(result, expected))
-    return {name: own(value) for name, value in result.items()}
+    result = {name: own(value) for name, value in result.items()}
+    require_numbers(result, expected, where)
+    return result
 
 
 def export_weights(weights: dict[str, Tensor], rows: Iterable[Row], where: Any) -> dict[str, Tensor]:

@@ -81,11 +81,13 @@ def find_file(path: Path) -> Path:
         raise ValueError(f"no weights at {path}: there is no such file or folder")
     named = [path / name for name in FILE_NAMES if (path / name).is_file()]
     others = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
-    if not named and len(others) != 1:
+    if not named and not others:
         raise ValueError(
-            f"{path} holds none of {', '.join(FILE_NAMES)} and {len(others)} files ending in "
-            f"{', '.join(ENDINGS)}: name the weights file itself"
+            f"no checkpoint at {path}: it has neither a run's file `last` and step-* folders nor weights, "
+            f"such as {FILE_NAMES[0]}"
         )
+    if not named and len(others) > 1:
+        raise ValueError(f"{path} holds {len(others)} files of weights: name one of them")
     return named[0] if named else others[0]
 
 
@@ -129,11 +131,11 @@ def read_pickle(path: Path) -> Any:
 def read_shards(index: Path) -> dict[str, Tensor]:
     """The tensors of the files that an index names; ValueError where one names another folder or lacks a tensor."""
     places = read_object(index).get("weight_map", {})
-    names = sorted(set(places.values())) if isinstance(places, dict) else []
+    names = list(places.values()) if isinstance(places, dict) else []
     if not names or any(not isinstance(name, str) or Path(name).name != name or not name for name in names):
         raise ValueError(f"{index} has no weight_map from tensors to files of its own folder")
     tensors: dict[str, Tensor] = {}
-    for name in names:
+    for name in sorted(set(names)):
         shard = index.parent / name
         if not shard.is_file():
             raise ValueError(f"{index} names {name}, which is not there: fetch all shards")

@@ -122,11 +122,7 @@ def load_into(model: nn.Module, folder: Path) -> nn.Module:
             raise ValueError(
                 f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
             )
-        if weights[name].dtype != value.dtype or not weights[name].isfinite().all():
-            raise ValueError(
-                f"{folder}: {name} must be finite numbers of {value.dtype}, it is {weights[name].dtype}: use "
-                "another checkpoint"
-            )
+    require_numbers(weights, expected, folder)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.load_state_dict(weights, assign=True)
     for name, parameter in model.named_parameters():
@@ -134,6 +130,18 @@ def load_into(model: nn.Module, folder: Path) -> nn.Module:
             name in trained
         )  # what was assigned has no gradient, and a frozen tower keeps none
     return model.eval()
+
+
+def require_numbers(weights: dict[str, Tensor], expected: dict[str, Tensor], where: Any) -> None:
+    """ValueError where a tensor is of another type than is needed, or has numbers that are NaN or infinite."""
+    for name, wanted in expected.items():
+        value = weights.get(name, wanted)
+        if value.dtype != wanted.dtype:
+            raise ValueError(
+                f"{where}: {name} is of {value.dtype}, {wanted.dtype} is needed: take another file"
+            )
+        if name in weights and not value.isfinite().all():
+            raise ValueError(f"{where}: {name} has numbers that are NaN or infinite: take another file")
 
 
 def check_digest(digest: str, trained_with: str, folder: Path) -> None:

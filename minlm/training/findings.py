@@ -1,9 +1,13 @@
 """What a doctor says: findings of a level and a line, and those that any run's schedule gives."""
 
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from math import ceil
 
+import torch
+from torch import nn
+
+from minlm.training.loop import choose_device, forward_precision
 from minlm.training.state import TrainConfig
 
 Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
@@ -26,6 +30,26 @@ def examine_schedule(train: TrainConfig, n_items: int, name: str) -> Iterator[Fi
     if train.minutes:
         warm = 60 * train.minutes * train.warmup
         yield "ok", f"at most {train.minutes:g} minutes; warm-up takes {warm:.0f} s of them"
+
+
+def examine_hardware(train: TrainConfig) -> Finding:
+    """Whether this machine has the device and the precision."""
+    try:
+        device = choose_device(train.device)
+        forward_precision(train.precision, device)
+    except ValueError as error:
+        return "problem", str(error)
+    return "ok", f"computed on {device}, precision {train.precision}"
+
+
+def examine_model(make: Callable[[], nn.Module]) -> Finding:
+    """Whether the model can be made; it is made without memory."""
+    try:
+        with torch.device("meta"):
+            model = make()
+    except ValueError as error:
+        return "problem", str(error)
+    return "ok", f"the model has {sum(p.numel() for p in model.parameters()):,} parameters"
 
 
 def print_findings(findings: Iterable[Finding]) -> None:

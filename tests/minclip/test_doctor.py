@@ -11,7 +11,10 @@ from minclip.data.records import Record
 from minclip.data.table import TableConfig
 from minclip.doctor import examine, examine_captions, examine_images
 from minclip.presets import PRESETS
-from minclip.vit import VisionTransformerConfig
+from minclip.pretrained import save_image_tower
+from minclip.runs import make_tokenizer
+from minclip.transforms import TransformConfig
+from minclip.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.state import TrainConfig
 
 
@@ -31,8 +34,7 @@ def findings(folder, **changes):
     config = replace(
         PRESETS["pairs"],
         data=TableConfig(path=str(folder / "captions.csv")),
-        train=TrainConfig(steps=100, batch_size=5),
-        **changes,
+        **{"train": TrainConfig(steps=100, batch_size=5)} | changes,
     )
     return list(examine(config))
 
@@ -96,12 +98,15 @@ def captioned(i, *captions, group=None):
     return Record(str(i), None, captions, i if group is None else group)
 
 
+def captions_examined(records, length):
+    return list(examine_captions(records, make_tokenizer(PRESETS["pairs"], records), length))
+
+
 def test_few_captions_too_long_are_a_note():
     """A share of the captions, not of the images: one of 121, of one image in ten."""
-    config = replace(PRESETS["pairs"], text=replace(PRESETS["pairs"].text, context_length=8))
     long = "a b c d e f g h i j"
     records = [captioned(i, *(f"{word} {i}" for word in "abcdefghijkl"), *[long][i:]) for i in range(10)]
-    [(level, text)] = [finding for finding in examine_captions(records, config) if "are cut" in finding[1]]
+    [(level, text)] = [finding for finding in captions_examined(records, 8) if "are cut" in finding[1]]
     assert (level, text.split(";")[0]) == (
         "note",
         "1 of 121 captions (0.83%) are cut at context_length=8",
@@ -122,7 +127,7 @@ def test_few_captions_too_long_are_a_note():
     ],
 )
 def test_captions_twice_of_one_image_or_of_one_group_are_right(records, said):
-    assert ("ok", said) in list(examine_captions(records, PRESETS["pairs"]))
+    assert ("ok", said) in captions_examined(records, 32)
 
 
 def test_captions_of_several_images_are_false_negatives(folder):
@@ -140,3 +145,34 @@ def test_four_patches_are_too_few_and_sixteen_are_not(folder):
     assert text.startswith("the image tower sees 4 patches, too few to see much")
     image = replace(image, patch_size=(8, 8))
     assert ("ok", "the image tower sees 16 patches") in findings(folder, image=image)
+
+
+@pytest.mark.parametrize("split", ["train", "dev"])
+def test_data_without_a_split_is_refused(folder, split):
+    rewrite(folder, f",{split}\n", ",test\n")
+    other = {"train", "dev"} - {split}
+    with pytest.raises(ValueError, match=rf"no split {split}, which a run needs: there are .*{other.pop()}"):
+        findings(folder)
+
+
+def test_towers_that_cannot_be_made_are_problems(folder):
+    [text] = problems(findings(folder, image=VisionTransformerConfig(weights=str(folder / "nowhere"))))
+    assert text == f"no weights at {folder / 'nowhere'}: there is no such file or folder"
+    [text] = problems(findings(folder, image=VisionTransformerConfig(trained_blocks=99)))
+    assert text == "trained_blocks=99, but this tower has 4; -1 trains all of it"
+
+
+def test_towers_of_weights_have_the_files_sizes(folder):
+    tower = VisionTransformer(VisionTransformerConfig(d_model=8, n_heads=2, n_layers=3))
+    save_image_tower(tower, TransformConfig(), folder / "tower")
+    config = VisionTransformerConfig(weights=str(folder / "tower"), trained_blocks=3)
+    assert not problems(findings(folder, image=config))
+    [text] = problems(findings(folder, image=replace(config, trained_blocks=4)))
+    assert text == "trained_blocks=4, but this tower has 3; -1 trains all of it"
+
+
+def test_a_precision_that_the_machine_lacks_is_a_problem(folder):
+    train = TrainConfig(steps=100, batch_size=5, device="cpu", precision="fp16")
+    assert problems(findings(folder, train=train)) == [
+        "precision=fp16 needs a GPU: use bf16 or float32 on a CPU"
+    ]

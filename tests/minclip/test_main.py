@@ -261,7 +261,7 @@ def test_the_module_runs_and_exits_with_two_on_bad_input():
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 2
     assert done.stderr.count("\n") == 1
-    assert done.stderr.startswith("__main__.py: error: ")
+    assert done.stderr.startswith("python -m minclip: error: ")
 
 
 def test_help_names_every_command(monkeypatch, capsys):

@@ -1,5 +1,7 @@
 """What a run is: presets that build, and the tokenizer's facts written into the config."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,3 +38,9 @@ def test_the_transform_gives_what_the_tower_takes(name):
         transform = config.image_transform(train)
         assert transform.image_size == config.image.image_size
         assert transform.crops == (train and config.transform.crop_scale[0] < 1)
+
+
+@pytest.mark.parametrize("gib", [-1.0, float("nan"), float("inf")])
+def test_impossible_caches_are_refused(gib):
+    with pytest.raises(ValueError, match=f"cache_gib={gib} must be at least 0 and finite"):
+        replace(PRESETS["shapes"], cache_gib=gib)

@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 import minclip.clip_bpe
@@ -23,7 +25,7 @@ from minclip.text import GPTTextConfig
 from minclip.tokenizer import WordPiece
 from minclip.transforms import OPENAI_MEAN, ImageTransform, TransformConfig
 from minclip.vit import VisionTransformerConfig
-from tests.minclip.test_pretrained_towers import drawn_half
+from tests.minclip.test_pretrained_towers import drawn_half, loads_or_says_why, spoil
 
 # [UNK] and the like come first, so that the end of text is no last id; see test_pretrained_export for others.
 WORDS = WordPiece.train(["a dog on the beach", "the cat"] * 2, 60)
@@ -261,6 +263,53 @@ def test_open_clips_other_functions_are_refused(tower, option, value, tmp_path):
     edit_json(tmp_path / "open_clip_config.json", lambda c: c["model_cfg"][tower].update({option: value}))
     with pytest.raises(ValueError, match=f"has {option}={value!r}"):
         load_clip_model(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "to, name", [("open_clip", "open_clip_config"), ("hf-clip", "config"), ("hf-clip", "pre*")]
+)
+@given(data=st.data())
+def test_odd_configs_are_one_line(to, name, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    model = drawn()
+    export(model, WORDS, transform_of(model), folder, to)
+    [path] = folder.glob(f"{name}.json")
+    spoil(path, data)
+    loads_or_says_why(load_clip, folder)
+
+
+@pytest.mark.parametrize(
+    "part, options, message",
+    [
+        ("model_cfg", [], r"the option model_cfg=\[\] must be dict, not list"),
+        ("vision_cfg", "x", "the option vision_cfg='x' must be dict, not str"),
+        ("text_cfg", 3, "the option text_cfg=3 must be dict, not int"),
+        ("preprocess_cfg", [], r"the option preprocess_cfg=\[\] must be dict, not list"),
+        ("vision_cfg", {"head_width": "8"}, "the option head_width='8' must be int, not str"),
+        ("vision_cfg", {"head_width": 7}, "head_width=7 does not divide the width 64"),
+        ("vision_cfg", {"head_width": 0}, "head_width=0 does not divide the width 64"),
+        ("vision_cfg", {"norm_kwargs": []}, r"the option norm_kwargs=\[\] must be dict, not list"),
+        ("text_cfg", {"norm_kwargs": {"eps": "x"}}, "norm_eps='x' must be float, not str"),
+        ("text_cfg", {"norm_kwargs": {"eps": float("nan")}}, "norm_eps=nan must be a finite number"),
+        ("text_cfg", {"heads": 2.0}, "n_heads=2.0 must be int, not float"),
+        ("text_cfg", {"heads": True}, "n_heads=True must be int, not bool"),
+        ("model_cfg", {"quick_gelu": "maybe"}, "the option quick_gelu='maybe' must be bool, not str"),
+        ("preprocess_cfg", {"mean": 3}, "mean=3 must be 3 values"),
+        ("preprocess_cfg", {"std": [0.5, float("nan"), 0.5]}, "std=nan must be a finite number"),
+        ("preprocess_cfg", {"interpolation": ["bicubic"]}, r"interpolation=\['bicubic'\] must be one of"),
+    ],
+)
+def test_open_clips_options_are_of_their_kind(part, options, message, tmp_path):
+    model = drawn()
+    export(model, WORDS, transform_of(model), tmp_path, "open_clip")
+
+    def change(config):
+        place = config if part in config else config["model_cfg"]
+        place[part] = place[part] | options if isinstance(options, dict) else options
+
+    edit_json(tmp_path / "open_clip_config.json", change)
+    with pytest.raises(ValueError, match=f"^{tmp_path}[^ ]*: {message}"):
+        load_clip(tmp_path)
 
 
 def test_published_files_are_told_from_runs(tmp_path):

@@ -200,6 +200,68 @@ def test_texts_that_no_one_else_has_are_not_written(config, words, tmp_path):
         save_text_tower(TOWERS[type(config)](config), WORDS, tmp_path)
 
 
+ODD = st.sampled_from([None, True, -1, 0, 2.0, 10**9, "", "x", [], ["x"], [1, 2], {}, {"x": 1}])
+
+
+def spoil(path, data) -> None:
+    """Put something odd in the place of one value of a JSON file, at any depth."""
+    place = whole = json.loads(path.read_text())
+    key = data.draw(st.sampled_from(sorted(place)))
+    while isinstance(place[key], dict) and place[key] and data.draw(st.booleans()):
+        place = place[key]
+        key = data.draw(st.sampled_from(sorted(place)))
+    place[key] = data.draw(ODD)
+    path.write_text(json.dumps(whole))
+
+
+def loads_or_says_why(load, folder) -> None:
+    """An odd config is one that can be loaded all the same, or one line that names a file of the folder."""
+    try:
+        load(folder)
+    except ValueError as error:
+        assert str(folder) in str(error), error  # noqa: PT017
+        assert "\n" not in str(error)  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "config", [IMAGE_CONFIGS[2], *TEXT_CONFIGS], ids=lambda config: type(config).__name__
+)
+@given(data=st.data())
+def test_odd_configs_are_one_line(config, data, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("odd")
+    if isinstance(config, VisionTransformerConfig):
+        save_image_tower(TOWERS[type(config)](config), TransformConfig(), folder)
+    else:
+        save_text_tower(TOWERS[type(config)](config), WORDS, folder)
+    spoil(folder / "config.json", data)
+    loads_or_says_why(
+        load_image_tower if isinstance(config, VisionTransformerConfig) else load_text_tower, folder
+    )
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"model_args": []}, r"the option model_args=\[\] must be dict, not list"),
+        ({"model_args": {"num_heads": 2.0}}, "n_heads=2.0 must be int, not float"),
+        ({"model_args": {"num_heads": True}}, "n_heads=True must be int, not bool"),
+        ({"pretrained_cfg": "x"}, "the option pretrained_cfg='x' must be dict, not str"),
+        ({"pretrained_cfg": {"input_size": 16}}, "the option input_size=16 must be 3 values"),
+        ({"pretrained_cfg": {"input_size": [3, "x", 8]}}, "the option input_size='x' must be int, not str"),
+        ({"architecture": ["vit_tiny"]}, r"the option architecture=\['vit_tiny'\] must be str, not list"),
+    ],
+)
+def test_timms_options_are_of_their_kind(options, message, tmp_path):
+    config = VisionTransformerConfig(**VIT | {"image_size": (16, 16)}, pool="mean", norm_eps=1e-6)
+    save_image_tower(drawn(config), TransformConfig(), tmp_path)
+    known = {"architecture": "vit_x_patch8", "model_args": {"num_heads": 2}}
+    (tmp_path / "config.json").write_text(json.dumps(known))
+    load_image_tower(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(known | options))
+    with pytest.raises(ValueError, match=f"^{tmp_path}.*: {message}"):
+        load_image_tower(tmp_path)
+
+
 @pytest.mark.parametrize("given", [{"n_heads": 4}, {"activation": "relu"}])
 def test_what_the_file_says_is_not_contradicted(given, tmp_path):
     """Other heads or another activation on the same weights are another function, and no error would show it."""

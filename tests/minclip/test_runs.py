@@ -17,7 +17,7 @@ from minclip.data.shards import ShardRecords
 from minclip.presets import PRESETS
 from minclip.pretrained import export
 from minclip.runs import classes_of, data_digest, load, make_model, make_tokenizer
-from minclip.text import BertTextConfig
+from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
 from minlm.training.checkpoint import save_checkpoint
@@ -133,6 +133,50 @@ def test_another_shape_in_the_config_is_refused(copy):
         ValueError, match=r"image_projection.weight is \(6, 8\), config.json makes it \(7, 8\)"
     ):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (
+            lambda x: x.index_fill(0, torch.tensor([1]), torch.nan),
+            "image_projection.weight has numbers that are NaN",
+        ),
+        (torch.Tensor.half, "image_projection.weight is of torch.float16, torch.float32 is needed"),
+        (torch.Tensor.double, "image_projection.weight is of torch.float64, torch.float32 is needed"),
+        (torch.Tensor.int, "image_projection.weight is of torch.int32, torch.float32 is needed"),
+        (torch.Tensor.bool, "image_projection.weight is of torch.bool, torch.float32 is needed"),
+        (lambda x: x[:-1].clone(), r"image_projection.weight is \(5, 8\), config.json makes it \(6, 8\)"),
+    ],
+)
+def test_numbers_that_are_no_weights_are_refused(copy, saved, change, message):
+    """Where a checkpoint is used, and where a run goes on from it."""
+    path = copy / "model.safetensors"
+    weights = load_file(path)
+    weights["image_projection.weight"] = change(weights["image_projection.weight"])
+    save_file(weights, path)
+    (copy / "last").write_text(".")
+    for use in (lambda: load(copy), lambda: make_model(saved[1].config, copy, resume=True)):
+        with pytest.raises(ValueError, match=f"{copy}.*: {message}"):
+            use()
+
+
+def test_another_end_of_text_in_the_config_is_refused(tmp_path):
+    """With it all texts would be the same, and every choice a coin."""
+    config = replace(
+        TINY, text=GPTTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=120, context_length=20)
+    )
+    tokenizer = make_tokenizer(config, TINY.data.read()["train"])
+    config = config.with_tokenizer(tokenizer)
+    weights = CLIP(config).state_dict()
+    save_checkpoint(tmp_path, 3, weights, {}, files_beside_weights(config, tokenizer))
+    load(tmp_path)
+    config = replace(config, text=replace(config.text, end_id=7))
+    save_checkpoint(tmp_path, 4, weights, {}, files_beside_weights(config, tokenizer))
+    with pytest.raises(
+        ValueError, match=f"ends with id {tokenizer.end_id} in the vocabulary .* says end_id=7: put"
+    ):
+        load(tmp_path)
 
 
 def test_missing_and_extra_tensors_are_named(copy):

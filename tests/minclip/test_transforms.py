@@ -227,8 +227,13 @@ def test_grey_pictures_get_three_colours():
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"mean": (0.5,)}, "three colours"),
+        ({"mean": (0.5,)}, "three finite colours"),
         ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
+        ({"std": (0.5, 1e-300, 0.5)}, "std above 0"),  # which is 0 in float32
+        ({"std": (0.5, float("inf"), 0.5)}, "three finite colours"),
+        ({"std": (0.5, 0.5, float("nan"))}, "three finite colours"),
+        ({"mean": (float("nan"), 0.5, 0.5)}, "three finite colours"),
+        ({"mean": (0.5, 0.5, -float("inf"))}, "three finite colours"),
         ({"interpolation": "nearest"}, "'nearest' must be one of bilinear, bicubic"),
         ({"crop_scale": (0.0, 1.0)}, r"crop_scale \(0.0, 1.0\) must be"),
         ({"crop_scale": (0.9, 0.5)}, "low <= high <= 1"),

@@ -74,11 +74,11 @@ def test_without_last_the_newest_checkpoint_counts(tmp_path):
 @pytest.mark.parametrize(
     "weight, message",
     [
-        (torch.ones(1, 2).half(), "weight must be finite numbers of torch.float32, it is torch.float16"),
-        (torch.ones(1, 2).double(), "it is torch.float64"),
-        (torch.ones(1, 2).int(), "it is torch.int32"),
-        (torch.tensor([[1.0, float("nan")]]), "weight must be finite numbers"),
-        (torch.tensor([[1.0, float("-inf")]]), "weight must be finite numbers"),
+        (torch.ones(1, 2).half(), "weight is of torch.float16, torch.float32 is needed"),
+        (torch.ones(1, 2).double(), "weight is of torch.float64"),
+        (torch.ones(1, 2).int(), "weight is of torch.int32"),
+        (torch.tensor([[1.0, float("nan")]]), "weight has numbers that are NaN or infinite"),
+        (torch.tensor([[1.0, float("-inf")]]), "weight has numbers that are NaN or infinite"),
         (torch.ones(2, 2), r"weight is \(2, 2\), config.json makes it \(1, 2\)"),
     ],
 )

@@ -94,7 +94,7 @@ def test_a_plain_text_is_a_problem_only_for_replies(tmp_path):
     found = []
     with pytest.raises(ValueError, match="no dialogue found"):
         found.extend(examine(config))
-    first = [finding for _, finding in zip(range(4), examine(config), strict=False)]
+    first = [finding for _, finding in zip(range(5), examine(config), strict=False)]
     assert ("problem", said) in first
 
 
@@ -147,3 +147,22 @@ def test_byte_pairs_are_counted(tmp_path):
     n_characters = len(config.data.read()["train"])
     assert n_tokens < n_characters
     assert text.endswith(f"{n_characters / n_tokens:.2f} characters each")
+
+
+@pytest.mark.parametrize(
+    "positions, message",
+    [
+        ("rotary", "rotary positions need an even head size, not 3 = d_model / n_heads"),
+        ("sinusoidal", "sinusoidal positions need an even width, not d_model=9"),
+    ],
+)
+def test_a_model_that_cannot_be_made_is_a_problem(tmp_path, positions, message):
+    model = LMConfig(d_model=9, n_heads=3, n_layers=1, context_length=32, positions=positions)
+    assert problems(findings(tmp_path, "\n".join(GOOD), model)[0]) == [message]
+
+
+def test_a_precision_that_the_machine_lacks_is_a_problem(tmp_path):
+    train = TrainConfig(steps=100, batch_size=4, device="cpu", precision="fp16")
+    assert problems(findings(tmp_path, "\n".join(GOOD), train=train)[0]) == [
+        "precision=fp16 needs a GPU: use bf16 or float32 on a CPU"
+    ]

@@ -1,8 +1,10 @@
 """What every doctor says of a run's length, and the exit status of what it found."""
 
 import pytest
+import torch
+from torch import nn
 
-from minlm.training.findings import examine_schedule, print_findings
+from minlm.training.findings import examine_hardware, examine_model, examine_schedule, print_findings
 from minlm.training.state import TrainConfig
 
 
@@ -63,3 +65,17 @@ def test_findings_are_lines_and_a_problem_is_status_one(levels, status, capsys):
     assert [line.split(": ") for line in lines] == [
         [level.rjust(7), f"finding {i}"] for i, level in enumerate(levels)
     ]
+
+
+def test_a_gpu_that_is_not_there_is_a_problem(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    level, text = examine_hardware(TrainConfig(steps=1, device="cuda"))
+    assert (level, text.split(":")[0]) == ("problem", "device=cuda, but torch sees no GPU")
+    assert examine_hardware(TrainConfig(steps=1)) == ("ok", "computed on cpu, precision auto")
+
+
+def test_a_model_is_made_without_memory():
+    assert examine_model(lambda: nn.Linear(10**7, 10**7)) == (
+        "ok",
+        f"the model has {10**14 + 10**7:,} parameters",
+    )

@@ -1,5 +1,7 @@
 """What a run is: presets that build, and the tokenizer's facts written into the config."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
@@ -66,3 +68,9 @@ def test_every_option_has_its_help():
         for part in (config, config.model, config.data, config.train):
             assert all(field_help(type(part)).values()), type(part)
     assert RunConfig.__doc__
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan"), float("inf")])
+def test_impossible_smoothings_are_refused(share):
+    with pytest.raises(ValueError, match=rf"label_smoothing={share} is a share: it must lie in \[0, 1\)"):
+        replace(PRESETS["script-seq2seq"], label_smoothing=share)

@@ -1,5 +1,6 @@
 """The key-map engine is strict and invertible; facts are read or given, never guessed."""
 
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -7,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minlm.pretrained.facts import complete, expect, our_activation, their_activation
+from minlm.pretrained.facts import complete, expect, option, our_activation, their_activation
 from minlm.pretrained.key_map import (
     BATCHED,
     FUSED,
@@ -90,6 +91,38 @@ def test_results_own_their_memory_and_are_float32():
     assert all(torch.equal(whole[name], value) for name, value in ours.items())
 
 
+@given(
+    st.sampled_from(sorted(draw(4, 0))),
+    st.sampled_from([float("nan"), float("inf"), float("-inf")]),
+    st.data(),
+)
+def test_numbers_that_are_none_are_refused_by_name(name, number, data):
+    theirs = draw(4, 0)
+    theirs[name].view(-1)[data.draw(st.integers(0, theirs[name].numel() - 1))] = number
+    with pytest.raises(
+        ValueError, match=r"^FILE: \S+ has numbers that are NaN or infinite: take another file$"
+    ):
+        bring_in(theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
+@given(name=st.sampled_from(sorted(draw(4, 0))))
+def test_whole_and_complex_numbers_are_no_weights(dtype, name):
+    theirs = draw(4, 0)
+    with pytest.raises(
+        ValueError, match=rf"^FILE: \S+ is of {dtype}, torch.float32 is needed: take another file$"
+    ):
+        bring_in(theirs | {name: theirs[name].to(dtype)})
+
+
+def test_what_is_infinite_in_float32_is_refused():
+    theirs = {name: value.double() for name, value in draw(4, 0).items()}
+    bring_in(theirs)
+    theirs["cls"] += 1e39
+    with pytest.raises(ValueError, match="FILE: token has numbers that are NaN or infinite"):
+        bring_in(theirs)
+
+
 def test_both_leftover_lists_and_shapes_stand_in_one_line():
     theirs = draw(4, 0) | {
         "stranger": torch.zeros(2),
@@ -149,7 +182,7 @@ def test_facts_are_said_or_given_never_guessed():
     )
     with pytest.raises(ValueError, match=r"\['hats'\] are no options of Sizes"):
         complete(Sizes, facts, {"hats": 2}, "FILE")
-    with pytest.raises(ValueError, match="wrong kind"):
+    with pytest.raises(ValueError, match=r"^FILE: width='wide' must be int, not str$"):
         complete(Sizes, {"width": "wide"}, {}, "FILE")
 
 
@@ -164,5 +197,18 @@ def test_activations_have_names_on_both_sides():
         assert our_activation(their_activation(name), "FILE") == name
     assert our_activation("gelu_new", "FILE") == "gelu_tanh"
     assert our_activation(None, "FILE") is None
-    with pytest.raises(ValueError, match="asks for the activation 'swish'"):
-        our_activation("swish", "FILE")
+    for other in ("swish", "", [], {}, 3, True):
+        with pytest.raises(
+            ValueError, match=re.escape(f"FILE asks for the activation {other!r}: there are gelu")
+        ):
+            our_activation(other, "FILE")
+
+
+@given(st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.lists(st.integers()))
+def test_options_are_of_their_kind(value):
+    kind = int if value is None else type(value)
+    assert option({"name": value}, "name", kind, "FILE", 7) is (7 if value is None else value)
+    assert option({}, "name", kind, "FILE", 7) == 7
+    if value is not None:
+        with pytest.raises(ValueError, match=r"^FILE: the option name=.* must be dict, not "):
+            option({"name": value}, "name", dict, "FILE")

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import train_lm
 from minlm.lm import LMConfig
@@ -71,6 +72,31 @@ def test_another_shape_in_the_config_is_refused(checkpoint):
     (checkpoint / "config.json").write_text(json.dumps(config))
     with pytest.raises(ValueError, match=r"embedding.tokens.weight is \(264, 8\), .* makes it \(264, 16\)"):
         load(checkpoint)
+
+
+def test_another_start_in_the_config_is_refused(tmp_path):
+    run, _, tokenizer, _ = saved(tmp_path / "run", "seq2seq")
+    path = run / "step-00000003" / "config.json"
+    config = json.loads(path.read_text())
+    config["model"]["start_id"] = 5
+    path.write_text(json.dumps(config))
+    with pytest.raises(
+        ValueError, match=f"begins with id {tokenizer.start_id} .* says start_id=5: put the run's own"
+    ):
+        load(run)
+
+
+def test_numbers_that_are_no_weights_are_refused(checkpoint):
+    path = checkpoint / "model.safetensors"
+    weights = load_file(path)
+    for wrong, message in (
+        (torch.tensor(torch.nan), "NaN or infinite"),
+        (torch.tensor(0), "is of torch.int64"),
+    ):
+        name = "transformer.norm.weight"
+        save_file(weights | {name: wrong.expand(8).contiguous()}, path)
+        with pytest.raises(ValueError, match=f"{checkpoint}: {name} .*{message}"):
+            load(checkpoint)
 
 
 @pytest.mark.parametrize("name", ["config.json", "minlm-tokenizer.json", "model.safetensors"])
