@@ -29,7 +29,7 @@ from minclip.evaluate import choice_accuracy, evaluate_all, evaluate_records, fo
 from minclip.gradcache import cached_backward
 from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
-from minclip.runs import classes_of, data_digest, make_model, make_tokenizer
+from minclip.runs import check_splits, classes_of, data_digest, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
@@ -46,9 +46,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     started = time.monotonic()
     check_hardware(config.train)
     splits = config.data.read()
-    for name, purpose in (("train", "learn from"), ("dev", "be judged on")):
-        if name not in splits:
-            raise ValueError(f"this data has no split {name} to {purpose}: there are {', '.join(splits)}")
+    check_splits(splits)
     records, dev = splits["train"], splits["dev"]
     check_pictures(dev)
     if resume:

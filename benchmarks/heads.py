@@ -30,7 +30,7 @@ from minclip.losses import clip_loss
 from minclip.presets import PRESETS, RunConfig
 from minclip.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
 from minclip.retrieval import retrieval
-from minclip.runs import load
+from minclip.runs import check_splits, load
 from minclip.tokenizer import Tokenizer, encode_batch
 from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
 from minlm.training.command import OneLineParser, run_main
@@ -125,6 +125,7 @@ def positions(records: Sequence[Record]) -> tuple[list[str], Tensor, Tensor]:
 
 def measure(config: RunConfig, model: CLIP, tokenizer, transform) -> list[dict]:
     splits = config.data.read()
+    check_splits(splits)
     train, dev = splits["train"], splits["dev"]
     captions, first, counts = positions(train)
     dev_captions, _, dev_counts = positions(dev)

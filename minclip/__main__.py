@@ -170,7 +170,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--to", choices=get_args(Format), required=True)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
     given = parser.parse_args(arguments)
-    out = given.out or given.checkpoint.with_name(f"{given.checkpoint.name}-{given.to}")
+    out = given.out or Path(f"{given.checkpoint.resolve()}-{given.to}")
     check_folder(out)
     pretrained.export(*load(given.checkpoint, given.vocabulary), out, given.to)
     print(out)

@@ -13,7 +13,7 @@ from minclip.clip import CLIP
 from minclip.data.records import Record
 from minclip.presets import RunConfig
 from minclip.pretrained.start import pretrained_towers
-from minclip.runs import make_tokenizer
+from minclip.runs import check_splits, make_tokenizer
 from minclip.tokenizer import Tokenizer, WordPiece, encode_batch
 from minclip.vit import VisionTransformerConfig
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
@@ -29,11 +29,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     for name, records in splits.items():
         captions = sum(len(record.captions) for record in records)
         yield "ok", f"split {name}: {len(records):,} images, {captions:,} captions"
-    for name in ("train", "dev"):
-        if name not in splits:
-            raise ValueError(
-                f"this data has no split {name}, which a run needs: there are {', '.join(splits)}"
-            )
+    check_splits(splits)
     tokenizer = make_tokenizer(config, splits["train"])
     config = config.with_tokenizer(tokenizer)
     yield from examine_captions(splits["train"], tokenizer, config.text.context_length)

@@ -1,6 +1,7 @@
 """What a trained model is worth on a list of records: every figure that fits the data, each beside its chance."""
 
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -69,7 +70,8 @@ def evaluate_all(
 
     "caption_choice": which of three captions is the image's, where there are three groups. With `class_names`,
     positions in which are the records' groups: "class_zero_shot", by prompts made from the templates, and, with
-    `train_records` to fit, "linear_probe" on the image tower's features. Errors as those functions'.
+    `train_records` that show every class, one of them three times, "linear_probe" on the image tower's features.
+    Errors as those functions'.
     """
     start = time.perf_counter()
     look = {"transform": transform, "batch_size": batch_size}
@@ -83,9 +85,10 @@ def evaluate_all(
         labels = torch.tensor([record.group for record in records])
         classes = embed_classes(model, tokenizer, class_names, templates)  # (classes, E)
         figures["class_zero_shot"] = zero_shot(found.image_embeddings, labels, classes, class_names)
-    if class_names and train_records:
-        step = -(-len(train_records) // PROBE_IMAGES)
-        fitted = train_records[::step]
+    step = -(-len(train_records or ()) // PROBE_IMAGES) or 1
+    fitted = (train_records or ())[::step]
+    shown = Counter(record.group for record in fitted)
+    if class_names and len(shown) == len(class_names) and max(shown.values()) >= 3:  # some are held out
         figures["linear_probe"] = linear_probe(
             image_features(model, fitted, **look),
             torch.tensor([record.group for record in fitted]),

@@ -20,6 +20,13 @@ from minlm.training.checkpoint import check_digest, has_checkpoint, last_checkpo
 from minlm.training.config import load_config
 
 
+def check_splits(splits: dict[str, Sequence[Record]]) -> None:
+    """ValueError where there is nothing to learn from, or nothing to be judged on."""
+    for name, purpose in (("train", "learn from"), ("dev", "be judged on")):
+        if name not in splits:
+            raise ValueError(f"this data has no split {name} to {purpose}: there are {', '.join(splits)}")
+
+
 def make_tokenizer(config: RunConfig, records: Sequence[Record]) -> Tokenizer:
     """The vocabulary file the config names, or a WordPiece trained on the captions of `records`."""
     if config.vocabulary:

@@ -42,14 +42,10 @@ class TransformConfig:
     jitter: float = 0.0
 
     def __post_init__(self):
-        mean, std = torch.tensor(self.mean), torch.tensor(self.std)
-        if (
-            mean.shape != (3,)
-            or std.shape != (3,)
-            or not (mean.isfinite() & (std > 0) & (std < math.inf)).all()
-        ):
+        in_range = all(map(math.isfinite, self.mean)) and all(1e-6 <= value < math.inf for value in self.std)
+        if len(self.mean) != 3 or len(self.std) != 3 or not in_range:
             raise ValueError(
-                f"mean {self.mean} and std {self.std} need three finite colours each, std above 0"
+                f"mean {self.mean} and std {self.std} need three finite colours each, std at least 1e-6"
             )
         if self.interpolation not in RESAMPLING:
             raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(RESAMPLING)}")

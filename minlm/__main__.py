@@ -133,7 +133,7 @@ def export(arguments: list[str]) -> None:
     parser.add_argument("--to", choices=("hf-gpt2",), required=True)
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
     given = parser.parse_args(arguments)
-    out = given.out or given.checkpoint.with_name(f"{given.checkpoint.name}-{given.to}")
+    out = given.out or Path(f"{given.checkpoint.resolve()}-{given.to}")
     check_folder(out)
     model, tokenizer, config = load(given.checkpoint)
     if isinstance(config.model, Seq2SeqConfig):

@@ -7,7 +7,7 @@ from math import ceil
 import torch
 from torch import nn
 
-from minlm.training.loop import choose_device, forward_precision
+from minlm.training.loop import check_hardware, choose_device
 from minlm.training.state import TrainConfig
 
 Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
@@ -35,11 +35,10 @@ def examine_schedule(train: TrainConfig, n_items: int, name: str) -> Iterator[Fi
 def examine_hardware(train: TrainConfig) -> Finding:
     """Whether this machine has the device and the precision."""
     try:
-        device = choose_device(train.device)
-        forward_precision(train.precision, device)
+        check_hardware(train)
     except ValueError as error:
         return "problem", str(error)
-    return "ok", f"computed on {device}, precision {train.precision}"
+    return "ok", f"computed on {choose_device(train.device)}, precision {train.precision}"
 
 
 def examine_model(make: Callable[[], nn.Module]) -> Finding:

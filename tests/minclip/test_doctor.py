@@ -151,7 +151,7 @@ def test_four_patches_are_too_few_and_sixteen_are_not(folder):
 def test_data_without_a_split_is_refused(folder, split):
     rewrite(folder, f",{split}\n", ",test\n")
     other = {"train", "dev"} - {split}
-    with pytest.raises(ValueError, match=rf"no split {split}, which a run needs: there are .*{other.pop()}"):
+    with pytest.raises(ValueError, match=rf"no split {split} to .*: there are .*{other.pop()}"):
         findings(folder)
 
 

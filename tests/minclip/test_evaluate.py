@@ -184,3 +184,14 @@ def test_nothing_to_evaluate():
         evaluate_records(model, [], transform, TOKENIZER)
     with pytest.raises(ValueError, match="no images to evaluate"):
         choice_accuracy(model, TOKENIZER, transform, [])
+
+
+@pytest.mark.parametrize(
+    "groups, probed", [((0, 1, 2, 0, 0), True), ((0, 1, 2, 0, 1, 2), False), ((0, 1, 0, 1, 0, 1), False)]
+)
+def test_there_is_a_probe_where_training_shows_every_class_and_one_three_times(groups, probed):
+    names, dev = class_records(9)
+    train = [class_records(3)[1][group] for group in groups]
+    found = evaluate_all(TinyCLIP(), dev, transform, TOKENIZER, names, train_records=train)
+    assert ("linear_probe" in found.figures) == probed
+    assert found.figures["class_zero_shot"]["n"] == 9

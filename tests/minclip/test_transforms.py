@@ -228,8 +228,8 @@ def test_grey_pictures_get_three_colours():
     "fields, message",
     [
         ({"mean": (0.5,)}, "three finite colours"),
-        ({"std": (0.5, 0.0, 0.5)}, "std above 0"),
-        ({"std": (0.5, 1e-300, 0.5)}, "std above 0"),  # which is 0 in float32
+        ({"std": (0.5, 0.0, 0.5)}, "std at least 1e-6"),
+        ({"std": (0.5, 1e-300, 0.5)}, "std at least 1e-6"),  # which is 0 in float32
         ({"std": (0.5, float("inf"), 0.5)}, "three finite colours"),
         ({"std": (0.5, 0.5, float("nan"))}, "three finite colours"),
         ({"mean": (float("nan"), 0.5, 0.5)}, "three finite colours"),
