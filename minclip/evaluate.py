@@ -85,17 +85,18 @@ def evaluate_all(
         labels = torch.tensor([record.group for record in records])
         classes = embed_classes(model, tokenizer, class_names, templates)  # (classes, E)
         figures["class_zero_shot"] = zero_shot(found.image_embeddings, labels, classes, class_names)
-    step = -(-len(train_records or ()) // PROBE_IMAGES) or 1
-    fitted = (train_records or ())[::step]
-    shown = Counter(record.group for record in fitted)
-    if class_names and len(shown) == len(class_names) and max(shown.values()) >= 3:  # some are held out
-        figures["linear_probe"] = linear_probe(
-            image_features(model, fitted, **look),
-            torch.tensor([record.group for record in fitted]),
-            image_features(model, records, **look),
-            labels,
-            class_names,
-        )
+    if class_names and train_records:
+        step = -(-len(train_records) // PROBE_IMAGES)
+        fitted = train_records[::step]
+        shown = Counter(record.group for record in fitted)
+        if len(shown) == len(class_names) and max(shown.values()) >= 3:  # of which one is held out
+            figures["linear_probe"] = linear_probe(
+                image_features(model, fitted, **look),
+                torch.tensor([record.group for record in fitted]),
+                image_features(model, records, **look),
+                labels,
+                class_names,
+            )
     seconds = time.perf_counter() - start
     return Evaluation(figures, seconds, found.image_embeddings, found.text_embeddings, found.image_of_text)
 

@@ -40,7 +40,7 @@ def save_checkpoint(
     inference_files: Any,
     keep: int = 2,
 ) -> Path:
-    """Write run/step-XXXXXXXX and point `last` at it; the `keep` newest checkpoints stay.
+    """Write run/step-XXXXXXXX and point `last` at it; of those up to this step the `keep` newest stay.
 
     inference_files: a function that writes what makes the weights usable (config, tokenizer) into a folder.
     """
@@ -59,7 +59,7 @@ def save_checkpoint(
         shutil.rmtree(folder)
     os.replace(temporary, folder)
     replace_text(run / "last", folder.name + "\n")
-    # Later ones stay: they are there when somebody has put `last` back to an earlier step.
+    # Later ones, which are there when somebody has put `last` back to an earlier step, are left alone.
     for old in sorted(path for path in run.glob("step-*") if path.name <= folder.name)[:-keep]:
         shutil.rmtree(old)
     return folder

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
-from minlm.training.config import field_help, from_dict, load_config, read_text, to_dict
+from minlm.training.config import check_folder, field_help, from_dict, load_config, read_text, to_dict
 from minlm.training.distributed import from_first_process, processes
 
 SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
@@ -84,10 +84,7 @@ def command_line(
     options = vars(parser.parse_args(arguments))
     config = override(config, {k: v for k, v in options.items() if k not in vars(chosen)})
     run = chosen.out or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    if run.exists() and (not run.is_dir() or any(run.iterdir())):
-        raise ValueError(
-            f"--out {run} is not empty: choose another folder, or continue it with --resume {run}"
-        )
+    check_folder(run, f", or continue it with --resume {run}")
     return Command(preset, config, run, False)
 
 

@@ -138,10 +138,10 @@ def save_config(config: Any, path: Path) -> None:
     replace_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
-def check_folder(out: Path) -> None:
-    """ValueError where `--out` is a file, or a folder with something in it."""
+def check_folder(out: Path, otherwise: str = "") -> None:
+    """ValueError where `--out` is a file, or a folder with something in it. otherwise: what else can be done."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"--out {out} is not empty: choose another folder")
+        raise ValueError(f"--out {out} is not empty: choose another folder{otherwise}")
 
 
 def check_file(path: Path | None, option: str) -> None:

@@ -195,3 +195,15 @@ def test_there_is_a_probe_where_training_shows_every_class_and_one_three_times(g
     found = evaluate_all(TinyCLIP(), dev, transform, TOKENIZER, names, train_records=train)
     assert ("linear_probe" in found.figures) == probed
     assert found.figures["class_zero_shot"]["n"] == 9
+
+
+def test_without_classes_no_training_record_is_looked_up():
+    """They may lie in shards, each of which would be read for it."""
+
+    class Unread(list):
+        def __getitem__(self, index):
+            raise AssertionError("a training record was looked up")
+
+    _, dev = class_records(9)
+    found = evaluate_all(TinyCLIP(), dev, transform, TOKENIZER, train_records=Unread([None] * 5))
+    assert found.figures["images"] == 9
