@@ -10,7 +10,6 @@ Any field of the config is an option: --image.n_layers 6 --train.lr 5e-4. The ru
 metrics.jsonl, the checkpoints, the pictures and result.json.
 """
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -33,17 +32,19 @@ from minclip.runs import check_splits, classes_of, data_digest, make_model, make
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, check_same_data, replace_text
+from minlm.training.checkpoint import check_digest, check_same_data
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import rank, world
 from minlm.training.loop import check_hardware, choose_device, fit
-from minlm.training.report import write_report
+from minlm.training.report import begin_files, finished_result, write_report, write_result
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     """One training run, from data to figures -> what stands in result.json ({} in processes beside the first)."""
     started = time.monotonic()
+    if resume and (result := finished_result(run, config)):
+        return result
     check_hardware(config.train)
     splits = config.data.read()
     check_splits(splits)
@@ -62,7 +63,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     run.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
         check_same_data(run, data_digest(records))
-        files_beside_weights(config, tokenizer)(run)
+        begin_files(run, config, tokenizer, resume)
         print(f"{parameters(model)}; {len(records):,} training images; {run}")
     pairs = PairDataset(
         records,
@@ -82,7 +83,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         batches = Batches(dataset, *drawn, settings.neighbours, **which)
     classes = dict(zip(("class_names", "templates"), classes_of(config.data), strict=True))
     look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
-    fit(
+    state = fit(
         model,
         batches,
         batch_loss,
@@ -90,37 +91,39 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         run,
         inference_files=files_beside_weights(config, tokenizer),
         evaluate=partial(dev_figures, dev=dev, batch_size=settings.batch_size, classes=classes, **look),
+        score=dev_score,
         after_step=model.clamp_logit_scale,
         backward=cached_backward,
     )
     if rank():
         return {}
 
-    for name, message in dataset.corrupt:
-        print(f"replaced in training: {name}: {message}")
+    # First what cannot be had again without training, on disk; then what is printed and drawn from it.
     evaluation = evaluate_all(model, dev, **look, **classes, train_records=records)
-    print(format_figures(evaluation.figures, evaluation.seconds))
-    draw_pictures(run, dev, evaluation)
-    draw_where_it_looks(run, model, dev, **look)
     asked = questions(config.data) if isinstance(config.data, ShapesConfig) else {}
     told_apart = {
         name: choice_accuracy(model, questions=some, **look) for name, some in asked.items() if some
     }
-    for name, row in told_apart.items():
-        print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
-    if {"colour", "shape", "relation"} <= told_apart.keys():
-        shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
-        draw_zero_shot(run, model, shown, **look)
     result = {
         "data": type(config.data).__name__.removesuffix("Config").lower(),
         "split": "dev",
         **evaluation.figures,
         "zero_shot": told_apart,
         "corrupt_images": len(dataset.corrupt),
-        "seconds": time.monotonic() - started,
+        "seconds": state.restored_seconds + time.monotonic() - started,
         "seed": settings.seed,
     }
-    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+    write_result(run, result)
+    for name, message in dataset.corrupt:
+        print(f"replaced in training: {name}: {message}")
+    print(format_figures(evaluation.figures, evaluation.seconds))
+    for name, row in told_apart.items():
+        print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
+    draw_pictures(run, dev, evaluation)
+    draw_where_it_looks(run, model, dev, **look)
+    if {"colour", "shape", "relation"} <= told_apart.keys():
+        shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
+        draw_zero_shot(run, model, shown, **look)
     write_report(run)
     print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
     return result
@@ -154,6 +157,12 @@ def dev_figures(model: CLIP, dev: list[Record], batch_size: int, classes: dict, 
     for way in ("image_to_text", "text_to_image"):
         figures[f"dev_{way}_recall@10"] = evaluation.figures[way]["recall@10"]
     return figures
+
+
+def dev_score(figures: dict[str, float]) -> float:
+    """Score a dev evaluation, higher is better: zero-shot accuracy, or the mean of recall@10 both ways."""
+    measures = [value for name, value in figures.items() if name != "dev_loss"]
+    return sum(measures) / len(measures)
 
 
 def main() -> None:

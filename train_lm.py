@@ -12,7 +12,6 @@ metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
 """
 
 import hashlib
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -35,12 +34,14 @@ from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import first_process_first, rank, world
 from minlm.training.loop import check_hardware, fit, forward_precision
-from minlm.training.report import write_report
+from minlm.training.report import begin_files, finished_result, write_report, write_result
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     """One training run, from text to figures -> what stands in result.json ({} in processes beside the first)."""
     started = time.monotonic()
+    if resume and (result := finished_result(run, config)):
+        return result
     check_hardware(config.train)
     texts = config.data.read()
     if resume:
@@ -73,9 +74,9 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     torch.manual_seed(settings.seed)
     model = MODELS[type(config.model)](config.model)
     if rank() == 0:
-        files_beside_weights(config, tokenizer)(run)
+        begin_files(run, config, tokenizer, resume)
         print(f"{sum(p.numel() for p in model.parameters()):,} parameters; {task.describe()}; {run}")
-    fit(
+    state = fit(
         model,
         batches,
         task.loss,
@@ -83,20 +84,23 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         run,
         inference_files=files_beside_weights(config, tokenizer),
         evaluate=partial(validation_figures, task=task, precision=settings.precision),
+        score=lambda figures: -figures["validation_loss"],
     )
     if rank():
         return {}
 
+    # First what cannot be had again without training, on disk; then what is printed and drawn from it.
     cost = task.cost(model)
     result = cost.figures() | floors(config, texts, task.texts())
-    print(describe(result))
+    seconds = state.restored_seconds + time.monotonic() - started
+    result |= {"split": "validation", "seconds": seconds, "seed": settings.seed}
     sample = task.sample(model)
-    print(f"\n{sample}")
+    write_result(run, result)
     replace_text(run / "sample.txt", sample)
+    print(describe(result))
+    print(f"\n{sample}")
     loss_curve(run, run / "loss.png")
     task.draw(model, run / "attention.png")
-    result |= {"split": "validation", "seconds": time.monotonic() - started, "seed": settings.seed}
-    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
     write_report(run)
     print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
     return result

@@ -10,7 +10,7 @@ are computed by several processes.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from minclip.clip import CLIP, embed_batch, loss_of_share
 from minlm.training.checkpoint import random_states, restore_random_states
-from minlm.training.loop import accumulate, average, split
+from minlm.training.loop import Autocast, accumulate, average, split
 
 
 @contextmanager
@@ -35,22 +35,29 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 
 def cached_backward(
-    model: CLIP, batch: dict[str, Tensor], loss: Callable, n_parts: int, scale: Callable[[Tensor], Tensor]
+    model: CLIP,
+    batch: dict[str, Tensor],
+    loss: Callable,
+    n_parts: int,
+    scale: Callable[[Tensor], Tensor],
+    autocast: Autocast = nullcontext,
 ) -> tuple[Tensor, int, dict[str, Any]]:
     """The gradients of the mean contrastive loss of a whole batch, in n_parts -> (mean, pairs, figures).
 
     Takes the place of minlm.training.loop.accumulate in `fit`; in one part the two are the same.
     """
     if n_parts == 1:
-        return accumulate(model, batch, loss, 1, scale)
+        return accumulate(model, batch, loss, 1, scale, autocast)
     parts, states, embeddings = list(split(batch, n_parts)), [], []
     with torch.no_grad(), frozen_statistics(model):
         for part in parts:
             states.append(random_states())
-            embeddings.append(embed_batch(model, part))
+            with autocast():
+                embeddings.append(embed_batch(model, part))
 
     image, text = (torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True))  # (B, E) each
-    total, n_pairs, figures = loss_of_share(model, image, text, batch["groups"])
+    with autocast():
+        total, n_pairs, figures = loss_of_share(model, image, text, batch["groups"])
     scale(total).backward()  # fills image.grad, text.grad and the gradients of logit_scale and logit_bias
 
     sizes = [len(part["groups"]) for part in parts]
@@ -58,7 +65,9 @@ def cached_backward(
         parts, states, image.grad.split(sizes), text.grad.split(sizes), strict=True
     ):
         restore_random_states(state)
-        for embedding, gradient in zip(embed_batch(model, part), cached, strict=True):
+        with autocast():
+            pair = embed_batch(model, part)
+        for embedding, gradient in zip(pair, cached, strict=True):
             if embedding.requires_grad:  # not where nothing of its side is trained
                 embedding.backward(gradient)
     return *average(model, total.detach(), n_pairs), figures

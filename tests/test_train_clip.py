@@ -25,6 +25,7 @@ from minclip.vit import VisionTransformerConfig
 from minlm.tokenizer import train_bpe
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import command_line, run_main
+from tests.killing import check_full_disk, check_killed, check_two_at_once
 from tests.minclip import (
     test_cifar10,
     test_coco,
@@ -140,7 +141,7 @@ def test_bad_input_is_one_line_and_status_two(tmp_path, monkeypatch, capsys, arg
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
-    assert not (tmp_path / "run" / "last").exists()
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_failing_command_says_so_to_the_shell(tmp_path):
@@ -297,6 +298,31 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
         assert (result["images"], result["captions"]) == (8, 8 * captions)
 
 
+def small_run(preset, root):
+    """The options of a preset at tiny size, with data written into `root` where it is not built in."""
+    if preset == "shapes":
+        return TINY
+    root.mkdir()
+    towers = SMALL_TOWERS[type(PRESETS[preset].image)].split()
+    return [*towers, *SMALL_TEXT.split(), "--preset", preset, *LAYOUTS[preset](root)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_killed_run_repeats_the_steps_since_its_last_checkpoint(preset, tmp_path):
+    check_killed("train_clip.py", tmp_path / "run", small_run(preset, tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(tmp_path):
+    check_full_disk("train_clip.py", tmp_path / "run", small_run("pairs", tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_do_not_meet(tmp_path):
+    check_two_at_once("train_clip.py", tmp_path, small_run("pairs", tmp_path / "data"))
+
+
 def pairs_run(root, monkeypatch):
     """The options of a run on a small table of pictures, which is in `root` afterwards."""
     root.mkdir()
@@ -330,6 +356,7 @@ def test_a_run_is_not_continued_with_other_captions(tmp_path, monkeypatch):
     run_here([*command, "--out", tmp_path / "run"], monkeypatch)
     table = tmp_path / "data" / "pairs.jsonl"
     table.write_text(table.read_text().replace("a dog number", "a cat number"))
+    (tmp_path / "run" / "report.html").unlink()  # the run is not finished
     with pytest.raises(ValueError, match=r"the data is not what .*run began with"):
         run_here(["train_clip.py", "--resume", tmp_path / "run"], monkeypatch)
 

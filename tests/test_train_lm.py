@@ -19,6 +19,7 @@ from minlm.script import parse_script
 from minlm.tokenizer import CharTokenizer
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import command_line, run_main
+from tests.killing import check_full_disk, check_killed, check_two_at_once
 
 ROOT = Path(__file__).resolve().parents[1]
 SMALL = [
@@ -95,11 +96,12 @@ def test_the_saved_model_costs_what_the_result_says(run):
 
 
 def test_resumed_the_weights_are_the_undisturbed_ones(run, tmp_path, monkeypatch):
-    """`last` names an earlier checkpoint: what a kill after that one leaves behind."""
+    """What a kill after step 6 leaves behind."""
     folder = tmp_path / "again"
     train(monkeypatch, "--out", folder, *SMALL, *FILM, "--train.save_every", 3, "--train.schedule", "linear")
     whole = load_weights(last_checkpoint(folder))
-    (folder / "last").write_text("step-00000006\n")
+    shutil.rmtree(folder / "step-00000008")
+    (folder / "report.html").unlink()
     train(monkeypatch, "--resume", folder)
     resumed = load_weights(last_checkpoint(folder))
     assert last_checkpoint(folder).name == "step-00000008"
@@ -110,6 +112,7 @@ def test_a_run_is_not_continued_with_another_vocabulary(run, tmp_path, monkeypat
     folder = tmp_path / "copy"
     shutil.copytree(run[0], folder)
     CharTokenizer("abc").save(folder)
+    (folder / "report.html").unlink()  # the run is not finished
     with pytest.raises(ValueError, match="put the run's own vocabulary back"):
         train(monkeypatch, "--resume", folder)
 
@@ -119,6 +122,7 @@ def test_a_run_is_not_continued_with_another_text(tmp_path, monkeypatch):
     text.write_text("to be or not to be, " * 90)
     train(monkeypatch, "--preset", "shakespeare-char", "--data.path", text, "--out", tmp_path / "run", *SMALL)
     text.write_text("or not to be, to be " * 90)
+    (tmp_path / "run" / "report.html").unlink()  # the run is not finished
     with pytest.raises(ValueError, match=r"the data is not what .*run began with"):
         train(monkeypatch, "--resume", tmp_path / "run")
 
@@ -201,7 +205,7 @@ def test_bad_input_is_one_line_and_status_two(tmp_path, monkeypatch, capsys, arg
     said = capsys.readouterr().err
     assert message in said
     assert said.count("\n") == 1
-    assert not (tmp_path / "run" / "last").exists()
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -216,3 +220,29 @@ def test_help_shows_the_presets_options_with_their_values(preset, monkeypatch, c
         f"longest source, and longest target, in tokens (default: {PRESETS[preset].model.context_length})"
         in said
     )
+
+
+def small_run(preset, root):
+    """The options of a preset at tiny size, with a text written into `root` where it is not built in."""
+    if preset == "screenplay":
+        return [*SMALL, *FILM]
+    root.mkdir()
+    (root / "script.txt").write_text(ScreenplayConfig(n_scenes=60, validation_scenes=3).read()["train"])
+    words = ["--model.vocab_size", "400"] if preset == "script-lm" else []
+    return ["--preset", preset, "--data.path", root / "script.txt", *SMALL, *words]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_killed_run_repeats_the_steps_since_its_last_checkpoint(preset, tmp_path):
+    check_killed("train_lm.py", tmp_path / "run", small_run(preset, tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_a_full_disk_costs_the_steps_since_the_last_checkpoint(tmp_path):
+    check_full_disk("train_lm.py", tmp_path / "run", small_run("screenplay", tmp_path / "data"))
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_do_not_meet(tmp_path):
+    check_two_at_once("train_lm.py", tmp_path, small_run("screenplay", tmp_path / "data"))

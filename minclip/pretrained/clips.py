@@ -15,6 +15,7 @@ from minclip.transforms import ImageTransform
 from minlm.pretrained.facts import first_prefix
 from minlm.pretrained.key_map import Plan, Row, filled, import_weights, on_meta, prefixed
 from minlm.pretrained.weight_files import WeightFile
+from minlm.training.checkpoint import has_checkpoint
 
 Loaded = tuple[CLIP, Tokenizer, ImageTransform]
 # Hugging Face's joint space has one name, CLIP's own names have another.
@@ -121,7 +122,7 @@ def native_rows(image: Any, text: GPTTextConfig, text_prefix: str = "") -> list[
 def is_published(path: str | Path) -> bool:
     """Whether a path is a file of weights, or a folder of weights that is no run of this project."""
     path = Path(path)
-    return path.is_file() or (path.is_dir() and not (path / "last").exists() and not is_run_config(path))
+    return path.is_file() or (path.is_dir() and not has_checkpoint(path) and not is_run_config(path))
 
 
 def is_run_config(folder: Path) -> bool:

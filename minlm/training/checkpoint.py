@@ -1,8 +1,8 @@
 """Checkpoints that are either whole or absent.
 
-A run folder holds `step-00000500/` folders and a text file `last` that names the newest. A checkpoint is
-written under another name, flushed to disk and renamed (os.replace), then `last` is replaced in the same way:
-killed at any moment, the run has the old checkpoint or the new one, never half of one.
+A run folder holds `step-00000500/` folders; the newest is where the run continues. A checkpoint is written under
+another name, flushed to disk and renamed (os.replace): killed at any moment, the run has the old checkpoint or the
+new one, never half of one. `best/` holds the weights with the best dev metric so far, ready to use.
 
     model.safetensors   the weights to use (the average, where one is kept); plus config and tokenizer files
     training.pt         what resuming needs besides: own weights, optimizer, scaler, average, random states
@@ -13,13 +13,19 @@ import os
 import pickle
 import random
 import shutil
+from collections.abc import Callable
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+
+from minlm.training.files import flush_to_disk
+
+InferenceFiles = Callable[[Path], None]  # writes what makes weights usable (config, tokenizer) into a folder
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -37,67 +43,105 @@ def save_checkpoint(
     step: int,
     weights: dict[str, Tensor],
     training: dict[str, Any],
-    inference_files: Any,
+    inference_files: InferenceFiles,
     keep: int = 2,
 ) -> Path:
-    """Write run/step-XXXXXXXX and point `last` at it; of those up to this step the `keep` newest stay.
+    """Write run/step-XXXXXXXX and remove all but the `keep` newest.
 
-    inference_files: a function that writes what makes the weights usable (config, tokenizer) into a folder.
+    Raises OSError with the way out if it cannot be written, for example on a full disk: what was there before is
+    untouched. Raises ValueError if a weight is NaN or infinite.
     """
-    folder = run / f"step-{step:08d}"
-    temporary = run / f".writing-{step:08d}"
+    folder, temporary = run / f"step-{step:08d}", run / f".writing-{step:08d}"
+    require_finite(weights, step)
     for torn in run.glob(".writing-*"):
         shutil.rmtree(torn)
-    temporary.mkdir(parents=True)
-    contiguous = {name: value.detach().contiguous() for name, value in weights.items()}
-    save_file(contiguous, temporary / "model.safetensors")
-    torch.save(training, temporary / "training.pt")
-    inference_files(temporary)
-    for path in [*temporary.iterdir(), temporary]:
-        flush_to_disk(path)
-    if folder.exists():  # written before a kill that came ahead of `last`, or saved twice at one step
+    try:
+        temporary.mkdir(parents=True)
+        save_file(contiguous(weights), temporary / "model.safetensors")
+        torch.save(training, temporary / "training.pt")
+        inference_files(temporary)
+        for path in [*temporary.iterdir(), temporary]:
+            flush_to_disk(path)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise cannot_write(folder, error) from None
+    if folder.exists():  # saved twice at one step
         shutil.rmtree(folder)
     os.replace(temporary, folder)
-    replace_text(run / "last", folder.name + "\n")
-    # Later ones, which are there when somebody has put `last` back to an earlier step, are left alone.
-    for old in sorted(path for path in run.glob("step-*") if path.name <= folder.name)[:-keep]:
+    flush_to_disk(run)
+    for old in sorted(run.glob("step-*"))[:-keep]:
         shutil.rmtree(old)
     return folder
 
 
-def flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
+def require_finite(weights: dict[str, Tensor], step: int) -> None:
+    """ValueError if a weight to be saved is NaN or infinite: nothing good is overwritten by it."""
+    if names := not_finite(weights):
+        raise ValueError(f"{names[0]} has NaN or infinite values after step {step}: lower --train.lr")
+
+
+def cannot_write(path: Path, error: Exception) -> OSError:
+    """One line for weights that could not be written, with the way out."""
+    free = shutil.disk_usage(path.parent).free / 2**20
+    reason = str(error).splitlines()[0]
+    return OSError(
+        f"{path} cannot be written ({reason}; {free:,.0f} MiB are free): earlier checkpoints are whole; make "
+        f"room, then continue with --resume {path.parent}"
+    )
+
+
+def contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors as safetensors stores them."""
+    return {name: value.detach().contiguous() for name, value in weights.items()}
+
+
+def save_best(
+    run: Path, step: int, score: float, weights: dict[str, Tensor], inference_files: InferenceFiles
+) -> None:
+    """Put weights into run/best, with their step and score in the file of weights itself.
+
+    The weights are the only file that changes during a run, so replacing that one file replaces all.
+    """
+    best = run / "best"
+    new, path = best / "model.safetensors.new", best / "model.safetensors"
+    require_finite(weights, step)
     try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        best.mkdir(exist_ok=True)
+        inference_files(best)
+        save_file(contiguous(weights), new, {"step": str(step), "score": repr(score)})
+        flush_to_disk(new)
+    except (OSError, RuntimeError, SafetensorError) as error:
+        new.unlink(missing_ok=True)
+        raise cannot_write(path, error) from None
+    os.replace(new, path)
+
+
+def best_score(run: Path) -> float:
+    """The score of the weights in run/best; minus infinity if there are none."""
+    path = run / "best" / "model.safetensors"
+    if not path.is_file():
+        return float("-inf")
+    try:
+        with safe_open(path, "pt") as file:
+            return float(file.metadata()["score"])
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read ({error}): delete the folder {path.parent}") from None
 
 
 def last_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder, or by a checkpoint folder itself. ValueError if none.
-
-    Without `last`, as a kill just before it is first written leaves a run, it is the newest step-* folder.
-    """
+    """The checkpoint folder meant by a run folder, or by a checkpoint folder itself. ValueError if none."""
     path = Path(path)
     if (path / "model.safetensors").is_file():
         return path
-    try:
-        name = (path / "last").read_text(encoding="utf-8", errors="replace").strip()
-    except OSError:
-        names = [folder.name for folder in sorted(path.glob("step-*"))]
-        if not names:
-            raise ValueError(f"no checkpoint in {path}: a run folder has step-* folders") from None
-        name = names[-1]
-    if not (path / name / "model.safetensors").is_file():
-        raise ValueError(
-            f"{path / 'last'} names {name!r}, which is not there: give one of the step-* folders"
-        )
-    return path / name
+    names = sorted(folder for folder in path.glob("step-*") if (folder / "model.safetensors").is_file())
+    if not names:
+        raise ValueError(f"no checkpoint in {path}: a run folder has step-* folders")
+    return names[-1]
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Whether there is something to continue from."""
-    return (run / "last").exists() or any(run.glob("step-*"))
+    """Tell if there is something to continue from."""
+    return any(run.glob("step-*/model.safetensors"))
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
@@ -106,7 +150,15 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (SafetensorError, OSError) as error:
-        raise ValueError(f"{path} cannot be read ({error}): it is damaged; use another checkpoint") from None
+        raise damaged(path, str(error)) from None
+
+
+def damaged(path: Path, reason: str) -> ValueError:
+    """One line for a file of a checkpoint that cannot be read, with the way out."""
+    folder = path.parent
+    others = sorted(other.name for other in folder.parent.glob("step-*") if other != folder)
+    rest = f"{others[-1]} is then the newest checkpoint" if others else "there is no other checkpoint"
+    return ValueError(f"{path} cannot be read ({reason}): delete the folder {folder}; {rest}")
 
 
 def load_into(model: nn.Module, folder: Path) -> nn.Module:
@@ -140,8 +192,13 @@ def require_numbers(weights: dict[str, Tensor], expected: dict[str, Tensor], whe
             raise ValueError(
                 f"{where}: {name} is of {value.dtype}, {wanted.dtype} is needed: take another file"
             )
-        if name in weights and not value.isfinite().all():
+        if name in weights and not_finite({name: value}):
             raise ValueError(f"{where}: {name} has numbers that are NaN or infinite: take another file")
+
+
+def not_finite(weights: dict[str, Tensor]) -> list[str]:
+    """The names of the tensors that hold a NaN or an infinity."""
+    return [name for name, value in weights.items() if not value.isfinite().all()]
 
 
 def check_digest(digest: str, trained_with: str, folder: Path) -> None:
@@ -167,34 +224,49 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = (str(error).splitlines() or ["it is empty"])[0]
-        raise ValueError(f"{path} cannot be read ({reason}): resume from another checkpoint") from None
+        raise damaged(path, (str(error).splitlines() or ["it is empty"])[0]) from None
 
 
 def random_states() -> dict[str, Any]:
+    """The states of the random generators this process draws from; of GPUs, the one it computes on."""
     states = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available():
-        states["cuda"] = torch.cuda.get_rng_state_all()
+        states["cuda"] = torch.cuda.get_rng_state()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
     return states
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
+    """Put the states back; those of a device that this machine lacks are left out."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     if "cuda" in states and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all(states["cuda"])
+        torch.cuda.set_rng_state(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
 
 
 def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines a killed run wrote after the checkpoint of `step`, the torn last one too."""
+    """Drop the lines a killed run wrote after the checkpoint of `step`, and lines that a kill or a full disk tore.
+
+    Without a checkpoint, at step 0, the whole log is kept under another name.
+    """
     if not path.exists():
+        return
+    if step == 0:
+        kept_as = next(p for n in count(1) if not (p := path.with_name(f"metrics-{n}.jsonl")).exists())
+        path.rename(kept_as)
+        print(
+            f"{path.parent} has no checkpoint: training starts at step 1; the old log is kept as {kept_as.name}"
+        )
         return
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             row = json.loads(line)
         except ValueError:
-            break  # torn by the kill
+            continue  # blank or torn
         if not isinstance(row, dict) or not isinstance(row.get("step"), int):
             raise ValueError(
                 f"{path} has a line without a step, {line[:40]!r}: it is not this run's; move it away"

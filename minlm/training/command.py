@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, is_dataclass
 from functools import partial
 from pathlib import Path
@@ -18,18 +19,24 @@ from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
 
 from minlm.training.config import check_folder, field_help, from_dict, load_config, read_text, to_dict
 from minlm.training.distributed import from_first_process, processes
+from minlm.training.files import run_folder
+from minlm.training.loop import Interrupted
 
 SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
 
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for: a config, the run's folder, and whether to continue what is there."""
+    """What the command line asks for: a config, the run's folder, and whether to continue what is there.
+
+    numbered: the folder's name was not given, so it may be changed to one that is free.
+    """
 
     name: str
     config: Any
     run: Path
     resume: bool
+    numbered: bool = False
 
 
 def command_line(
@@ -84,8 +91,9 @@ def command_line(
     options = vars(parser.parse_args(arguments))
     config = override(config, {k: v for k, v in options.items() if k not in vars(chosen)})
     run = chosen.out or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
-    check_folder(run, f", or continue it with --resume {run}")
-    return Command(preset, config, run, False)
+    if chosen.out:
+        check_folder(run, f", or continue it with --resume {run}")
+    return Command(preset, config, run, False, numbered=chosen.out is None)
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -187,9 +195,11 @@ def run_training(
     train: Callable[[Any, Path, bool], Any], presets: dict[str, Any], description: str, full: dict[str, Any]
 ) -> None:
     """What a training script does: train(config, run, resume) as the command line asks, in every process of it."""
-    with processes():
+    with processes(), ExitStack() as held:
         command = from_first_process(partial(command_line, presets, description, full=full))
-        train(command.config, command.run, command.resume)
+        folder = partial(run_folder, command.run, new=not command.resume, numbered=command.numbered)
+        run = from_first_process(lambda: held.enter_context(folder()))
+        train(command.config, run, command.resume)
 
 
 def run_main(main: Callable[[], None]) -> None:
@@ -208,8 +218,11 @@ def run_main(main: Callable[[], None]) -> None:
             line = f"{error.filename}: {error.strerror}"
         print(f"{name}: error: {line}", file=sys.stderr)
         sys.exit(2)
+    except Interrupted as error:
+        print(f"\n{name}: {error}", file=sys.stderr)
+        sys.exit(128 + error.number)
     except KeyboardInterrupt:
-        print("\nstopped; `--resume RUN` continues from the last checkpoint", file=sys.stderr)
+        print(f"\n{name}: stopped", file=sys.stderr)
         sys.exit(130)
     finally:
         warnings.formatwarning = shown

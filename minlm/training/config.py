@@ -15,6 +15,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minlm.training.checkpoint import replace_text
+from minlm.training.files import has_content
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -140,7 +141,7 @@ def save_config(config: Any, path: Path) -> None:
 
 def check_folder(out: Path, otherwise: str = "") -> None:
     """ValueError where `--out` is a file, or a folder with something in it. otherwise: what else can be done."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or has_content(out)):
         raise ValueError(f"--out {out} is not empty: choose another folder{otherwise}")
 
 

@@ -15,11 +15,14 @@ Without torchrun there is one process, and every function here leaves its argume
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+PATIENCE = timedelta(hours=2)  # process 0 evaluates and draws while the others wait
 
 
 def rank() -> int:
@@ -41,7 +44,8 @@ def processes() -> Iterator[None]:
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    dist.init_process_group("nccl" if on_gpus else "gloo")
+    # Each tensor goes the way of its device, so that --train.device cpu works beside GPUs too.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
     try:
         yield
     finally:

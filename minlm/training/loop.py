@@ -5,9 +5,12 @@ images: a model, batches that are a function of (seed, step), and a loss that re
 """
 
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import has_checkpoint, truncate_metrics
+from minlm.training.checkpoint import InferenceFiles, best_score, has_checkpoint, save_best, truncate_metrics
 from minlm.training.distributed import from_first_process, rank, sum_over_processes
 from minlm.training.log import Log
 from minlm.training.optim import schedule
@@ -23,15 +26,17 @@ from minlm.training.state import TrainConfig, TrainingState
 
 Batch = dict[str, Tensor]
 Loss = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, Tensor | float]]]
+Autocast = Callable[[], AbstractContextManager]
 
 
 def choose_device(name: str) -> torch.device:
-    """auto = cuda where there is one. ValueError where cuda is asked for and absent: no silent fallback."""
+    """auto = cuda, else mps (Apple), where there is one. ValueError for a device that is absent: no silent fallback."""
+    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
+        name = next(device for device, present in there.items() if present)
+    if not there[name]:
         raise ValueError(
-            "device=cuda, but torch sees no GPU: use device=cpu, or install a CUDA build of torch"
+            f"device={name}, but torch sees no such GPU: use device=cpu, or install a build of torch that has it"
         )
     return torch.device(name)
 
@@ -53,10 +58,10 @@ def check_hardware(config: TrainConfig) -> None:
 
 
 def multiplies_bfloat16(device: torch.device) -> bool:
-    """Whether the hardware has bfloat16 products; elsewhere they are emulated, and slower than float32."""
+    """Tell if the hardware has bfloat16 products; elsewhere they are emulated, and slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported()
+    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
 
 
 def to_device(batch: Batch, device: torch.device) -> Batch:
@@ -64,17 +69,25 @@ def to_device(batch: Batch, device: torch.device) -> Batch:
 
 
 def accumulate(
-    model: nn.Module, batch: Batch, loss: Loss, n_parts: int, scale: Callable[[Tensor], Tensor]
+    model: nn.Module,
+    batch: Batch,
+    loss: Loss,
+    n_parts: int,
+    scale: Callable[[Tensor], Tensor],
+    autocast: Autocast = nullcontext,
 ) -> tuple[Tensor, int, dict[str, Any]]:
     """Gradients of the mean loss of a batch, computed in parts: -> (mean, count, figures of the last part).
 
     Sums are differentiated and divided once by the whole count, so parts of unequal counts (padding, a
     ragged last part) weigh as they do in the full batch. For losses that are sums over the items; a
     contrastive loss, which is not, has its own way (minclip/gradcache.py).
+    autocast: the context of the forward pass. Backward runs outside it: each gradient then has the precision of
+    its forward product, and what is float32 in the loss stays float32.
     """
     total, count = 0.0, 0
     for part in split(batch, n_parts):
-        part_sum, part_count, figures = loss(model, part)
+        with autocast():
+            part_sum, part_count, figures = loss(model, part)
         scale(part_sum).backward()
         total, count = total + part_sum.detach(), count + part_count
     return *average(model, total, count), figures
@@ -107,21 +120,24 @@ def fit(
     config: TrainConfig,
     run: Path,
     *,
-    inference_files: Callable[[Path], None],
+    inference_files: InferenceFiles,
     evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
+    score: Callable[[dict[str, float]], float] | None = None,
     after_step: Callable[[], None] | None = None,
     backward: Callable = accumulate,
-) -> dict[str, float]:
+) -> TrainingState:
     """Train the model in place and leave metrics.jsonl and checkpoints in the folder `run`.
 
-    A run that has a checkpoint already is continued from it; where no limit is in minutes, the result is the
-    undisturbed run's, bit for bit. Of several processes, each computes its share of every batch; the first writes
-    the files.
+    A run that has a checkpoint already is continued from it. Where no limit is in minutes, the result is the
+    undisturbed run's, bit for bit on a CPU (GPU kernels are not asked to be deterministic). Of several processes,
+    each computes its share of every batch; the first writes the files.
     loss(model, batch) -> (sum, count, figures to log). inference_files(folder) writes what a checkpoint needs
     beside its weights. evaluate(model) -> figures, called in eval mode with the averaged weights where an
-    average is kept. after_step() puts parameters back into their bounds. backward: see `accumulate`.
-    -> the last evaluation's figures; the model carries the weights that were evaluated.
-    Raises ValueError when the loss is not finite.
+    average is kept. score(figures): higher is better; the best weights are kept in run/best. after_step() puts
+    parameters back into their bounds. backward: see `accumulate`.
+    -> the state at the end; the model carries the weights that were evaluated.
+    Raises ValueError if the loss or the gradient is not finite, Interrupted after SIGINT or SIGTERM: the step that
+    was under way is finished and saved first.
     """
     device = choose_device(config.device)
     state = TrainingState(model.to(device), config, device)
@@ -132,22 +148,29 @@ def fit(
     if first:
         truncate_metrics(run / "metrics.jsonl", state.step)
     started = from_first_process(time.monotonic) - state.seconds
-    draw, evaluated = batches.from_step(state.step), {}
+    draw, best = batches.from_step(state.step), best_score(run)
+    autocast = partial(forward_precision, config.precision, device)
 
     def progress(half: float = 0.0) -> float:
         return config.progress(state.step + half, batches.steps_per_epoch, state.seconds)
 
     model.train()
-    with Log(run / "metrics.jsonl" if first else Path(os.devnull), progress()) as log:
+    with (
+        Log(run / "metrics.jsonl" if first else Path(os.devnull), progress()) as log,
+        signals_noted() as noted,
+    ):
         while progress() < 1:
             batch = to_device(next(draw), device)
             # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
             factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
             model.zero_grad(set_to_none=True)
-            with forward_precision(config.precision, device):
-                value, count, figures = backward(model, batch, loss, config.micro_batches, state.scaler.scale)
+            value, count, figures = backward(
+                model, batch, loss, config.micro_batches, state.scaler.scale, autocast
+            )
             if not torch.isfinite(value):
-                raise ValueError(f"the loss is {value.item()} at step {state.step + 1}: lower lr={config.lr}")
+                raise ValueError(
+                    f"the loss is {value.item()} at step {state.step + 1}: lower --train.lr={config.lr}"
+                )
             norm = state.optimize(factor)
             if after_step:
                 after_step()
@@ -155,7 +178,8 @@ def fit(
                 state.average.update(model)
 
             # One clock: the processes read the schedule from it, and stop at the same step.
-            step_seconds = from_first_process(time.monotonic) - started - state.seconds
+            now, stop = from_first_process(lambda: (time.monotonic(), list(noted)))
+            step_seconds = now - started - state.seconds
             state.seconds += step_seconds
             row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
             row |= {name: float(figure) for name, figure in figures.items()}
@@ -166,16 +190,50 @@ def fit(
                 model.eval()
                 with state.averaged():
                     evaluated = evaluate(model)
+                    if score and score(evaluated) > best:
+                        best = score(evaluated)
+                        save_best(run, state.step, best, model.state_dict(), inference_files)
                 model.train()
                 log.evaluation({"step": state.step, **evaluated})
-            if due(config.save_every, state.step, progress()):
+            if progress() >= 1 or stop or state.save_is_due():
                 state.save(run, inference_files)
+            if stop:
+                raise Interrupted(stop[0], f"stopped after step {state.step}; continue with --resume {run}")
     if state.average:
         model.load_state_dict(state.average.average)
     model.eval()
-    return evaluated
+    return state
+
+
+class Interrupted(KeyboardInterrupt):
+    """The end of a run that SIGINT or SIGTERM asked for, after its checkpoint was saved."""
+
+    def __init__(self, number: int, message: str):
+        super().__init__(message)
+        self.number = number  # of the signal: the exit status is 128 more
+
+
+@contextmanager
+def signals_noted() -> Iterator[list[int]]:
+    """Inside, the first SIGINT or SIGTERM is noted in a list instead of ending the process; the second ends it."""
+    noted: list[int] = []
+    before = {}
+
+    def note(number: int, frame: Any) -> None:
+        noted.append(number)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():  # Python allows no other to handle signals
+        before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in before:
+            signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def due(every: int, step: int, progress: float) -> bool:
-    """Whether something done each `every` steps (0 = only at the end) is done after this one."""
+    """Tell if something done each `every` steps (0 = only at the end) is done after this one."""
     return progress >= 1 or (every > 0 and step % every == 0)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from minlm.training.checkpoint import replace_text
+from minlm.training.config import files_beside_weights, load_config, save_config
+from minlm.training.distributed import rank
 
 STYLE = """
 :root { color-scheme: light dark; --ink: #1b1f24; --soft: #5c6570; --line: #d8dde3; --paper: #fff; --shade: #f5f7f9;
@@ -50,6 +52,30 @@ PAGE = """<!DOCTYPE html>
 </body>
 </html>
 """
+
+
+def begin_files(run: Path, config: Any, tokenizer: Any, resume: bool) -> None:
+    """Write config and vocabulary of a new run; of a run that is continued, only its limits can have changed."""
+    if resume:
+        save_config(config, run / "config.json")
+    else:
+        files_beside_weights(config, tokenizer)(run)
+    (run / "report.html").unlink(missing_ok=True)  # written last: where it is, the run is finished
+
+
+def finished_result(run: Path, config: Any) -> dict:
+    """The result of a run that was trained to its end with this very config, which is said; {} otherwise."""
+    written = all((run / name).exists() for name in ("result.json", "report.html"))
+    if not written or load_config(type(config), run / "config.json") != config:
+        return {}
+    if rank() == 0:
+        print(f"{run} is already finished: to train it longer, add --steps, --epochs or --minutes")
+    return json.loads((run / "result.json").read_text(encoding="utf-8"))
+
+
+def write_result(run: Path, result: dict) -> None:
+    """Write result.json."""
+    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
 
 
 def write_report(run: Path) -> Path:

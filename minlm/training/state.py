@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,7 @@ from minlm.training.optim import (
 
 NOT_NEGATIVE = (
     *("epochs", "steps", "minutes", "muon_lr", "lr_floor", "weight_decay", "clip_norm"),
-    *("evaluate_every", "save_every", "workers", "seed"),
+    *("evaluate_every", "save_every", "save_minutes", "workers", "seed"),
 )
 
 
@@ -56,9 +57,10 @@ class TrainConfig:
         hardware multiplies it, else float32; fp16 is for GPUs
     average: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
     evaluate_every: steps between evaluations; 0 = only at the end
-    save_every: steps between checkpoints; 0 = only at the end
+    save_every: steps between checkpoints; 0 = as save_minutes says
+    save_minutes: wall time between checkpoints; 0 = as save_every says
     workers: processes that draw items; 0 = the training process itself
-    device: where to compute; auto = cuda where there is a GPU, else cpu
+    device: where to compute; auto = cuda or mps if there is such a GPU, else cpu
     seed: of initial weights, order of the data, augmentation and dropout
     """
 
@@ -81,8 +83,9 @@ class TrainConfig:
     average: float = 0.0
     evaluate_every: int = 0
     save_every: int = 0
+    save_minutes: float = 3.0
     workers: int = 0
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     seed: int = 0
 
     def __post_init__(self):
@@ -120,7 +123,8 @@ class TrainConfig:
         """Share of the run that is done after `step` steps and `seconds`: of the limit that is nearest."""
         shares = [0.0]
         if self.epochs > 0:
-            shares.append(step / (self.epochs * steps_per_epoch))
+            # 1.1 epochs of 50 steps are 55 steps, though 1.1 * 50 is a little more in floating point.
+            shares.append(step / max(1, ceil(round(self.epochs * steps_per_epoch, 6))))
         if self.steps > 0:
             shares.append(step / self.steps)
         if self.minutes > 0:
@@ -137,22 +141,40 @@ class TrainingState:
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = AveragedWeights(model, config.average) if config.average else None
         self.step, self.seconds = 0, 0.0
+        self.restored_seconds, self.saved_at = 0.0, (0, 0.0)  # (step, seconds) of the last checkpoint
 
     def optimize(self, factor: float) -> float:
         """Clip the gradients that stand in the parameters and take one step -> the gradient's norm.
 
-        factor: the schedule's, on every peak learning rate.
+        factor: the schedule's, on every peak learning rate. In fp16 a step whose gradient overflowed is left out by
+        all optimizers, and the next one is scaled less. Otherwise a gradient that is not finite is a ValueError,
+        before any weight changes.
         """
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or float("inf"))
-        for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
-            self.scaler.step(optimizer)
+        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        finite = bool(norm.isfinite())
+        if not finite and not self.scaler.is_enabled():
+            raise ValueError(
+                f"the gradient's norm is {norm.item()} at step {self.step + 1}: lower --train.lr, or continue "
+                "from the last checkpoint with --resume"
+            )
+        if finite:  # asked once for all optimizers: scaler.step alone would leave out those that overflowed
+            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm or float("inf"), norm)
+            for optimizer in self.optimizers:
+                for group in optimizer.param_groups:
+                    group["lr"] = group["peak_lr"] * factor
+                self.scaler.step(optimizer)
         self.scaler.update()
         self.step += 1
         return norm.item()
+
+    def save_is_due(self) -> bool:
+        """Tell if enough steps or minutes have passed since the last checkpoint."""
+        every, minutes, (step, seconds) = self.config.save_every, self.config.save_minutes, self.saved_at
+        by_steps = every > 0 and self.step % every == 0
+        return self.step > step and (by_steps or (minutes > 0 and self.seconds - seconds >= 60 * minutes))
 
     def averaged(self) -> Any:
         """Inside this context the model carries the weights to use: the average where one is kept."""
@@ -161,6 +183,7 @@ class TrainingState:
     def save(self, run: Path, inference_files: Callable[[Path], None]) -> None:
         """Write a checkpoint of this step into the run's folder; of several processes, the first does."""
         random = from_every_process(random_states())
+        self.saved_at = self.step, self.seconds
         if rank():
             return
         weights = self.model.state_dict()
@@ -209,6 +232,7 @@ class TrainingState:
         self.scaler.load_state_dict(training["scaler"])
         restore_random_states(training["random"][rank()])
         self.step, self.seconds = training["step"], training["seconds"]
+        self.restored_seconds, self.saved_at = self.seconds, (self.step, self.seconds)
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:

@@ -1,6 +1,7 @@
 """Checkpoints are whole or absent, and nothing hostile is executed on the way in."""
 
 import json
+import math
 import os
 import pickle
 from pathlib import Path
@@ -9,9 +10,12 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from minlm.training import checkpoint
 from minlm.training.checkpoint import (
+    best_score,
     check_same_data,
     has_checkpoint,
     last_checkpoint,
@@ -20,6 +24,7 @@ from minlm.training.checkpoint import (
     load_weights,
     random_states,
     restore_random_states,
+    save_best,
     save_checkpoint,
     truncate_metrics,
 )
@@ -44,31 +49,81 @@ def test_saved_and_loaded_again(tmp_path):
 def test_the_newest_checkpoints_stay(tmp_path):
     for step in (5, 10, 15, 20):
         save(tmp_path, step)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["last", "step-00000015", "step-00000020"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
 
 
-def test_going_back_to_an_earlier_step_loses_nothing(tmp_path):
-    """`last` is put back from step 20 to step 10: what is written from there stays, and so does step 20."""
-    for step in (10, 20):
-        save(tmp_path, step)
-    (tmp_path / "last").write_text("step-00000010\n")
-    for step in (12, 14, 16):
-        save(tmp_path, step)
-        assert load_training_state(last_checkpoint(tmp_path)) == {"step": step}
-    assert sorted(path.name for path in tmp_path.glob("step-*")) == [
-        "step-00000014",
-        "step-00000016",
-        "step-00000020",
-    ]
-
-
-def test_without_last_the_newest_checkpoint_counts(tmp_path):
+def test_the_newest_checkpoint_counts(tmp_path):
     assert not has_checkpoint(tmp_path)
     for step in (5, 10):
         save(tmp_path, step)
-    (tmp_path / "last").unlink()
+    (tmp_path / ".writing-00000020").mkdir()  # torn by a kill
     assert has_checkpoint(tmp_path)
     assert last_checkpoint(tmp_path).name == "step-00000010"
+
+
+def test_the_best_weights_stay_beside_the_newest(tmp_path):
+    """Whole after each replacement, usable by themselves, with the score they were kept for."""
+    assert best_score(tmp_path) == -math.inf
+    for step, score in ((3, 0.1), (9, 0.25)):
+        save_best(tmp_path, step, score, {"w": torch.full((2,), float(step))}, write_note)
+        assert best_score(tmp_path) == score
+        assert torch.equal(
+            load_weights(last_checkpoint(tmp_path / "best"))["w"], torch.full((2,), float(step))
+        )
+    assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["model.safetensors", "note.txt"]
+    assert not has_checkpoint(tmp_path)  # one cannot resume from it
+
+
+@pytest.mark.parametrize("content", [b"", b"torn"])
+def test_a_damaged_best_file_names_the_way_out(tmp_path, content):
+    save_best(tmp_path, 1, 0.5, {"w": torch.ones(1)}, write_note)
+    (tmp_path / "best" / "model.safetensors").write_bytes(content)
+    with pytest.raises(ValueError, match=r"cannot be read \(.*\): delete the folder .*best"):
+        best_score(tmp_path)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_overwrite_nothing(tmp_path, value):
+    save(tmp_path, 1)
+    save_best(tmp_path, 1, 0.5, {"w": torch.ones(1)}, write_note)
+    broken = {"v": torch.ones(2), "w": torch.tensor([0.0, value])}
+    with pytest.raises(ValueError, match=r"w has NaN or infinite values after step 2: lower --train.lr"):
+        save_checkpoint(tmp_path, 2, broken, {}, write_note)
+    with pytest.raises(ValueError, match=r"w has NaN or infinite values after step 2"):
+        save_best(tmp_path, 2, 0.7, broken, write_note)
+    assert [path.name for path in tmp_path.glob("*-*")] == ["step-00000001"]
+    assert best_score(tmp_path) == 0.5
+
+
+FULL_DISK = [
+    ("save_file", SafetensorError("I/O error: No space left on device")),
+    ("torch.save", RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")),
+    ("note", OSError(28, "No space left on device")),
+]
+
+
+@pytest.mark.parametrize("where, error", FULL_DISK, ids=[where for where, _ in FULL_DISK])
+def test_a_full_disk_is_one_line_and_loses_nothing(tmp_path, monkeypatch, where, error):
+    save(tmp_path, 1)
+    save_best(tmp_path, 1, 0.5, {"w": torch.ones(1)}, write_note)
+
+    def fail(*given):
+        raise error
+
+    owner, name = (torch, "save") if where == "torch.save" else (checkpoint, "save_file")
+    if where != "note":
+        monkeypatch.setattr(owner, name, fail)
+    note = fail if where == "note" else write_note
+    message = r"step-00000002 cannot be written \(.*; [\d,]+ MiB are free\): .* continue with --resume"
+    with pytest.raises(OSError, match=message) as caught:
+        save_checkpoint(tmp_path, 2, {"w": torch.ones(1)}, {}, note)
+    assert "\n" not in str(caught.value)
+    if where != "torch.save":
+        with pytest.raises(OSError, match=r"model.safetensors cannot be written"):
+            save_best(tmp_path, 2, 0.7, {"w": torch.ones(1)}, note)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["best", "step-00000001"]
+    assert best_score(tmp_path) == 0.5
+    assert load_training_state(last_checkpoint(tmp_path)) == {"step": 1}
 
 
 @pytest.mark.parametrize(
@@ -83,7 +138,8 @@ def test_without_last_the_newest_checkpoint_counts(tmp_path):
     ],
 )
 def test_weights_of_another_kind_are_refused(tmp_path, weight, message):
-    folder = save_checkpoint(tmp_path, 1, {"weight": weight, "bias": torch.zeros(1)}, {}, write_note)
+    folder = save_checkpoint(tmp_path, 1, {"w": torch.zeros(1)}, {}, write_note)
+    save_file({"weight": weight, "bias": torch.zeros(1)}, folder / "model.safetensors")
     with pytest.raises(ValueError, match=message):
         load_into(torch.nn.Linear(2, 1), folder)
 
@@ -140,18 +196,17 @@ def test_killed_at_any_call_the_run_has_a_whole_checkpoint(tmp_path, monkeypatch
 def test_no_checkpoint_is_said_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint in .*: a run folder has step-"):
         last_checkpoint(tmp_path)
-    (tmp_path / "last").write_text("step-00000009\n")
-    with pytest.raises(ValueError, match=r"names 'step-00000009', which is not there"):
-        last_checkpoint(tmp_path)
 
 
 @given(st.floats(0, 0.99))
 def test_truncated_files_are_refused(tmp_path_factory, share):
-    folder = save(tmp_path_factory.mktemp("run"), 3)
+    run = tmp_path_factory.mktemp("run")
+    save(run, 2)
+    folder = save(run, 3)
     for name, load in (("model.safetensors", load_weights), ("training.pt", load_training_state)):
         whole = (folder / name).read_bytes()
         (folder / name).write_bytes(whole[: int(share * len(whole))])
-        with pytest.raises(ValueError, match=rf"{name} cannot be read"):
+        with pytest.raises(ValueError, match=rf"{name} cannot be read .*; step-00000002 is then the newest"):
             load(folder)
 
 
@@ -177,10 +232,43 @@ def test_random_states_come_back():
     assert torch.equal(torch.rand(3), first)
 
 
-@given(st.integers(0, 9), st.integers(0, 9), st.booleans())
+@pytest.mark.parametrize("here", [{"cuda": False, "mps": False}, {"cuda": True, "mps": True}], ids=str)
+def test_random_states_of_a_gpu_that_is_gone_are_left_out(monkeypatch, here):
+    """Only the GPU a process computes on is kept, so a machine with fewer GPUs can continue a run."""
+    given_back = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: here["cuda"])
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: here["mps"])
+    for name, gpu in (("cuda", torch.cuda), ("mps", torch.mps)):
+        monkeypatch.setattr(gpu, "get_rng_state", lambda name=name: name)
+        monkeypatch.setattr(gpu, "set_rng_state", given_back.append)
+    assert {"cuda", "mps"} & random_states().keys() == {name for name, there in here.items() if there}
+    restore_random_states(random_states() | {"cuda": "cuda", "mps": "mps"})
+    assert given_back == [name for name, there in here.items() if there]
+
+
+LINES = ["", "   ", '{"step": 1', "nul\0l", '{"step": 3, "lo']
+
+
+@given(st.integers(0, 9), st.integers(1, 9), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(LINES))))
 def test_metrics_after_the_checkpoint_are_dropped(tmp_path_factory, n_lines, step, torn):
+    """Blank and torn lines too, wherever a kill or a full disk left them; every other line stays."""
     path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
     rows = [{"step": i, "loss": 0.5} for i in range(1, n_lines + 1)]
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows) + ('{"step": 1' if torn else ""))
+    lines = list(map(json.dumps, rows))
+    for place, line in torn:
+        lines.insert(place, line)
+    path.write_text("\n".join(lines))
     truncate_metrics(path, step)
-    assert [json.loads(line) for line in path.read_text().splitlines()] == rows[:step]
+    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:step])
+
+
+def test_the_log_of_a_run_without_checkpoint_is_kept(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    for n in (1, 2):
+        path.write_text(f"log {n}\n")
+        truncate_metrics(path, 0)
+        assert (tmp_path / f"metrics-{n}.jsonl").read_text() == f"log {n}\n"
+        assert not path.exists()
+        assert f"has no checkpoint: training starts at step 1; the old log is kept as metrics-{n}" in (
+            capsys.readouterr().out
+        )

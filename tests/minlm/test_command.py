@@ -1,5 +1,6 @@
 """The generated command line: presets, dotted options, saved configs, and one-line errors with exit status 2."""
 
+import signal
 import sys
 import warnings
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 
 from minlm.training.command import command_line, run_main
 from minlm.training.config import save_config
+from minlm.training.loop import Interrupted
 from minlm.training.state import TrainConfig
 
 
@@ -167,14 +169,30 @@ def test_a_config_stands_in_place_of_a_preset(tmp_path, option):
         read("--config", str(tmp_path / "config.json"), *option)
 
 
-def test_an_interrupt_says_how_to_go_on(capsys):
+@pytest.mark.parametrize(
+    "error, status, said",
+    [
+        (KeyboardInterrupt(), 130, "stopped"),
+        (
+            Interrupted(signal.SIGTERM, "stopped after step 3; continue with --resume RUN"),
+            143,
+            "--resume RUN",
+        ),
+        (Interrupted(signal.SIGINT, "stopped after step 3; continue with --resume RUN"), 130, "after step 3"),
+    ],
+)
+def test_an_interrupt_says_how_to_go_on(capsys, error, status, said):
+    """The shell's own exit status of the signal; `--resume` only where a checkpoint was saved."""
+
     def interrupted():
-        raise KeyboardInterrupt
+        raise error
 
     with pytest.raises(SystemExit) as exit:
         run_main(interrupted)
-    assert exit.value.code == 130
-    assert "--resume RUN" in capsys.readouterr().err
+    assert exit.value.code == status
+    printed = capsys.readouterr().err
+    assert said in printed
+    assert ("--resume" in printed) == isinstance(error, Interrupted)
 
 
 def test_help_shows_every_option_its_meaning_and_default(capsys):

@@ -1,8 +1,14 @@
 """fit(): resume = uninterrupted bit for bit, accumulated = full batch, limits, schedule and log."""
 
+import itertools
 import json
+import math
+import signal
+import time
 from collections import OrderedDict
-from contextlib import suppress
+from contextlib import nullcontext, suppress
+from fractions import Fraction
+from functools import partial
 
 import pytest
 import torch
@@ -12,8 +18,16 @@ from torch import nn
 from torch.utils.data import Dataset
 
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import last_checkpoint, load_weights
-from minlm.training.loop import accumulate, check_hardware, choose_device, due, fit, forward_precision
+from minlm.training.checkpoint import best_score, last_checkpoint, load_weights
+from minlm.training.loop import (
+    Interrupted,
+    accumulate,
+    check_hardware,
+    choose_device,
+    due,
+    fit,
+    forward_precision,
+)
 from minlm.training.state import NOT_NEGATIVE, TrainConfig, TrainingState, make_optimizers
 
 
@@ -117,16 +131,133 @@ def test_resumed_is_uninterrupted_bit_for_bit(
     assert rows(folder / "killed", *clock) == rows(folder / "whole", *clock)
 
 
-def test_a_run_without_last_goes_on_from_its_newest_checkpoint(tmp_path):
-    config = TrainConfig(steps=6, batch_size=6, lr=0.05, save_every=2)
-    whole = train(tmp_path / "whole", config)
-    with suppress(Stop):
-        train(tmp_path / "killed", config, stop_after=5)
-    (tmp_path / "killed" / "last").unlink()
-    calls = []
-    resumed = train(tmp_path / "killed", config, after_step=lambda: calls.append(1))
-    assert len(calls) == 2  # from step 4
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_the_run_after_its_step_is_saved(tmp_path, number):
+    """The run that is continued gives the undisturbed weights and log, though no checkpoint was due."""
+    config = TrainConfig(steps=6, batch_size=6, lr=0.05)
+    whole, steps = train(tmp_path / "whole", config), itertools.count(1)
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=r"stopped after step 4; continue with --resume .*run") as caught:
+        train(tmp_path / "run", config, after_step=lambda: next(steps) == 4 and signal.raise_signal(number))
+    assert caught.value.number == number
+    assert signal.getsignal(number) is before
+    assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000004"]
+    resumed = train(tmp_path / "run", config)
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in whole.state_dict().items())
+    clock = ("seconds", "items_per_second")
+    assert rows(tmp_path / "run", *clock) == rows(tmp_path / "whole", *clock)
+
+
+def test_the_second_signal_ends_the_run_at_once(tmp_path):
+    def twice():
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt) as caught:
+        train(tmp_path / "run", TrainConfig(steps=6, batch_size=6), after_step=twice)
+    assert not isinstance(caught.value, Interrupted)
+    assert not list((tmp_path / "run").glob("step-*"))
+
+
+def test_a_run_is_saved_by_wall_time(tmp_path, monkeypatch):
+    """A clock that moves 50 seconds per step, a checkpoint every two minutes: at 150, 300 and 350 seconds."""
+    ticks = itertools.count(0, 50)
+    monkeypatch.setattr(time, "monotonic", lambda: next(ticks))
+    saved, save = [], TrainingState.save
+    monkeypatch.setattr(
+        TrainingState, "save", lambda state, *given: (save(state, *given), saved.append(state.step))
+    )
+    train(tmp_path / "run", TrainConfig(steps=7, batch_size=6, save_minutes=2.0))
+    assert saved == [3, 6, 7]
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6))
+def test_the_best_weights_by_the_score_are_kept(tmp_path_factory, scores):
+    """The first of equal scores; a resumed run does not replace them by worse ones."""
+    run, found, evaluations = tmp_path_factory.mktemp("run"), [], iter(scores)
+
+    def evaluate(model):
+        found.append({name: value.clone() for name, value in model.state_dict().items()})
+        return {"score": float(next(evaluations))}
+
+    half = len(scores) // 2
+    options = {"batch_size": 6, "lr": 0.1, "evaluate_every": 1, "average": 0.5}
+    for steps in {half, len(scores)} - {0}:
+        followed = {"evaluate": evaluate, "score": lambda figures: figures["score"]}
+        train(run, TrainConfig(steps=steps, **options), **followed)
+    best = scores.index(max(scores))
+    weights = load_weights(last_checkpoint(run / "best"))
+    assert all(torch.equal(weights[name], value) for name, value in found[best].items())
+    assert best_score(run) == max(scores)
+
+
+@pytest.mark.parametrize("muon_lr", [0.0, 0.1])
+def test_a_gradient_that_is_not_finite_stops_the_run_before_a_weight_changes(tmp_path, muon_lr):
+    """The loss is finite, its gradient is not: the square root at zero."""
+    calls = itertools.count(1)
+
+    def loss(model, batch):
+        total, count, figures = squared_error(model, batch)
+        return total + ((total * 0).sqrt() if next(calls) == 3 else 0), count, figures
+
+    model = model_with_dropout()
+    config = TrainConfig(steps=9, batch_size=6, save_every=1, muon_lr=muon_lr)
+    with pytest.raises(ValueError, match=r"the gradient's norm is (nan|inf) at step 3: lower --train.lr"):
+        fit(model, Batches(Points(), 6, 0), loss, config, tmp_path, inference_files=lambda folder: None)
+    saved = load_weights(last_checkpoint(tmp_path))
+    assert all(
+        torch.equal(saved[name], value) for name, value in model.state_dict().items() if "weight" in name
+    )
+
+
+@pytest.mark.parametrize("matrix", ["embedding", "blocks"])
+def test_an_overflow_of_one_optimizer_holds_all_of_them_back(matrix):
+    """fp16 with Muon: one gradient is infinite; neither optimizer steps, and the scale is halved."""
+    model = nn.ModuleDict({"embedding": nn.Linear(2, 2), "blocks": nn.ModuleList([nn.Linear(2, 2)])})
+    state = TrainingState(model, TrainConfig(steps=9, precision="fp16", muon_lr=0.1), torch.device("cpu"))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    state.scaler.scale(sum(p.sum() for p in model.parameters())).backward()
+    next(p for name, p in model.named_parameters() if name.startswith(matrix)).grad[0, 0] = float("inf")
+    scale = state.scaler.get_scale()
+    assert state.optimize(1.0) == float("inf")
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert state.scaler.get_scale() == scale / 2
+    model.zero_grad()
+    state.scaler.scale(sum(p.sum() for p in model.parameters())).backward()
+    state.optimize(1.0)  # the next step is taken, by both
+    assert all(not torch.equal(model.state_dict()[name], value) for name, value in before.items())
+    assert all(value.isfinite().all() for value in model.state_dict().values())
+
+
+def test_gradients_of_float32_regions_are_float32():
+    """Backward runs outside autocast: what the loss computes in float32 has the gradient of float32."""
+    torch.manual_seed(0)
+    x = torch.randn(5, 16, requires_grad=True)
+    weight = torch.randn(16, 16)
+
+    def loss(model, batch):
+        with torch.autocast("cpu", enabled=False):
+            return (batch["x"] @ weight).square().sum(), 1, {}
+
+    batch = {"x": x}
+    accumulate(nn.Linear(1, 1), batch, loss, 1, plain, partial(torch.autocast, "cpu", torch.bfloat16))
+    found, x.grad = x.grad, None
+    loss(None, batch)[0].backward()
+    assert torch.equal(found, x.grad)
+
+
+def plain(total):
+    return total
+
+
+@given(st.integers(1, 60), st.floats(0.1, 40))
+def test_epochs_end_at_the_step_they_say(steps_per_epoch, epochs):
+    """The first step at which so many epochs are seen: 1.1 epochs of 50 steps are 55, not 56."""
+    epochs = round(epochs, 1)
+    config = TrainConfig(epochs=epochs, batch_size=1)
+    last = math.ceil(Fraction(str(epochs)) * steps_per_epoch)
+    assert config.progress(last, steps_per_epoch, 0.0) >= 1
+    assert config.progress(last - 1, steps_per_epoch, 0.0) < 1
 
 
 @given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 10**6))
@@ -186,7 +317,9 @@ def test_the_nearest_limit_ends_the_run(steps, epochs, minutes, step, seconds):
         return
     config = TrainConfig(steps=steps, epochs=epochs, minutes=minutes)
     ended = (
-        (steps and step >= steps) or (epochs and step >= epochs * 5) or (minutes and seconds >= 60 * minutes)
+        (steps and step >= steps)
+        or (epochs and step >= max(1, math.ceil(round(epochs * 5, 6))))
+        or (minutes and seconds >= 60 * minutes)
     )
     assert (config.progress(step, 5, seconds) >= 1) == bool(ended)
 
@@ -242,7 +375,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
     run = tmp_path / "run"
     run.mkdir()
     batches = Batches(Points(), 6, 0)
-    with pytest.raises(ValueError, match=r"the loss is inf at step 1: lower lr=0.5"):
+    with pytest.raises(ValueError, match=r"the loss is inf at step 1: lower --train.lr=0.5"):
         fit(model_with_dropout(), batches, broken, TrainConfig(steps=2, lr=0.5), run, inference_files=print)
 
 
@@ -273,7 +406,7 @@ def test_what_this_machine_cannot_do_is_said_at_once():
     with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
         check_hardware(TrainConfig(steps=1, precision="fp16", device="cpu"))
     if not torch.cuda.is_available():
-        with pytest.raises(ValueError, match="device=cuda, but torch sees no GPU"):
+        with pytest.raises(ValueError, match="device=cuda, but torch sees no such GPU"):
             check_hardware(TrainConfig(steps=1, device="cuda"))
 
 
@@ -312,8 +445,20 @@ def test_no_silent_fallback_of_device_or_precision():
         forward_precision("fp16", torch.device("cpu"))
     if not torch.cuda.is_available():
         assert choose_device("auto").type == "cpu"
-        with pytest.raises(ValueError, match="device=cuda, but torch sees no GPU"):
+        with pytest.raises(ValueError, match="device=cuda, but torch sees no such GPU"):
             choose_device("cuda")
+
+
+@pytest.mark.parametrize("here, expected", [([], "cpu"), (["mps"], "mps"), (["cuda", "mps"], "cuda")])
+def test_auto_takes_the_gpu_that_is_there(monkeypatch, here, expected):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: "cuda" in here)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: "mps" in here)
+    assert choose_device("auto").type == expected
+    for name in {"cuda", "mps"} - set(here):
+        with pytest.raises(ValueError, match=f"device={name}, but torch sees no such GPU: use device=cpu"):
+            choose_device(name)
+    if "mps" in here:  # emulated there
+        assert isinstance(forward_precision("auto", torch.device("mps")), nullcontext)
 
 
 def state_of(**options):

@@ -144,7 +144,6 @@ def test_a_killed_run_goes_on_as_if_it_had_not_been(lm_run, tmp_path):
     """What a kill after step 4 leaves behind, resumed: weights, figures and metrics are the same bit for bit."""
     run = shutil.copytree(lm_run, tmp_path / "run")
     shutil.rmtree(run / "step-00000006")
-    (run / "last").write_text("step-00000004\n")
     (run / "result.json").unlink()
     written = (run / "train.ids").stat().st_mtime_ns
     train_lm.train(load_config(RunConfig, run / "config.json"), run, resume=True)
