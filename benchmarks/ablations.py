@@ -35,23 +35,23 @@ ACTIVATIONS["relu_squared"] = lambda x: F.relu(x).square()
 
 
 class HeadNorm(nn.Module):
-    """Each head's query or key brought to unit root mean square, with a learned gain (QK-norm)."""
+    """Each head's query and key brought to unit root mean square, with a learned gain each (QK-norm)."""
 
     def __init__(self, d_model: int, n_heads: int):
         super().__init__()
-        self.n_heads, self.gain = n_heads, nn.Parameter(torch.ones(d_model // n_heads))
+        self.n_heads, self.gain = n_heads, nn.Parameter(torch.ones(2, 1, d_model // n_heads))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, T, D)."""
-        heads = x.unflatten(-1, (self.n_heads, -1))  # (B, T, H, K)
-        return (F.rms_norm(heads.float(), self.gain.shape, self.gain)).to(x.dtype).flatten(-2)  # (B, T, D)
+        """x (B, T, 3 D), as in_proj gives it -> (B, T, 3 D)."""
+        parts = x.unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, K)
+        normed = F.rms_norm(parts[:, :, :2].float(), self.gain.shape[-1:]) * self.gain  # (B, T, 2, H, K)
+        return torch.cat([normed.to(x.dtype), parts[:, :, 2:]], dim=2).flatten(2)  # (B, T, 3 D)
 
 
 def qk_norm(model: TransformerLM) -> None:
     for block in model.transformer.blocks:
         attention, sizes = block.attention, (model.config.d_model, model.config.n_heads)
-        attention.q_proj = nn.Sequential(attention.q_proj, HeadNorm(*sizes))
-        attention.k_proj = nn.Sequential(attention.k_proj, HeadNorm(*sizes))
+        attention.in_proj = nn.Sequential(attention.in_proj, HeadNorm(*sizes))
 
 
 def zero_outputs(model: TransformerLM) -> None:

@@ -20,6 +20,7 @@ from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
 from minclip.vit import VisionTransformer
 from minlm.plots import new_figure, save_figure
+from minlm.transformer import record_attention
 
 MOST_HEADS = 4
 
@@ -59,11 +60,15 @@ def caption_relevance(model: nn.Module, images: Tensor, text_embeddings: Tensor)
     What each patch does for the cosine of its picture and text. ValueError for an image tower without attention.
     """
     tower = vision_transformer(model)
-    weights: list[Tensor] = []
     device = model.logit_scale.device
-    with evaluating(model), torch.inference_mode(False), torch.enable_grad():
+    with (
+        evaluating(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        record_attention(tower) as weights,
+    ):
         images = images.to(device, copy=True).requires_grad_()  # a graph, even where the tower is frozen
-        embeddings = model.project_image(tower.pool(tower.forward_tokens(images, weights)))  # (B, E)
+        embeddings = model.encode_image(images)  # (B, E)
         # One sum for all: pictures do not see each other.
         score = (embeddings * text_embeddings.to(device, copy=True)).sum()
         gradients = torch.autograd.grad(score, weights)
@@ -84,9 +89,8 @@ def image_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
     the grid of patches. ValueError for an image tower without attention.
     """
     tower = vision_transformer(model)
-    weights: list[Tensor] = []
-    with evaluating(model):
-        tower.forward_tokens(images.to(model.logit_scale.device), weights=weights)
+    with evaluating(model), record_attention(tower) as weights:
+        tower.forward_tokens(images.to(model.logit_scale.device))
         return tuple(_over_patches(part, tower.config) for part in (attention_rollout(weights), weights[-1]))
 
 

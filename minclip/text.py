@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from minclip.freezing import Tower, TowerConfig
 from minlm.embeddings import TextEmbedding, token_positions
 from minlm.masks import key_mask
-from minlm.transformer import Transformer, TransformerConfig
+from minlm.transformer import Context, Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class GPTTextEncoder(Tower):
         self.config = config
         self.embedding = TextEmbedding(config.vocab_size, config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
-        self.transformer = Transformer(config, causal=True)
+        self.transformer = Transformer(config)
         self.freeze(self.transformer.blocks, self.transformer.norm)
 
     @property
@@ -88,7 +88,8 @@ class GPTTextEncoder(Tower):
     def forward_tokens(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> last hidden states (B, T, D). ValueError past context_length."""
         positions = token_positions(tokens, self.config.context_length)
-        return self.transformer(self.dropout(self.embedding(tokens, positions)))
+        x = self.dropout(self.embedding(tokens, positions))  # (B, T, D)
+        return self.transformer(x, Context(causal=True))  # (B, T, D)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> features (B, D). ValueError where a row has no end-of-text token."""
@@ -136,7 +137,7 @@ class BertTextEncoder(Tower):
         x = self.embedding(tokens, token_positions(tokens, self.config.context_length))  # (B, T, D)
         if self.token_types is not None:
             x = x + self.token_types.weight[0]  # a caption is one sentence, of the first kind
-        return self.transformer(self.dropout(self.norm(x)), mask=key_mask(token_mask))
+        return self.transformer(self.dropout(self.norm(x)), Context(mask=key_mask(token_mask)))  # (B, T, D)
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) -> features (B, D); padding is neither seen nor pooled."""

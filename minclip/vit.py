@@ -94,10 +94,9 @@ class VisionTransformer(Tower):
         """Width of the features."""
         return self.config.d_model
 
-    def forward_tokens(self, images: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+    def forward_tokens(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> last hidden states (B, T, D), the class token first where there is one.
 
-        weights: a list that receives each layer's attention weights (B, H, T, T).
         Raises ValueError for another image size than the config's.
         """
         if tuple(images.shape[-2:]) != self.config.image_size:
@@ -112,7 +111,7 @@ class VisionTransformer(Tower):
         if self.training and self.config.patch_dropout:
             x = drop_patches(x, self.config.patch_dropout, n_extra=x.shape[1] - self.config.n_patches)
         x = self.dropout(self.norm_input(x))
-        return self.transformer(x, weights=weights)
+        return self.transformer(x)  # (B, T, D)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> features (B, D)."""

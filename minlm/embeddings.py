@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 PositionForm = Literal["learned", "sinusoidal", "rotary"]
+Rotation = tuple[Tensor, Tensor]  # cosines and sines of the angles that queries and keys are turned by
 
 
 class TextEmbedding(nn.Module):
@@ -104,11 +105,16 @@ class Rotary(nn.Module):
         frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
         self.register_buffer("frequency", frequency, persistent=False)
 
-    def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        """x (B, H, T, K), positions (T) or (B, T) -> x turned, same shape."""
+    def forward(self, positions: Tensor) -> Rotation:
+        """positions (T) or (B, T) -> cosines and sines (T, K/2) or (B, 1, T, K/2), the same for every layer."""
         angle = positions[..., None].float() * self.frequency  # (..., T, K/2)
         if angle.dim() == 3:
             angle = angle[:, None]  # (B, 1, T, K/2)
-        cos, sin = angle.cos().to(x.dtype), angle.sin().to(x.dtype)
-        first, second = x.chunk(2, dim=-1)  # (B, H, T, K/2)
-        return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)  # (B, H, T, K)
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, rotation: Rotation) -> Tensor:
+    """x (B, H, T, K) turned by the angles of its positions -> (B, H, T, K)."""
+    cos, sin = (part.to(x.dtype) for part in rotation)
+    first, second = x.chunk(2, dim=-1)  # (B, H, T, K/2) each
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)  # (B, H, T, K)

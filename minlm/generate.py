@@ -78,7 +78,7 @@ def generate(
     ValueError: no prompt, an empty one, an id outside the vocabulary, a model in training mode.
     """
     texts = [[] for _ in prompts]
-    for step in sample(Reader(model, prompts, stop, cached), config):
+    for step in sample(DecodingState(model, prompts, stop, cached), config):
         for row, token in step:
             texts[row].append(token)
         if complete and all(complete(texts[row]) for row, _ in step):
@@ -90,7 +90,7 @@ def stream(
     model: Model, prompt: Sequence[int], config: SamplingConfig, stop: int | None = None, cached: bool = True
 ) -> Iterator[int]:
     """What `generate` returns for one prompt, id by id, as soon as each is drawn."""
-    return (token for ((_, token),) in sample(Reader(model, [prompt], stop, cached), config))
+    return (token for ((_, token),) in sample(DecodingState(model, [prompt], stop, cached), config))
 
 
 def window(text: list[int], context_length: int) -> list[int]:
@@ -100,7 +100,7 @@ def window(text: list[int], context_length: int) -> list[int]:
     return text[-(-excess // half) * half :]
 
 
-class Reader:
+class DecodingState:
     """Texts that grow token by token, and what the model has computed of each one's window.
 
     The windows stand in one array, aligned at their ends and padded on the left. When the array is as wide as
@@ -137,18 +137,18 @@ class Reader:
     def next_logits(self) -> Tensor:
         """(B, V): of the token that follows each text."""
         context_length = self.model.config.context_length
-        if self.caches and 0 < self.caches[0][0].length < context_length:
+        if self.caches is not None and 0 < self.caches.length < context_length:
             tokens = torch.tensor([[text[-1]] for text in self.texts], device=self.device)  # (B, 1)
             self.token_mask = torch.cat([self.token_mask, torch.ones_like(tokens, dtype=torch.bool)], dim=1)
         else:
             tokens, self.token_mask = self.padded([window(text, context_length) for text in self.texts])
-            for cache, _ in self.caches or []:  # that of the memory stays: the memory does not change
-                cache.length = 0
+            if self.caches is not None:
+                self.caches.clear()
         if self.memory is None:
             features = self.model.features(tokens, self.token_mask, self.caches)
         else:
             features = self.model.features(
-                tokens, self.memory, self.source_mask, self.caches, target_mask=self.token_mask
+                tokens, self.memory, self.source_mask, self.token_mask, self.caches
             )
         return self.model.to_logits(features[:, -1])  # (B, V)
 
@@ -163,7 +163,7 @@ class Reader:
         self.token_mask = self.token_mask[rows]
         if self.memory is not None:
             self.memory, self.source_mask = self.memory[rows], self.source_mask[rows]
-        for cache in [cache for layer in self.caches or [] for cache in layer if cache]:
+        for cache in (self.caches or {}).values():
             cache.keys, cache.values = cache.keys[rows], cache.values[rows]
 
     def padded(self, texts: Prompts) -> tuple[Tensor, Tensor]:
@@ -175,28 +175,28 @@ class Reader:
         return torch.tensor(tokens, device=self.device), token_mask
 
 
-def sample(reader: Reader, config: SamplingConfig) -> Iterator[list[tuple[int, int]]]:
+def sample(state: DecodingState, config: SamplingConfig) -> Iterator[list[tuple[int, int]]]:
     """Step by step (text, new token) of the texts that have not stopped. Ends when all have."""
-    n_texts = len(reader.texts)
+    n_texts = len(state.texts)
     # One generator a text: what its neighbours draw, and whether they have stopped, does not move it on.
     generators = [torch.Generator().manual_seed(config.seed + i) for i in range(n_texts)]
-    seen = torch.zeros(n_texts, reader.model.config.vocab_size, dtype=torch.bool, device=reader.device)
-    for row, text in enumerate(reader.texts):
+    seen = torch.zeros(n_texts, state.model.config.vocab_size, dtype=torch.bool, device=state.device)
+    for row, text in enumerate(state.texts):
         seen[row, text] = True
     running = list(range(n_texts))
     for _ in range(config.max_new_tokens):
-        logits = penalise_repetition(reader.next_logits(), seen, config.repetition_penalty)
+        logits = penalise_repetition(state.next_logits(), seen, config.repetition_penalty)
         if config.temperature == 0:
             tokens = logits.argmax(dim=-1).tolist()
         else:
             drawn = zip(token_probabilities(logits, config).cpu(), generators, strict=True)
             tokens = [int(torch.multinomial(p, 1, generator=own)) for p, own in drawn]
-        running = [row for row in running if tokens[row] != reader.stop]
+        running = [row for row in running if tokens[row] != state.stop]
         if not running:
             return
         yield [(row, tokens[row]) for row in running]
         seen[range(n_texts), tokens] = True
-        reader.append(tokens)
+        state.append(tokens)
 
 
 def token_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
@@ -275,10 +275,10 @@ def beam_search(
     """
     if min(width, max_new_tokens) < 1 or length_penalty < 0:
         raise ValueError(f"{width=} and {max_new_tokens=} must be at least 1, {length_penalty=} at least 0")
-    reader = Reader(model, prompts, stop, cached)
-    skip = [len(text) for text in reader.texts]
+    state = DecodingState(model, prompts, stop, cached)
+    skip = [len(text) for text in state.texts]
     best = [([], float("-inf"))] * len(prompts)
-    scores = torch.zeros(len(prompts), 1, dtype=torch.float64, device=reader.device)  # (B, W), W = 1 at first
+    scores = torch.zeros(len(prompts), 1, dtype=torch.float64, device=state.device)  # (B, W), W = 1 at first
 
     def offer(log_probability: Tensor, length: int) -> None:
         """Compare the best of the replies (B, W) with the best so far of each prompt."""
@@ -286,19 +286,19 @@ def beam_search(
         score, beam = (log_probability / ((5 + length) / 6) ** length_penalty).max(dim=1)
         for i, (value, row) in enumerate(zip(score.tolist(), beam.tolist(), strict=True)):
             if value > best[i][1]:
-                best[i] = (reader.texts[i * n_beams + row][skip[i] :], value)
+                best[i] = (state.texts[i * n_beams + row][skip[i] :], value)
 
     for length in range(1, max_new_tokens + 1):
-        log_probability = reader.next_logits().double().log_softmax(dim=-1)  # (B W, V)
+        log_probability = state.next_logits().double().log_softmax(dim=-1)  # (B W, V)
         total = scores[..., None] + log_probability.unflatten(0, scores.shape)  # (B, W, V)
         if stop is not None:
             offer(total[..., stop], length)
             total[..., stop] = float("-inf")
         n_beams, vocab_size = total.shape[1:]
         scores, choice = total.flatten(1).topk(min(width, n_beams * vocab_size))  # (B, W)
-        first = n_beams * torch.arange(len(prompts), device=reader.device)[:, None]
-        reader.select((first + choice // vocab_size).flatten())
-        reader.append((choice % vocab_size).flatten().tolist())
+        first = n_beams * torch.arange(len(prompts), device=state.device)[:, None]
+        state.select((first + choice // vocab_size).flatten())
+        state.append((choice % vocab_size).flatten().tolist())
         # Log-probabilities only fall, and no reply is divided by more than one of full length.
         bound = scores[:, 0] / ((5 + max_new_tokens) / 6) ** length_penalty
         if all(value >= most for (_, value), most in zip(best, bound.tolist(), strict=True)):

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 
 from minlm.embeddings import PositionForm, Rotary, TextEmbedding, token_positions
 from minlm.masks import key_mask
-from minlm.transformer import Activation, KeyValueCache, Transformer, TransformerConfig
-
-Caches = list[tuple[KeyValueCache, KeyValueCache | None]]
+from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class TransformerLM(nn.Module):
 
         embedding.tokens.weight                      0.02
         embedding.positions.weight                   0.01
-        q_proj.weight k_proj.weight v_proj.weight    1/sqrt(D)
+        in_proj.weight                               1/sqrt(D)
         fc1.weight                                   1/sqrt(2*D)
         out_proj.weight fc2.weight                   1/sqrt(2*L*D)
         head.weight                                  0.02
@@ -58,7 +56,6 @@ class TransformerLM(nn.Module):
 
     Differences from GPT-2:
     - the deviations inside the Blocks (its are 0.02, and 0.02/sqrt(2*L) for out_proj and fc2; see Transformer);
-    - query, key and value are three matrices, where its are one (the same numbers);
     - sinusoidal and rotary positions, post-norm, other activations and an untied head can be asked for;
     - dropout is off unless asked for; its is 0.1.
     """
@@ -71,44 +68,38 @@ class TransformerLM(nn.Module):
         )
         self.rotary = Rotary(config.head_size) if config.positions == "rotary" else None
         self.dropout = nn.Dropout(config.dropout)
-        self.transformer = Transformer(config, causal=True)
+        self.transformer = Transformer(config)
         # A tied head is no parameter of its own: the state dict has one key for both.
         if not config.tied:
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
             nn.init.normal_(self.head.weight, std=0.02)
 
-    def features(self, tokens: Tensor, token_mask=None, caches=None, weights=None) -> Tensor:
-        """What the head reads: tokens (B, T) -> (B, T, D). Arguments as for `forward`."""
-        n_cached = caches[0][0].length if caches else 0
+    def features(
+        self, tokens: Tensor, token_mask: Tensor | None = None, caches: Caches | None = None
+    ) -> Tensor:
+        """Compute what the head reads: tokens (B, T) -> (B, T, D). Arguments as for `forward`."""
+        n_cached = 0 if caches is None else caches.length
         positions = token_positions(tokens, self.config.context_length, token_mask, n_cached)
-        return self.transformer(
-            self.dropout(self.embedding(tokens, positions)),
-            mask=key_mask(token_mask),
-            rotary=None if self.rotary is None else (self.rotary, positions),
-            caches=caches,
-            weights=weights,
-        )
+        rotation = None if self.rotary is None else self.rotary(positions)
+        context = Context(causal=True, mask=key_mask(token_mask), rotation=rotation, caches=caches)
+        return self.transformer(self.dropout(self.embedding(tokens, positions)), context)  # (B, T, D)
 
     def to_logits(self, features: Tensor) -> Tensor:
         """features (..., D) -> (..., V)."""
         return self.embedding.head(features) if self.config.tied else self.head(features)  # (..., V)
 
     def forward(
-        self,
-        tokens: Tensor,
-        token_mask: Tensor | None = None,
-        caches: Caches | None = None,
-        weights: list[Tensor] | None = None,
+        self, tokens: Tensor, token_mask: Tensor | None = None, caches: Caches | None = None
     ) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V): those at place t are of the token that follows it.
+        """tokens (B, T) -> logits (B, T, V): those at position t are of the token that follows it.
 
-        token_mask (B, T), True = a real token: padding is not seen and takes no position, so texts of unequal
+        token_mask (B, T), True = a real token: padding is not attended to and takes no position, so texts of unequal
         length may be padded on the left. caches: from `new_caches`; tokens are then the next ones, and the
-        mask, (B, S), includes the earlier ones. weights: a list that receives each layer's (B, H, T, S).
-        ValueError where there are more than context_length tokens, or the mask is of another width.
+        mask, (B, S), includes the earlier ones.
+        ValueError if there are more than context_length tokens, or the mask is of another width.
         """
-        return self.to_logits(self.features(tokens, token_mask, caches, weights))  # (B, T, V)
+        return self.to_logits(self.features(tokens, token_mask, caches))  # (B, T, V)
 
     def new_caches(self, batch: int) -> Caches:
         """Empty caches for texts of up to context_length tokens."""
-        return self.transformer.new_caches(batch, self.config.context_length)
+        return Caches(self.transformer, batch, self.config.context_length)

@@ -1,6 +1,6 @@
-"""The one mask convention: boolean, True = may look, broadcastable to (B, H, T, S), combined with `&`.
+"""The one mask convention: boolean, True = may attend, broadcastable to (B, H, T, S), combined with `&`.
 
-A query may look at a key where every rule allows it, so rules are joined by "and" and no mask is ever
+A query may attend to a key where every rule allows it, so rules are joined by "and" and no mask is ever
 inverted or added to the scores. B batch, H heads, T queries, S keys.
 """
 

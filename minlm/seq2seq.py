@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from minlm.embeddings import TextEmbedding, token_positions
-from minlm.lm import Caches, check_sizes
+from minlm.lm import check_sizes
 from minlm.masks import key_mask
-from minlm.transformer import Activation, Transformer, TransformerConfig
+from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,53 +60,39 @@ class EncoderDecoder(nn.Module):
         self.embedding = TextEmbedding(*sizes, positions="sinusoidal")
         self.dropout = nn.Dropout(config.dropout)
         self.encoder = Transformer(config)
-        self.decoder = Transformer(config, causal=True, cross_attention=True)
+        self.decoder = Transformer(config, cross_attention=True)
 
     def embed(self, tokens: Tensor, token_mask: Tensor | None, n_cached: int = 0) -> Tensor:
         positions = token_positions(tokens, self.config.context_length, token_mask, n_cached)
         return self.dropout(self.embedding(tokens, positions))  # (B, T, D)
 
-    def encode(
-        self, source: Tensor, source_mask: Tensor | None = None, weights: list[Tensor] | None = None
-    ) -> Tensor:
+    def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
         """source (B, S), source_mask (B, S) True = a real token -> memory (B, S, D).
 
-        Padding, left or right, is seen by no token; what memory holds at its places means nothing.
+        No token attends to padding, left or right; what memory holds at its places means nothing.
         """
-        return self.encoder(self.embed(source, source_mask), mask=key_mask(source_mask), weights=weights)
+        x = self.embed(source, source_mask)  # (B, S, D)
+        return self.encoder(x, Context(mask=key_mask(source_mask)))  # (B, S, D)
 
     def features(
-        self, target: Tensor, memory: Tensor, source_mask=None, caches=None, target_mask=None, weights=None
-    ) -> Tensor:
-        """What the head reads: target (B, T) -> (B, T, D). Arguments as for `decode`."""
-        return self.decoder(
-            self.embed(target, target_mask, n_cached=caches[0][0].length if caches else 0),
-            mask=key_mask(target_mask),
-            memory=memory,
-            memory_mask=key_mask(source_mask),
-            caches=caches,
-            weights=weights,
-        )
-
-    def to_logits(self, features: Tensor) -> Tensor:
-        """features (..., D) -> (..., V)."""
-        return self.embedding.head(features)  # (..., V)
-
-    def decode(
         self,
         target: Tensor,
         memory: Tensor,
         source_mask: Tensor | None = None,
-        caches: Caches | None = None,
         target_mask: Tensor | None = None,
-        weights: list[Tensor] | None = None,
+        caches: Caches | None = None,
     ) -> Tensor:
-        """target (B, T), memory (B, S, D) -> logits (B, T, V), at place t those of the token that follows it.
+        """Compute what the head reads: target (B, T), memory (B, S, D) -> (B, T, D).
 
         caches: from `new_caches`; target is then the next tokens, and target_mask includes the earlier ones.
-        weights: a list that receives (B, H, T, T) and (B, H, T, S) of each layer in turn.
         """
-        return self.to_logits(self.features(target, memory, source_mask, caches, target_mask, weights))
+        x = self.embed(target, target_mask, n_cached=0 if caches is None else caches.length)  # (B, T, D)
+        masks = {"mask": key_mask(target_mask), "memory_mask": key_mask(source_mask)}
+        return self.decoder(x, Context(causal=True, memory=memory, caches=caches, **masks))  # (B, T, D)
+
+    def to_logits(self, features: Tensor) -> Tensor:
+        """features (..., D) -> (..., V)."""
+        return self.embedding.head(features)  # (..., V)
 
     def forward(
         self,
@@ -117,8 +103,8 @@ class EncoderDecoder(nn.Module):
     ) -> Tensor:
         """source (B, S), target (B, T) with start_id at its head -> logits (B, T, V)."""
         memory = self.encode(source, source_mask)
-        return self.decode(target, memory, source_mask, target_mask=target_mask)
+        return self.to_logits(self.features(target, memory, source_mask, target_mask))  # (B, T, V)
 
     def new_caches(self, batch: int, memory_length: int) -> Caches:
         """Empty caches for targets of up to context_length tokens and a memory of memory_length."""
-        return self.decoder.new_caches(batch, self.config.context_length, memory_length)
+        return Caches(self.decoder, batch, self.config.context_length, memory_length)

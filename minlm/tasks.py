@@ -25,6 +25,7 @@ from minlm.plots import attention_maps
 from minlm.presets import RunConfig
 from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import EncoderDecoder
+from minlm.transformer import record_attention
 from minlm.writing import Tokenizer, write
 
 SAMPLE = SamplingConfig(max_new_tokens=800, temperature=0.8)
@@ -68,8 +69,9 @@ class Continuation:
     def draw(self, model: TransformerLM, path: Path) -> None:
         """The last layer's attention over the first tokens of the validation text."""
         length = min(SHOWN_TOKENS, self.config.model.context_length)
-        ids, weights = self.splits["validation"][:length].tolist(), []
-        model.features(torch.tensor([ids], device=device_of(model)), weights=weights)
+        ids = self.splits["validation"][:length].tolist()
+        with record_attention(model) as weights:
+            model.features(torch.tensor([ids], device=device_of(model)))
         attention_maps(weights[-1][0], [self.tokenizer.decode([i]) for i in ids], path)
 
 
@@ -119,9 +121,9 @@ class Replies:
         """The last layer's attention from a reply to the line before it."""
         source, targets = (ids[:SHOWN_TOKENS] for ids in self.validation.pairs[0])
         target = [self.tokenizer.start_id, *targets[:-1]]
-        weights: list[Tensor] = []
         memory = model.encode(torch.tensor([source], device=device_of(model)))
-        model.decode(torch.tensor([target], device=device_of(model)), memory, weights=weights)
+        with record_attention(model) as weights:
+            model.features(torch.tensor([target], device=device_of(model)), memory)
         rows, columns = ([self.tokenizer.decode([i]) for i in ids] for ids in (target, source))
         attention_maps(weights[-1][0], rows, path, columns)
 

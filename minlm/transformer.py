@@ -4,6 +4,8 @@ Shapes: B batch, T queries, S keys, D d_model, H heads, K = D / H head size. Mas
 Papers: Vaswani et al. 2017 (Attention Is All You Need); pre-norm as in Radford et al. 2019 (GPT-2).
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from math import inf, sqrt
@@ -13,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from minlm.embeddings import Rotary
+from minlm.embeddings import Rotation, rotate
 from minlm.masks import both, causal_mask
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
@@ -74,8 +76,8 @@ def attention(
 ) -> tuple[Tensor, Tensor]:
     """softmax(Q K^T / sqrt(K)) V, equation 1 of Vaswani et al. 2017, as it is written there.
 
-    query (B, H, T, K), key and value (B, H, S, K), mask broadcastable to (B, H, T, S), True = may look
-    -> output (B, H, T, K), weights (B, H, T, S). A query that may look nowhere gets weights and output zero
+    query (B, H, T, K), key and value (B, H, S, K), mask broadcastable to (B, H, T, S), True = may attend
+    -> output (B, H, T, K), weights (B, H, T, S). A query that may attend nowhere gets weights and output zero
     (softmax has no answer for it), and its gradients are zero too, not NaN.
     """
     scores = (query / sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, T, S)
@@ -112,73 +114,114 @@ class KeyValueCache:
         return self.keys[:, :, : self.length], self.values[:, :, : self.length]
 
 
+@dataclass(frozen=True)
+class Context:
+    """What attention sees beside x in one forward pass; the same for every layer.
+
+    causal: position t attends to position s only if s <= t
+    mask: of the positions of x, the cached ones first; broadcastable to (B, H, T, S), True = may attend
+    rotation: cosines and sines that turn queries and keys (minlm/embeddings.py); None without rotary positions
+    memory: an encoder's output (B, S, D), which cross-attention attends to
+    memory_mask: of memory's positions, as mask
+    caches: keys and values of earlier positions; None computes all positions at once
+    """
+
+    causal: bool = False
+    mask: Tensor | None = None
+    rotation: Rotation | None = None
+    memory: Tensor | None = None
+    memory_mask: Tensor | None = None
+    caches: "Caches | None" = None
+
+
+ALL = Context()  # every position attends to every other
+
+
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on its own K-wide projection (Vaswani et al. 2017, section 3.2.2).
 
-    Self-attention, or cross-attention when `memory` is given. Runs torch's fused kernel where that is faster:
-    the written-out `attention()` above in one pass (tests/minlm/test_transformer.py ties the two).
+    in_proj holds the matrices of query, key and value, one below the other. Runs torch's fused kernel where that
+    is faster: `attention()` above in one pass (tests/minlm/test_transformer.py ties the two).
     """
+
+    recorded: list[Tensor] | None = None  # see record_attention
 
     def __init__(self, config: TransformerConfig):
         super().__init__()
         self.n_heads = config.n_heads
         own = config.attention_dropout
         self.dropout = config.dropout if own is None else own
-        self.q_proj = nn.Linear(config.d_model, config.d_model)
-        self.k_proj = nn.Linear(config.d_model, config.d_model)
-        self.v_proj = nn.Linear(config.d_model, config.d_model)
+        self.in_proj = nn.Linear(config.d_model, 3 * config.d_model)
         self.out_proj = nn.Linear(config.d_model, config.d_model)
+        nn.init.normal_(self.in_proj.weight, std=config.d_model**-0.5)
+        nn.init.normal_(self.out_proj.weight, std=(2 * config.n_layers * config.d_model) ** -0.5)
+        nn.init.zeros_(self.in_proj.bias)
+        nn.init.zeros_(self.out_proj.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        memory: Tensor | None = None,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        rotary: tuple[Rotary, Tensor] | None = None,
-        cache: KeyValueCache | None = None,
-        weights: list[Tensor] | None = None,
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """Self-attention: x (B, T, D) -> (B, T, D)."""
+        query, key, value = (self.split_heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
+        if context.rotation is not None:
+            query, key = rotate(query, context.rotation), rotate(key, context.rotation)  # (B, H, T, K) each
+        if context.caches is not None:
+            key, value = context.caches[self].append(key, value)  # (B, H, S, K) each
+        return self.attend(query, key, value, context.mask, context.causal)
+
+    def attend(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False
     ) -> Tensor:
-        """x (B, T, D) -> (B, T, D).
-
-        memory (B, S, D): what to look at instead of x. mask: as in `attention()`, S the keys with the cached
-        ones. causal: query i sees key j only where j is not later. rotary: the rotation and the positions
-        (T) or (B, T) of x. cache: earlier keys and values; the new ones are appended; an encoder's memory,
-        which does not change, is projected once. weights: a list that receives this layer's (B, H, T, S).
-        """
-        query = self.split_heads(self.q_proj(x))  # (B, H, T, K)
-        if rotary is not None:
-            rotate, positions = rotary
-            query = rotate(query, positions)
-        if memory is not None and cache is not None and cache.length:
-            key, value = cache.keys, cache.values
-        else:
-            source = x if memory is None else memory
-            key = self.split_heads(self.k_proj(source))  # (B, H, S, K)
-            value = self.split_heads(self.v_proj(source))  # (B, H, S, K)
-            if rotary is not None:
-                key = rotate(key, positions)
-            if cache is not None:
-                key, value = cache.append(key, value)
-
+        """query (B, H, T, K), key and value (B, H, S, K), mask as in `attention()` -> (B, T, D)."""
         n_queries, n_keys = query.shape[2], key.shape[2]
         # In bfloat16 on a CPU torch's fused kernel is the slower one (benchmarks/attention.py).
-        fused = weights is None and not (query.device.type == "cpu" and query.dtype == torch.bfloat16)
+        fused = self.recorded is None and not (query.device.type == "cpu" and query.dtype == torch.bfloat16)
         # torch's is_causal is aligned top-left: right only where queries and keys are the same positions.
         fused_causal = fused and causal and mask is None and n_queries == n_keys
         if causal and not fused_causal:
-            mask = both(mask, causal_mask(n_queries, n_keys, x.device))
+            mask = both(mask, causal_mask(n_queries, n_keys, query.device))
         dropout = self.dropout if self.training else 0.0
         if fused:
             out = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=fused_causal)
         else:
-            out, layer_weights = attention(query, key, value, mask, dropout)
-            if weights is not None:
-                weights.append(layer_weights)
+            out, weights = attention(query, key, value, mask, dropout)
+            if self.recorded is not None:
+                self.recorded.append(weights)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, D)
 
     def split_heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, K)
+
+
+class CrossAttention(MultiHeadAttention):
+    """Multi-head attention whose keys and values come from an encoder's memory (Vaswani et al. 2017, section 3.2.3)."""
+
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (B, T, D) -> (B, T, D). The memory does not change: a cache has it projected once."""
+        d_model = x.shape[-1]
+        weights, biases = (p.split([d_model, 2 * d_model]) for p in self.in_proj.parameters())
+        query = self.split_heads(F.linear(x, weights[0], biases[0]))  # (B, H, T, K)
+        cache = None if context.caches is None else context.caches[self]
+        if cache is not None and cache.length:
+            key, value = cache.keys, cache.values  # (B, H, S, K) each
+        else:
+            projected = F.linear(context.memory, weights[1], biases[1])  # (B, S, 2 D)
+            key, value = (self.split_heads(part) for part in projected.chunk(2, dim=-1))
+            if cache is not None:
+                key, value = cache.append(key, value)  # (B, H, S, K) each
+        return self.attend(query, key, value, context.memory_mask)
+
+
+@contextmanager
+def record_attention(model: nn.Module) -> Iterator[list[Tensor]]:
+    """Inside, each attention layer of the model appends its weights (B, H, T, S) to the list, in running order."""
+    layers = [module for module in model.modules() if isinstance(module, MultiHeadAttention)]
+    weights: list[Tensor] = []
+    for layer in layers:
+        layer.recorded = weights
+    try:
+        yield weights
+    finally:
+        for layer in layers:
+            layer.recorded = None
 
 
 def quick_gelu(x: Tensor) -> Tensor:
@@ -202,6 +245,10 @@ class MLP(nn.Module):
         self.fc1 = nn.Linear(config.d_model, config.mlp_width)
         self.fc2 = nn.Linear(config.mlp_width, config.d_model)
         self.activation = ACTIVATIONS[config.activation]
+        nn.init.normal_(self.fc1.weight, std=(2 * config.d_model) ** -0.5)
+        nn.init.normal_(self.fc2.weight, std=(2 * config.n_layers * config.d_model) ** -0.5)
+        nn.init.zeros_(self.fc1.bias)
+        nn.init.zeros_(self.fc2.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., D)."""
@@ -211,8 +258,7 @@ class MLP(nn.Module):
 class Block(nn.Module):
     """Attention, then (in a decoder) cross-attention, then MLP, each in a residual branch with a LayerNorm.
 
-    pre-norm:   x + sublayer(norm(x))     GPT-2, ViT, CLIP
-    post-norm:  norm(x + sublayer(x))     Vaswani et al. 2017 (section 3.1), BERT
+    norm_first is the pre-norm form (GPT-2, ViT, CLIP), otherwise post-norm (Vaswani et al. 2017, section 3.1; BERT).
     """
 
     def __init__(self, config: TransformerConfig, cross_attention: bool = False):
@@ -222,104 +268,65 @@ class Block(nn.Module):
         self.attention = MultiHeadAttention(config)
         if cross_attention:
             self.norm_cross = nn.LayerNorm(config.d_model, config.norm_eps)
-            self.cross_attention = MultiHeadAttention(config)
+        self.cross_attention = CrossAttention(config) if cross_attention else None
         self.norm2 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.mlp = MLP(config)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        causal: bool = False,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        rotary: tuple[Rotary, Tensor] | None = None,
-        cache: tuple[KeyValueCache, KeyValueCache | None] = (None, None),
-        weights: list[Tensor] | None = None,
-    ) -> Tensor:
-        """x (B, T, D), and for cross-attention memory (B, S, D) with memory_mask -> (B, T, D)."""
-
-        def residual(x, norm, sublayer):
-            if self.norm_first:
-                return x + self.dropout(sublayer(norm(x)))
-            return norm(x + self.dropout(sublayer(x)))
-
-        self_cache, cross_cache = cache
-
-        def look(x):
-            return self.attention(
-                x, mask=mask, causal=causal, rotary=rotary, cache=self_cache, weights=weights
-            )
-
-        def look_across(x):
-            return self.cross_attention(x, memory, memory_mask, cache=cross_cache, weights=weights)
-
-        x = residual(x, self.norm1, look)
-        if memory is not None:
-            x = residual(x, self.norm_cross, look_across)
-        return residual(x, self.norm2, self.mlp)
+    def forward(self, x: Tensor, context: Context) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        if self.norm_first:
+            x = x + self.dropout(self.attention(self.norm1(x), context))
+            if self.cross_attention is not None:
+                x = x + self.dropout(self.cross_attention(self.norm_cross(x), context))
+            return x + self.dropout(self.mlp(self.norm2(x)))
+        x = self.norm1(x + self.dropout(self.attention(x, context)))
+        if self.cross_attention is not None:
+            x = self.norm_cross(x + self.dropout(self.cross_attention(x, context)))
+        return self.norm2(x + self.dropout(self.mlp(x)))
 
 
 class Transformer(nn.Module):
     """n_layers Blocks, and in the pre-norm form the LayerNorm that closes the residual stream.
 
-    causal: every position sees itself and the earlier ones only. cross_attention: Blocks also look at a
-    `memory` (the decoder of an encoder-decoder).
-
-    Initialisation (as OpenAI's CLIP): weights normal with deviation D^-1/2 for the query, key and value
-    projections, (2 D)^-1/2 for fc1, and D^-1/2 (2 L)^-1/2 for out_proj and fc2, which write into the residual
-    stream, so that its variance does not grow with depth L; biases zero.
+    Initial values (as OpenAI's CLIP): weights normal with standard deviation D^-1/2 for in_proj, (2 D)^-1/2 for fc1,
+    and (2 L D)^-1/2 for out_proj and fc2, which write into the residual stream, so that its variance does not grow
+    with depth L; biases zero.
     """
 
-    def __init__(self, config: TransformerConfig, causal: bool = False, cross_attention: bool = False):
+    def __init__(self, config: TransformerConfig, cross_attention: bool = False):
         super().__init__()
-        self.config, self.causal, self.cross_attention = config, causal, cross_attention
+        self.config = config
         self.blocks = nn.ModuleList(Block(config, cross_attention) for _ in range(config.n_layers))
         self.norm = nn.LayerNorm(config.d_model, config.norm_eps) if config.norm_first else nn.Identity()
-        writes = (2 * config.n_layers) ** -0.5
-        deviation = {
-            "q_proj": 1.0,
-            "k_proj": 1.0,
-            "v_proj": 1.0,
-            "fc1": 0.5**0.5,
-            "out_proj": writes,
-            "fc2": writes,
-        }
-        for name, module in self.blocks.named_modules():
-            if isinstance(module, nn.Linear):
-                factor = deviation[name.rpartition(".")[2]]
-                nn.init.normal_(module.weight, std=factor * config.d_model**-0.5)
-                nn.init.zeros_(module.bias)
 
-    def forward(
-        self,
-        x: Tensor,
-        mask: Tensor | None = None,
-        memory: Tensor | None = None,
-        memory_mask: Tensor | None = None,
-        rotary: tuple[Rotary, Tensor] | None = None,
-        caches: list[tuple[KeyValueCache, KeyValueCache | None]] | None = None,
-        weights: list[Tensor] | None = None,
-    ) -> Tensor:
-        """x (B, T, D) -> (B, T, D). mask, memory_mask: broadcastable to (B, H, T, S), True = may look.
+    def forward(self, x: Tensor, context: Context = ALL) -> Tensor:
+        """x (B, T, D) -> (B, T, D)."""
+        for block in self.blocks:
+            x = block(x, context)  # (B, T, D)
+        return self.norm(x)  # (B, T, D)
 
-        memory (B, S, D): the encoder's output; needed exactly when the Blocks have cross-attention.
-        weights: a list that receives each attention's (B, H, T, S), in the order they run.
-        """
-        if (memory is not None) != self.cross_attention:
-            raise ValueError("memory is needed by a Transformer with cross-attention, and only by one")
-        for i, block in enumerate(self.blocks):
-            cache = (None, None) if caches is None else caches[i]
-            x = block(x, mask, self.causal, memory, memory_mask, rotary, cache, weights)
-        return self.norm(x)
 
-    def new_caches(
-        self, batch: int, capacity: int, memory_length: int = 0
-    ) -> list[tuple[KeyValueCache, KeyValueCache | None]]:
-        """Empty caches for every Block: `capacity` positions of text, `memory_length` of an encoder's memory."""
-        config, like = self.config, self.blocks[0].attention.k_proj.weight
+class Caches(dict[nn.Module, KeyValueCache]):
+    """An empty cache for each attention layer of a Transformer: {layer: KeyValueCache}.
 
-        def cache(length):
-            return KeyValueCache(batch, length, config.n_heads, config.head_size, like)
+    capacity: positions of text; memory_length: positions of an encoder's memory, for cross-attention.
+    """
 
-        return [(cache(capacity), cache(memory_length) if memory_length else None) for _ in self.blocks]
+    def __init__(self, transformer: Transformer, batch: int, capacity: int, memory_length: int = 0):
+        super().__init__()
+        heads, head_size = transformer.config.n_heads, transformer.config.head_size
+        for layer in transformer.modules():
+            if isinstance(layer, MultiHeadAttention):
+                length = memory_length if isinstance(layer, CrossAttention) else capacity
+                self[layer] = KeyValueCache(batch, length, heads, head_size, layer.out_proj.weight)
+
+    @property
+    def length(self) -> int:
+        """Positions of text that are cached, the same in every layer."""
+        return next(iter(self.values())).length
+
+    def clear(self) -> None:
+        """Forget the text; the memory does not change and stays."""
+        for layer, cache in self.items():
+            if not isinstance(layer, CrossAttention):
+                cache.length = 0

@@ -215,8 +215,8 @@ def test_every_ablation_is_a_config_and_the_ideas_outside_are_what_they_say():
     embedded = model.transformer.norm(model.embedding(x, torch.arange(5)))
     torch.testing.assert_close(model.features(x), embedded)  # Blocks that write nothing
     ablations.qk_norm(model)
-    query = model.transformer.blocks[0].attention.q_proj(torch.randn(3, 4, preset.model.d_model))
-    heads = query.unflatten(-1, (preset.model.n_heads, -1))
+    projected = model.transformer.blocks[0].attention.in_proj(torch.randn(3, 4, preset.model.d_model))
+    heads = projected.chunk(3, dim=-1)[1].unflatten(-1, (preset.model.n_heads, -1))
     torch.testing.assert_close(heads.square().mean(dim=-1), torch.ones_like(heads[..., 0]), atol=1e-3, rtol=0)
 
 

@@ -6,7 +6,7 @@ from minclip.pretrained.vits import picture_size, without_bias
 from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
 from minlm.pretrained.facts import complete, expect, option, our_activation
-from minlm.pretrained.key_map import Plan, Row, count_layers, layers, module, prefixed
+from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
 from minlm.pretrained.weight_files import WeightFile
 
 EPS = 1e-5
@@ -21,9 +21,9 @@ LEGACY_END = (
 BLOCK = [
     *module("encoder.layers.*.layer_norm1", "transformer.blocks.*.norm1"),
     *module(
-        "encoder.layers.*.self_attn.{q_proj,k_proj,v_proj,out_proj}",
-        "transformer.blocks.*.attention.{q_proj,k_proj,v_proj,out_proj}",
+        "encoder.layers.*.self_attn.{q_proj,k_proj,v_proj}", "transformer.blocks.*.attention.in_proj", JOINED
     ),
+    *module("encoder.layers.*.self_attn.out_proj", "transformer.blocks.*.attention.out_proj"),
     *module("encoder.layers.*.layer_norm2", "transformer.blocks.*.norm2"),
     *module("encoder.layers.*.mlp.{fc1,fc2}", "transformer.blocks.*.mlp.{fc1,fc2}"),
 ]

@@ -18,7 +18,6 @@ from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
 from minlm.pretrained.facts import complete, expect, option
 from minlm.pretrained.key_map import (
-    FUSED,
     TRANSPOSED,
     Plan,
     Row,
@@ -45,13 +44,11 @@ BLOCK = [
     *module("transformer.resblocks.*.ln_1", "transformer.blocks.*.norm1"),
     Row(
         "transformer.resblocks.*.attn.in_proj_weight",
-        "transformer.blocks.*.attention.{q_proj,k_proj,v_proj}.weight",
-        FUSED,
+        "transformer.blocks.*.attention.in_proj.weight",
     ),
     Row(
         "transformer.resblocks.*.attn.in_proj_bias",
-        "transformer.blocks.*.attention.{q_proj,k_proj,v_proj}.bias",
-        FUSED,
+        "transformer.blocks.*.attention.in_proj.bias",
     ),
     *module("transformer.resblocks.*.attn.out_proj", "transformer.blocks.*.attention.out_proj"),
     *module("transformer.resblocks.*.ln_2", "transformer.blocks.*.norm2"),

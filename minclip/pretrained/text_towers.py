@@ -7,7 +7,7 @@ from minclip.text import BertTextConfig, GPTTextConfig
 from minlm.pretrained.facts import complete, expect, our_activation
 from minlm.pretrained.gpt2 import HINT, gpt2_facts, gpt2_rows
 from minlm.pretrained.gpt2 import IGNORED as GPT2_IGNORED
-from minlm.pretrained.key_map import Plan, Row, count_layers, layers, module, prefixed
+from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
 from minlm.pretrained.weight_files import WeightFile
 
 EMBEDDING = [
@@ -18,7 +18,8 @@ EMBEDDING = [
 BERT_BLOCK = [
     *module(
         "encoder.layer.*.attention.self.{query,key,value}",
-        "transformer.blocks.*.attention.{q_proj,k_proj,v_proj}",
+        "transformer.blocks.*.attention.in_proj",
+        JOINED,
     ),
     *module("encoder.layer.*.attention.output.dense", "transformer.blocks.*.attention.out_proj"),
     *module("encoder.layer.*.attention.output.LayerNorm", "transformer.blocks.*.norm1"),
@@ -28,9 +29,9 @@ BERT_BLOCK = [
 ]
 DISTILBERT_BLOCK = [
     *module(
-        "transformer.layer.*.attention.{q_lin,k_lin,v_lin,out_lin}",
-        "transformer.blocks.*.attention.{q_proj,k_proj,v_proj,out_proj}",
+        "transformer.layer.*.attention.{q_lin,k_lin,v_lin}", "transformer.blocks.*.attention.in_proj", JOINED
     ),
+    *module("transformer.layer.*.attention.out_lin", "transformer.blocks.*.attention.out_proj"),
     *module("transformer.layer.*.sa_layer_norm", "transformer.blocks.*.norm1"),
     *module("transformer.layer.*.ffn.{lin1,lin2}", "transformer.blocks.*.mlp.{fc1,fc2}"),
     *module("transformer.layer.*.output_layer_norm", "transformer.blocks.*.norm2"),

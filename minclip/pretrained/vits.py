@@ -10,7 +10,7 @@ from minclip.vit import VisionTransformerConfig
 from minlm.pretrained.facts import complete, expect, option, our_activation
 from minlm.pretrained.key_map import (
     BATCHED,
-    FUSED,
+    JOINED,
     SAME,
     TOKEN,
     Plan,
@@ -26,7 +26,7 @@ from minlm.pretrained.weight_files import WeightFile
 
 TIMM_BLOCK = [
     *module("blocks.*.norm1", "transformer.blocks.*.norm1"),
-    *module("blocks.*.attn.qkv", "transformer.blocks.*.attention.{q_proj,k_proj,v_proj}", FUSED),
+    *module("blocks.*.attn.qkv", "transformer.blocks.*.attention.in_proj"),
     *module("blocks.*.attn.proj", "transformer.blocks.*.attention.out_proj"),
     *module("blocks.*.norm2", "transformer.blocks.*.norm2"),
     *module("blocks.*.mlp.{fc1,fc2}", "transformer.blocks.*.mlp.{fc1,fc2}"),
@@ -40,7 +40,8 @@ HF_BLOCK = [
     *module("encoder.layer.*.layernorm_before", "transformer.blocks.*.norm1"),
     *module(
         "encoder.layer.*.attention.attention.{query,key,value}",
-        "transformer.blocks.*.attention.{q_proj,k_proj,v_proj}",
+        "transformer.blocks.*.attention.in_proj",
+        JOINED,
     ),
     *module("encoder.layer.*.attention.output.dense", "transformer.blocks.*.attention.out_proj"),
     *module("encoder.layer.*.layernorm_after", "transformer.blocks.*.norm2"),

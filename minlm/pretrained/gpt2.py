@@ -12,7 +12,6 @@ from torch import Tensor
 from minlm.lm import LMConfig, TransformerLM
 from minlm.pretrained.facts import complete, expect, first_prefix, our_activation, their_activation
 from minlm.pretrained.key_map import (
-    FUSED_TRANSPOSED,
     TRANSPOSED,
     Plan,
     Row,
@@ -31,7 +30,7 @@ from minlm.training.checkpoint import replace_text
 
 BLOCK = [
     *module("h.*.ln_1", "transformer.blocks.*.norm1"),
-    *module("h.*.attn.c_attn", "transformer.blocks.*.attention.{q_proj,k_proj,v_proj}", FUSED_TRANSPOSED),
+    *module("h.*.attn.c_attn", "transformer.blocks.*.attention.in_proj", TRANSPOSED),
     *module("h.*.attn.c_proj", "transformer.blocks.*.attention.out_proj", TRANSPOSED),
     *module("h.*.ln_2", "transformer.blocks.*.norm2"),
     *module("h.*.mlp.c_fc", "transformer.blocks.*.mlp.fc1", TRANSPOSED),

@@ -30,14 +30,19 @@ def transpose(tensors: Tensors) -> Tensors:
     return [x.mT if x.dim() == 2 else x for x in tensors]
 
 
+def join(tensors: Tensors) -> Tensors:
+    """One tensor below the other; where they have no common shape the first, which has not the shape of all."""
+    if not tensors[0].dim() or len({x.shape for x in tensors}) > 1:
+        return tensors[:1]
+    kinds = [x.dtype for x in tensors if not x.is_floating_point()] or [tensors[0].dtype]  # the odd one shows
+    return [torch.cat([x.to(kinds[0]) for x in tensors])]
+
+
 SAME = Transform(list, list)
 TRANSPOSED = Transform(transpose, transpose)  # a matrix stored (in, out); vectors stay
-FUSED = Transform(
-    lambda x: list(torch.atleast_1d(x[0]).chunk(3)), lambda x: [torch.cat(x)]
-)  # query, key and value in one matrix
-FUSED_TRANSPOSED = Transform(
-    lambda x: FUSED.to_ours(transpose(x)), lambda x: transpose(FUSED.to_theirs(x))
-)  # (D, 3 D)
+JOINED = Transform(
+    join, lambda x: list(x[0].chunk(3))
+)  # query, key and value, three of theirs, in our in_proj
 BATCHED = Transform(lambda x: [x[0].squeeze(0)], lambda x: [x[0][None]])  # (1, T, D) and (T, D)
 TOKEN = Transform(lambda x: [x[0].flatten()], lambda x: [x[0][None, None]])  # (1, 1, D) and (D)
 

@@ -37,10 +37,16 @@ def by_lr_factor(model: nn.Module, parameters: list[nn.Parameter], **options: fl
     return [{"params": some, "lr_factor": factor, **options} for factor, some in groups.items()]
 
 
-def hidden_matrices(model: nn.Module) -> list[nn.Parameter]:
-    """The matrices and convolution kernels inside `blocks`: neither embeddings and stems nor projections."""
-    named = model.named_parameters()
-    return [p for name, p in named if p.requires_grad and p.dim() >= 2 and "blocks." in name]
+def hidden_matrices(model: nn.Module) -> dict[int, list[nn.Parameter]]:
+    """The matrices and convolution kernels inside `blocks`: neither embeddings and stems nor projections.
+
+    {how many matrices a parameter holds: parameters}: 3 in attention's in_proj (query, key, value), else 1.
+    """
+    found: dict[int, list[nn.Parameter]] = {1: [], 3: []}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and parameter.dim() >= 2 and "blocks." in name:
+            found[3 if name.endswith("in_proj.weight") else 1].append(parameter)
+    return found
 
 
 class Muon(torch.optim.Optimizer):
@@ -49,11 +55,14 @@ class Muon(torch.optim.Optimizer):
         M <- mu M + (1 - mu) G;   U = orthogonal((1 - mu) G + mu M);   W <- W - lr max(1, rows / columns)^1/2 U
 
     Every direction of the update then has the same size, which a gradient, nearly of low rank, does not give.
-    For hidden matrices; a convolution's kernel counts as (outputs, the rest). Decoupled weight decay.
+    For hidden matrices; a convolution's kernel counts as (outputs, the rest). A parameter that holds several
+    matrices one below the other, as in_proj does, has its group's `stacked` say how many: each is made orthogonal
+    by itself. Decoupled weight decay.
     """
 
     def __init__(self, params: list, lr: float, weight_decay: float, momentum: float = 0.95):
-        super().__init__(params, {"lr": lr, "weight_decay": weight_decay, "momentum": momentum})
+        defaults = {"lr": lr, "weight_decay": weight_decay, "momentum": momentum, "stacked": 1}
+        super().__init__(params, defaults)
 
     @torch.no_grad()
     def step(self) -> None:
@@ -62,12 +71,13 @@ class Muon(torch.optim.Optimizer):
             lr, mu = group["lr"], group["momentum"]
             trained = [p for p in group["params"] if p.grad is not None]
             # Matrices of one shape are made orthogonal together: a small one does not fill the processor.
-            for rows, columns in sorted({tuple(p.flatten(1).shape) for p in trained}):
-                alike = [p for p in trained if p.flatten(1).shape == (rows, columns)]
-                ahead = torch.stack([self.look_ahead(p, mu).flatten(1) for p in alike])
-                for parameter, update in zip(alike, orthogonalise(ahead), strict=True):
+            ahead = {p: self.look_ahead(p, mu).flatten(1).chunk(group["stacked"]) for p in trained}
+            for rows, columns in sorted({tuple(parts[0].shape) for parts in ahead.values()}):
+                alike = [p for p, parts in ahead.items() if parts[0].shape == (rows, columns)]
+                updates = orthogonalise(torch.stack([part for p in alike for part in ahead[p]]))
+                for parameter, update in zip(alike, updates.split(group["stacked"]), strict=True):
                     parameter.mul_(1 - lr * group["weight_decay"])
-                    parameter.add_(update.view_as(parameter), alpha=-lr * max(1, rows / columns) ** 0.5)
+                    parameter.add_(update.reshape(parameter.shape), alpha=-lr * max(1, rows / columns) ** 0.5)
 
     def look_ahead(self, parameter: Tensor, mu: float) -> Tensor:
         """Nesterov's step: the gradient, moved towards the momentum that has just taken it in."""

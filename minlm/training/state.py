@@ -241,15 +241,14 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     The peak learning rate of a part of the model whose `lr_factor` says so is that share of the config's.
     """
     groups = parameter_groups(model, config.weight_decay)
-    hidden = hidden_matrices(model) if config.muon_lr else []
-    by_muon = {id(p) for p in hidden}
+    hidden = hidden_matrices(model) if config.muon_lr else {}
+    by_muon = {id(p) for parameters in hidden.values() for p in parameters}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in by_muon]
     optimizers = [torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)]
-    if hidden:
-        optimizers.append(
-            Muon(by_lr_factor(model, hidden), config.muon_lr, config.weight_decay, config.muon_momentum)
-        )
+    if by_muon:
+        groups = [group for n, some in hidden.items() for group in by_lr_factor(model, some, stacked=n)]
+        optimizers.append(Muon(groups, config.muon_lr, config.weight_decay, config.muon_momentum))
     for optimizer in optimizers:
         for group in optimizer.param_groups:
             group["peak_lr"] = group["lr"] * group["lr_factor"]

@@ -25,6 +25,7 @@ from minclip.rollout import (
 )
 from minclip.transforms import ImageTransform, TransformConfig
 from minclip.vit import VisionTransformer, VisionTransformerConfig
+from minlm.transformer import record_attention
 from tests.minclip.tiny_clip import SEEDS, TOKENIZER
 
 
@@ -104,9 +105,8 @@ def test_maps_are_the_pooled_tokens_rows_over_the_patches(pool):
     model, images = TinyModel(pool).train(), torch.randn(3, 3, 16, 24)
     rollouts, heads = image_attention(model, images)
     assert model.image_tower.transformer.training == model.training
-    weights = []
-    with torch.no_grad():
-        model.eval().image_tower.forward_tokens(images, weights=weights)
+    with torch.no_grad(), record_attention(model) as weights:
+        model.eval().image_tower.forward_tokens(images)
     whole = attention_rollout(weights)
     for image, (row, column) in itertools.product(range(3), itertools.product(range(2), range(3))):
         patch = 3 * row + column + (pool == "class")
@@ -153,15 +153,14 @@ def test_relevance_for_a_caption_is_by_the_cosines_gradient(pool, frozen):
     seen = {}
     block = tower.eval().transformer.blocks[0]
     handle = block.register_forward_pre_hook(lambda module, inputs: seen.update(x=inputs[0]))
-    weights = []
-    with torch.no_grad():
-        tower.forward_tokens(images, weights)
+    with torch.no_grad(), record_attention(tower) as weights:
+        tower.forward_tokens(images)
     handle.remove()
 
     def cosines(weights):
         """(B) of any attention weights (B, H, T, T) in place of the layer's own."""
         attend, x = block.attention, seen["x"]
-        looked = weights @ attend.split_heads(attend.v_proj(block.norm1(x)))
+        looked = weights @ attend.split_heads(attend.in_proj(block.norm1(x)).chunk(3, dim=-1)[2])
         x = x + attend.out_proj(looked.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm2(x))
         return (model.project_image(tower.pool(tower.transformer.norm(x))) * texts).sum(dim=1)

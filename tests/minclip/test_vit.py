@@ -9,6 +9,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from minclip.vit import VisionTransformer, VisionTransformerConfig, drop_patches, resize_positions
+from minlm.transformer import record_attention
 from tests.minlm.test_transformer import normal, randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
@@ -110,8 +111,9 @@ def test_tokens_are_rows_of_patches_from_the_top_left(config, seed, data):
 
 @given(configs, batches, seeds)
 def test_every_token_attends_to_every_token(config, batch, seed):
-    model, images, weights = tower(config, seed), pictures(config, batch, seed), []
-    hidden = model.forward_tokens(images, weights)
+    model, images = tower(config, seed), pictures(config, batch, seed)
+    with record_attention(model) as weights:
+        hidden = model.forward_tokens(images)
     n_tokens = config.n_patches + (config.pool == "class")
     assert len(weights) == config.n_layers
     for layer in weights:

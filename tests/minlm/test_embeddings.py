@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minlm.embeddings import Positions, Rotary, sinusoidal_positions, token_positions
+from minlm.embeddings import Positions, Rotary, rotate, sinusoidal_positions, token_positions
 
 
 @given(st.integers(1, 40), st.integers(1, 12))
@@ -44,15 +44,17 @@ def test_rotary_scores_depend_on_distance_alone(length, half, shift, seed):
     query, key = (torch.randn(2, 3, length, 2 * half, generator=generator).double() for _ in range(2))
     rotary = Rotary(2 * half).double()
     here = torch.arange(length) + 50
-    scores = rotary(query, here) @ rotary(key, here).transpose(-2, -1)
-    moved = rotary(query, here + shift) @ rotary(key, here + shift).transpose(-2, -1)
+    scores, moved = (
+        rotate(query, rotary(positions)) @ rotate(key, rotary(positions)).transpose(-2, -1)
+        for positions in (here, here + shift)
+    )
     torch.testing.assert_close(moved, scores, atol=1e-4, rtol=0)  # angles are float32
 
 
 @given(st.integers(1, 4), st.integers(0, 30), st.integers(0, 10**6))
 def test_rotary_turns_pairs_by_their_angle(half, position, seed):
     x = torch.randn(1, 1, 1, 2 * half, generator=torch.Generator().manual_seed(seed))
-    turned = Rotary(2 * half)(x, torch.tensor([position]))[0, 0, 0]
+    turned = rotate(x, Rotary(2 * half)(torch.tensor([position])))[0, 0, 0]
     for i in range(half):
         z = complex(x[0, 0, 0, i], x[0, 0, 0, i + half])
         angle = position * 10000 ** (-2 * i / (2 * half))
@@ -65,9 +67,9 @@ def test_rotary_takes_positions_a_row(seed):
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn(3, 2, 4, 8, generator=generator)
     positions = torch.randint(0, 30, (3, 4), generator=generator)
-    together = Rotary(8)(x, positions)
+    together = rotate(x, Rotary(8)(positions))
     for row in range(3):
-        torch.testing.assert_close(together[row], Rotary(8)(x[row : row + 1], positions[row])[0])
+        torch.testing.assert_close(together[row], rotate(x[row : row + 1], Rotary(8)(positions[row]))[0])
 
 
 @pytest.mark.parametrize("width", [2, 3, 4, 6])

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from minlm.generate import (
-    Reader,
+    DecodingState,
     SamplingConfig,
     beam_search,
     generate,
@@ -79,15 +79,15 @@ def test_cache_is_no_cache_and_no_batch(config, seed, cached, data):
     """Logits along any continuation, for prompts of any lengths, far past the window, in every position form."""
     model = model_of(config, seed)
     prompts = drawn_prompts(data, config)
-    reader, texts = Reader(model, prompts, cached=cached), [[] for _ in prompts]
+    state, texts = DecodingState(model, prompts, cached=cached), [[] for _ in prompts]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(2 * config.context_length + 2):
-        logits = reader.next_logits()
+        logits = state.next_logits()
         for row, prompt in enumerate(prompts):
             expected = plain_logits(model, prompt, texts[row])
             torch.testing.assert_close(logits[row], expected, atol=1e-10, rtol=1e-10)
         tokens = torch.randint(config.vocab_size, (len(prompts),), generator=generator).tolist()
-        reader.append(tokens)
+        state.append(tokens)
         for text, token in zip(texts, tokens, strict=True):
             text.append(token)
 
@@ -96,11 +96,12 @@ def test_with_a_cache_each_token_is_read_once_and_the_arrays_are_made_once():
     config = LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=5, context_length=8)
     model, widths = model_of(config, 0), []
     model.transformer.register_forward_pre_hook(lambda _, inputs: widths.append(inputs[0].shape[1]))
-    reader = Reader(model, [[1, 2, 3]])
-    arrays = reader.caches[0][0].keys.data_ptr()
+    state = DecodingState(model, [[1, 2, 3]])
+    (cache,) = state.caches.values()
+    arrays = cache.keys.data_ptr()
     for _ in range(12):
-        reader.next_logits()
-        reader.append([4])
+        state.next_logits()
+        state.append([4])
     assert widths == [
         3,
         1,
@@ -115,8 +116,8 @@ def test_with_a_cache_each_token_is_read_once_and_the_arrays_are_made_once():
         5,
         1,
     ]  # 8 are full; 4 of them and the new one are read again
-    assert reader.caches[0][0].keys.data_ptr() == arrays
-    assert reader.caches[0][0].keys.shape[2] == 8
+    assert cache.keys.data_ptr() == arrays
+    assert cache.keys.shape[2] == 8
 
 
 @given(any_config, seeds, samplings, st.data())

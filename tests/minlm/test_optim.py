@@ -186,12 +186,36 @@ def test_muon_takes_a_kernel_as_a_matrix():
     assert torch.equal(kernel.flatten(1), flat)
 
 
+@given(st.integers(2, 6), st.integers(1, 3), seeds)
+def test_stacked_matrices_are_each_made_orthogonal(width, n_steps, seed):
+    """in_proj moves as query, key and value would as three parameters."""
+    generator = torch.Generator().manual_seed(seed)
+    stacked = nn.Parameter(torch.randn(3 * width, width, generator=generator))
+    apart = [nn.Parameter(part.clone()) for part in stacked.detach().chunk(3)]
+    options = {"lr": 0.1, "weight_decay": 0.1}
+    muons = [Muon([{"params": [stacked], "stacked": 3}], **options), Muon(apart, **options)]
+    for _ in range(n_steps):
+        stacked.grad = torch.randn(3 * width, width, generator=generator)
+        for parameter, gradient in zip(apart, stacked.grad.chunk(3), strict=True):
+            parameter.grad = gradient.clone()
+        for muon in muons:
+            muon.step()
+    torch.testing.assert_close(stacked.detach(), torch.cat([p.detach() for p in apart]), atol=1e-6, rtol=1e-6)
+
+
+def test_in_proj_is_three_hidden_matrices():
+    model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=2))
+    found = hidden_matrices(model)
+    assert found[3] == [block.attention.in_proj.weight for block in model.blocks]
+    assert len(found[1]) == 6
+
+
 def test_hidden_matrices_are_those_inside_the_blocks():
     blocks = nn.ModuleList([nn.Linear(4, 4), nn.LayerNorm(4), nn.Conv2d(4, 4, 3)])
     model = nn.ModuleDict({"stem": nn.Conv2d(3, 4, 3), "blocks": blocks, "head": nn.Linear(4, 2)})
-    assert hidden_matrices(model) == [blocks[0].weight, blocks[2].weight]  # kernels too
+    assert hidden_matrices(model) == {1: [blocks[0].weight, blocks[2].weight], 3: []}  # kernels too
     model["blocks"].requires_grad_(False)
-    assert hidden_matrices(model) == []
+    assert hidden_matrices(model) == {1: [], 3: []}
 
 
 def test_muon_and_adamw_share_the_parameters_out():

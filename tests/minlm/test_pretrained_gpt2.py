@@ -47,7 +47,7 @@ def test_matrices_are_stored_transposed_and_fused(tmp_path):
     theirs = load_file(tmp_path / "model.safetensors")
     assert theirs["transformer.h.1.attn.c_attn.weight"].shape == (8, 24)
     attention = model.transformer.blocks[1].attention
-    assert torch.equal(theirs["transformer.h.1.attn.c_attn.weight"][:, 8:16].T, attention.k_proj.weight)
+    assert torch.equal(theirs["transformer.h.1.attn.c_attn.weight"].T, attention.in_proj.weight)
     assert "lm_head.weight" not in theirs
 
 

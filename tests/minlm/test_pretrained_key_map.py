@@ -11,8 +11,7 @@ from hypothesis import strategies as st
 from minlm.pretrained.facts import complete, expect, option, our_activation, their_activation
 from minlm.pretrained.key_map import (
     BATCHED,
-    FUSED,
-    FUSED_TRANSPOSED,
+    JOINED,
     SAME,
     TOKEN,
     TRANSPOSED,
@@ -29,7 +28,8 @@ from minlm.pretrained.key_map import (
 from minlm.transformer import ACTIVATIONS
 
 ROWS = [
-    *prefixed(layers([*module("h.*.c", "b.*.{q,k,v}", FUSED_TRANSPOSED)], 2), theirs="body."),
+    *prefixed(layers([*module("h.*.{q,k,v}", "b.*.qkv", JOINED)], 2), theirs="body."),
+    *module("out", "out", TRANSPOSED),
     Row("cls", "token", TOKEN),
     Row("position", "positions", BATCHED),
 ]
@@ -39,17 +39,16 @@ IGNORED = {r"h\.\d+\.mask": "no parameter"}
 def draw(width: int, seed: int) -> dict[str, torch.Tensor]:
     """Their tensors for ROWS."""
     generator = torch.Generator().manual_seed(seed)
-    shapes = {"cls": (1, 1, width), "position": (1, 3, width)}
-    for layer in range(2):
-        shapes |= {f"body.h.{layer}.c.weight": (width, 3 * width), f"body.h.{layer}.c.bias": (3 * width,)}
+    shapes = {"cls": (1, 1, width), "position": (1, 3, width), "out.weight": (2, width), "out.bias": (width,)}
+    for name in (f"body.h.{layer}.{part}" for layer in range(2) for part in "qkv"):
+        shapes |= {f"{name}.weight": (width, width), f"{name}.bias": (width,)}
     return {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
 
 
 def expected(width: int) -> dict[str, torch.Tensor]:
-    shapes = {"token": (width,), "positions": (3, width)}
+    shapes = {"token": (width,), "positions": (3, width), "out.weight": (width, 2), "out.bias": (width,)}
     for layer in range(2):
-        for part in "qkv":
-            shapes |= {f"b.{layer}.{part}.weight": (width, width), f"b.{layer}.{part}.bias": (width,)}
+        shapes |= {f"b.{layer}.qkv.weight": (3 * width, width), f"b.{layer}.qkv.bias": (3 * width,)}
     return {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
 
 
@@ -65,16 +64,28 @@ def test_export_after_import_is_the_identity(width, seed):
     assert all(torch.equal(back[name], value) for name, value in theirs.items())
 
 
-def test_fused_matrices_are_split_in_order():
+def test_matrices_are_joined_in_order():
     theirs = draw(4, 0)
     ours = bring_in(theirs)
-    query, key, value = theirs["body.h.1.c.weight"].T.split(4)
-    for part, matrix in zip("qkv", (query, key, value), strict=True):
-        assert torch.equal(ours[f"b.1.{part}.weight"], matrix)
-    assert torch.equal(ours["b.0.v.bias"], theirs["body.h.0.c.bias"][8:])
+    for layer in range(2):
+        for leaf in ("weight", "bias"):
+            parts = [theirs[f"body.h.{layer}.{part}.{leaf}"] for part in "qkv"]
+            assert torch.equal(ours[f"b.{layer}.qkv.{leaf}"], torch.cat(parts))
+    assert torch.equal(ours["out.weight"], theirs["out.weight"].T)
 
 
-@pytest.mark.parametrize("transform", [SAME, TRANSPOSED, BATCHED, TOKEN, FUSED, FUSED_TRANSPOSED])
+@pytest.mark.parametrize("shapes", [[(4, 4), (4, 5), (4, 4)], [(4,), (4, 4), (4, 4)], [(), (), ()]])
+def test_matrices_that_do_not_fit_one_another_are_reported_by_name(shapes):
+    theirs = draw(4, 0)
+    for part, shape in zip("qkv", shapes, strict=True):
+        theirs[f"body.h.1.{part}.weight"] = torch.zeros(shape)
+    with pytest.raises(
+        ValueError, match=r"FILE does not fit .* 1 shapes: b.1.qkv.weight \(.*\) where \(12, 4\)"
+    ):
+        bring_in(theirs)
+
+
+@pytest.mark.parametrize("transform", [SAME, TRANSPOSED, BATCHED, TOKEN, JOINED])
 @pytest.mark.parametrize("shape", [(), (1,), (2, 3), (1, 2, 3), (4, 1, 1, 1)])
 def test_transforms_take_any_shape_of_a_hostile_file(transform, shape):
     """Wrong shapes are to be reported by name, together, not by the first transform that they break."""

@@ -12,6 +12,7 @@ from minlm.embeddings import sinusoidal_positions
 from minlm.masks import causal_mask
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
 from minlm.training.config import field_help
+from minlm.transformer import record_attention
 from tests.minlm.test_lm import left_padded, same, words
 from tests.minlm.test_transformer import randomise, torch_stack
 
@@ -116,9 +117,9 @@ def test_cache_is_no_cache(config, seed, data):
     caches, found, start = model.new_caches(2, memory.shape[1]), [], 0
     while start < target.shape[1]:
         end = start + data.draw(st.integers(1, target.shape[1] - start))
-        found.append(model.decode(target[:, start:end], memory, source_mask, caches, target_mask[:, :end]))
+        found.append(model.features(target[:, start:end], memory, source_mask, target_mask[:, :end], caches))
         start = end
-    found, whole = torch.cat(found, 1), model.decode(target, memory, source_mask, None, target_mask)
+    found, whole = torch.cat(found, 1), model.features(target, memory, source_mask, target_mask)
     for i, row in enumerate(rows[2:]):
         same(found[i, -row.shape[1] :], whole[i, -row.shape[1] :])
 
@@ -150,18 +151,16 @@ def test_dropout_falls_on_both_embeddings():
     tokens = words(256, 0, 1, 5)
     memory = model.encode(tokens)
     assert not torch.equal(memory, model.encode(tokens))
-    assert not torch.equal(model.decode(tokens, memory), model.decode(tokens, memory))
+    assert not torch.equal(model.features(tokens, memory), model.decode(tokens, memory))
     model.eval()
     assert torch.equal(model(tokens, tokens), model(tokens, tokens))
 
 
 def test_weights_are_collected_in_the_order_they_run():
-    model, weights = EncoderDecoder(Seq2SeqConfig(n_layers=2)).eval(), []
-    memory = model.encode(words(256, 0, 1, 7), weights=weights)
-    assert [tuple(w.shape) for w in weights] == [(1, 4, 7, 7)] * 2
-    weights.clear()
-    model.decode(words(256, 0, 1, 5), memory, weights=weights)
-    assert [tuple(w.shape) for w in weights] == [(1, 4, 5, 5), (1, 4, 5, 7)] * 2
+    model = EncoderDecoder(Seq2SeqConfig(n_layers=2)).eval()
+    with record_attention(model) as weights:
+        model(words(256, 0, 1, 7), words(256, 0, 1, 5))
+    assert [tuple(w.shape) for w in weights] == [(1, 4, 7, 7)] * 2 + [(1, 4, 5, 5), (1, 4, 5, 7)] * 2
 
 
 def test_every_option_has_a_help_text():

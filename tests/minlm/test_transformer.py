@@ -14,12 +14,15 @@ from minlm.masks import causal_mask, key_mask
 from minlm.transformer import (
     ACTIVATIONS,
     MLP,
+    Caches,
+    Context,
     KeyValueCache,
     MultiHeadAttention,
     Transformer,
     TransformerConfig,
     attention,
     quick_gelu,
+    record_attention,
 )
 
 seeds = st.integers(0, 10**6)
@@ -62,9 +65,8 @@ def randomise(module: nn.Module, seed: int) -> nn.Module:
 
 
 def copy_attention(ours: MultiHeadAttention, theirs: nn.MultiheadAttention) -> None:
-    projections = (ours.q_proj, ours.k_proj, ours.v_proj)
-    theirs.in_proj_weight.copy_(torch.cat([p.weight for p in projections]))
-    theirs.in_proj_bias.copy_(torch.cat([p.bias for p in projections]))
+    theirs.in_proj_weight.copy_(ours.in_proj.weight)
+    theirs.in_proj_bias.copy_(ours.in_proj.bias)
     theirs.out_proj.load_state_dict(ours.out_proj.state_dict())
 
 
@@ -72,7 +74,8 @@ def copy_attention(ours: MultiHeadAttention, theirs: nn.MultiheadAttention) -> N
 def torch_stack(ours: Transformer) -> nn.Module:
     """torch.nn's encoder or decoder with our weights."""
     config = ours.config
-    layer_class = nn.TransformerDecoderLayer if ours.cross_attention else nn.TransformerEncoderLayer
+    crosses = ours.blocks[0].cross_attention is not None
+    layer_class = nn.TransformerDecoderLayer if crosses else nn.TransformerEncoderLayer
     layers = [
         layer_class(
             config.d_model,
@@ -91,15 +94,15 @@ def torch_stack(ours: Transformer) -> nn.Module:
         copy_attention(block.attention, layer.self_attn)
         layer.norm1.load_state_dict(block.norm1.state_dict())
         last_norm = layer.norm2
-        if ours.cross_attention:
+        if crosses:
             copy_attention(block.cross_attention, layer.multihead_attn)
             layer.norm2.load_state_dict(block.norm_cross.state_dict())
             last_norm = layer.norm3
         last_norm.load_state_dict(block.norm2.state_dict())
         layer.linear1.load_state_dict(block.mlp.fc1.state_dict())
         layer.linear2.load_state_dict(block.mlp.fc2.state_dict())
-    stack_class = nn.TransformerDecoder if ours.cross_attention else nn.TransformerEncoder
-    arguments = {} if ours.cross_attention else {"enable_nested_tensor": False}
+    stack_class = nn.TransformerDecoder if crosses else nn.TransformerEncoder
+    arguments = {} if crosses else {"enable_nested_tensor": False}
     stack = stack_class(layers[0], 1, norm=ours.norm, **arguments)
     stack.layers = nn.ModuleList(layers)
     stack.num_layers = len(layers)
@@ -108,19 +111,20 @@ def torch_stack(ours: Transformer) -> nn.Module:
 
 @given(configs, st.integers(1, 3), st.integers(1, 6), seeds, st.booleans())
 def test_encoder_is_torchs_encoder(config, batch, length, seed, causal):
-    ours = randomise(Transformer(config, causal=causal), seed)
+    ours = randomise(Transformer(config), seed)
     x = normal(seed + 1, batch, length, config.d_model)
     token_mask = random_mask(seed + 2, batch, length)
     token_mask[:, 0] = True  # torch gives NaN where nothing may be seen
     theirs = torch_stack(ours)(
         x, mask=~causal_mask(length) if causal else None, src_key_padding_mask=~token_mask, is_causal=False
     )
-    torch.testing.assert_close(ours(x, key_mask(token_mask)), theirs, atol=1e-12, rtol=1e-12)
+    context = Context(causal=causal, mask=key_mask(token_mask))
+    torch.testing.assert_close(ours(x, context), theirs, atol=1e-12, rtol=1e-12)
 
 
 @given(configs, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), seeds)
 def test_decoder_is_torchs_decoder(config, batch, length, memory_length, seed):
-    ours = randomise(Transformer(config, causal=True, cross_attention=True), seed)
+    ours = randomise(Transformer(config, cross_attention=True), seed)
     x, memory = (
         normal(seed + 1, batch, length, config.d_model),
         normal(seed + 2, batch, memory_length, config.d_model),
@@ -128,7 +132,7 @@ def test_decoder_is_torchs_decoder(config, batch, length, memory_length, seed):
     token_mask = random_mask(seed + 3, batch, memory_length)
     token_mask[:, 0] = True
     theirs = torch_stack(ours)(x, memory, ~causal_mask(length), memory_key_padding_mask=~token_mask)
-    found = ours(x, memory=memory, memory_mask=key_mask(token_mask))
+    found = ours(x, Context(causal=True, memory=memory, memory_mask=key_mask(token_mask)))
     torch.testing.assert_close(found, theirs, atol=1e-12, rtol=1e-12)
 
 
@@ -153,13 +157,17 @@ def test_attention_is_the_equation(batch, heads, n_queries, n_keys, seed):
                 torch.testing.assert_close(out[b, h, t], mean)
 
 
-@given(st.integers(1, 3), st.integers(1, 6), st.integers(1, 6), st.booleans(), st.booleans(), seeds)
+@given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 6), st.booleans(), st.booleans(), seeds)
 def test_fused_attention_is_the_written_out_one(batch, n_queries, n_earlier, causal, masked, seed):
+    """Whatever the mask, and with earlier keys, where torch's own causal mask would be another one."""
     layer = randomise(MultiHeadAttention(TransformerConfig(d_model=8, n_heads=2)), seed)
-    x, memory = normal(seed + 1, batch, n_queries, 8), normal(seed + 2, batch, n_earlier + n_queries, 8)
-    mask = random_mask(seed + 3, batch, 1, 1, memory.shape[1]) if masked else None
-    fused = layer(x, memory, mask, causal)
-    written = layer(x, memory, mask, causal, weights=[])
+    query = normal(seed + 1, batch, 2, n_queries, 4)
+    key, value = (normal(seed + i, batch, 2, n_earlier + n_queries, 4) for i in (2, 3))
+    mask = random_mask(seed + 4, batch, 1, 1, key.shape[2]) if masked else None
+    fused = layer.attend(query, key, value, mask, causal)
+    with record_attention(layer) as weights:
+        written = layer.attend(query, key, value, mask, causal)
+    assert len(weights) == 1
     torch.testing.assert_close(fused, written, atol=1e-12, rtol=1e-12)
 
 
@@ -168,9 +176,9 @@ def test_bfloat16_attention_agrees_with_float32(batch, length, causal, seed):
     """In bfloat16 a CPU runs the written-out form; it is the same function within that type's rounding."""
     layer = randomise(MultiHeadAttention(TransformerConfig(d_model=8, n_heads=2)), seed).float()
     x, mask = normal(seed + 1, batch, length, 8).float(), random_mask(seed + 2, batch, 1, 1, length)
-    exact = layer(x, mask=mask, causal=causal)
+    exact = layer(x, Context(causal=causal, mask=mask))
     with torch.autocast("cpu", torch.bfloat16):
-        rounded = layer(x, mask=mask, causal=causal)
+        rounded = layer(x, Context(causal=causal, mask=mask))
     assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
 
 
@@ -195,39 +203,45 @@ def test_padding_changes_nothing(config, length, n_padding, seed):
     plain = model(x)
     padding = normal(seed + 2, 2, n_padding, config.d_model) * 100
     real, no = torch.ones(2, length, dtype=torch.bool), torch.zeros(2, n_padding, dtype=torch.bool)
-    right = model(torch.cat([x, padding], 1), key_mask(torch.cat([real, no], 1)))[:, :length]
-    left = model(torch.cat([padding, x], 1), key_mask(torch.cat([no, real], 1)))[:, n_padding:]
+    after, before = (Context(mask=key_mask(torch.cat(parts, 1))) for parts in ([real, no], [no, real]))
+    right = model(torch.cat([x, padding], 1), after)[:, :length]
+    left = model(torch.cat([padding, x], 1), before)[:, n_padding:]
     torch.testing.assert_close(right, plain, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(left, plain, atol=1e-12, rtol=1e-12)
 
 
 @given(configs, st.integers(2, 7), st.data(), seeds)
 def test_the_future_changes_nothing(config, length, data, seed):
-    model = randomise(Transformer(config, causal=True), seed)
+    model, context = randomise(Transformer(config), seed), Context(causal=True)
     x = normal(seed + 1, 2, length, config.d_model)
     now = data.draw(st.integers(1, length - 1))
     other = torch.cat([x[:, :now], normal(seed + 2, 2, length - now, config.d_model)], dim=1)
-    torch.testing.assert_close(model(other)[:, :now], model(x)[:, :now], atol=1e-12, rtol=1e-12)
-    assert not torch.allclose(model(other)[:, now:], model(x)[:, now:])
+    found, expected = model(other, context), model(x, context)
+    torch.testing.assert_close(found[:, :now], expected[:, :now], atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(found[:, now:], expected[:, now:])
 
 
 @given(configs, st.lists(st.integers(1, 3), min_size=1, max_size=4), st.booleans(), st.booleans(), seeds)
 def test_cache_is_no_cache(config, pieces, turned, crossed, seed):
     """Fed in pieces of any lengths with a cache = fed at once; with rotary positions and cross-attention too."""
-    model = randomise(Transformer(config, causal=True, cross_attention=crossed), seed)
+    model = randomise(Transformer(config, cross_attention=crossed), seed)
     length = sum(pieces)
     x = normal(seed + 1, 2, length, config.d_model)
     memory = normal(seed + 2, 2, 3, config.d_model) if crossed else None
     rotary = Rotary(config.head_size).double()
-    positions = torch.arange(length)
-    whole = model(x, memory=memory, rotary=(rotary, positions) if turned else None)
-    caches = model.new_caches(2, length, memory_length=3 if crossed else 0)
-    found, start = [], 0
-    for n in pieces:
-        piece = slice(start, start + n)
-        turn = (rotary, positions[piece]) if turned else None
-        found.append(model(x[:, piece], memory=memory, rotary=turn, caches=caches))
-        start += n
+
+    def context(start: int, n: int, caches: Caches | None = None) -> Context:
+        rotation = rotary(torch.arange(start, start + n)) if turned else None
+        return Context(causal=True, rotation=rotation, memory=memory, caches=caches)
+
+    whole, caches = model(x, context(0, length)), Caches(model, 2, length, memory_length=3)
+    for _ in range(2):  # once more after the text is forgotten
+        found, start = [], 0
+        for n in pieces:
+            assert caches.length == start
+            found.append(model(x[:, start : start + n], context(start, n, caches)))
+            start += n
+        caches.clear()
     torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-12, rtol=1e-12)
 
 
@@ -239,9 +253,10 @@ def test_a_full_cache_is_refused():
 
 
 def test_weights_are_collected_layer_by_layer_and_sum_to_one():
-    model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=3), causal=True)
-    weights = []
-    model(torch.randn(2, 5, 8), weights=weights)
+    model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=3))
+    with record_attention(model) as weights:
+        model(torch.randn(2, 5, 8), Context(causal=True))
+    model(torch.randn(2, 5, 8))  # afterwards nothing is recorded
     assert [w.shape for w in weights] == [(2, 2, 5, 5)] * 3
     for w in weights:
         torch.testing.assert_close(w.sum(-1), torch.ones(2, 2, 5))
@@ -283,9 +298,7 @@ def test_initial_deviations_are_those_of_the_docstring(d_model, n_layers):
     blocks = Transformer(TransformerConfig(d_model=d_model, n_heads=2, n_layers=n_layers)).blocks
     writes = (2 * n_layers) ** -0.5
     table = {
-        "attention.q_proj": 1,
-        "attention.k_proj": 1,
-        "attention.v_proj": 1,
+        "attention.in_proj": 1,
         "attention.out_proj": writes,
     }
     table |= {"mlp.fc1": 0.5**0.5, "mlp.fc2": writes}
@@ -316,11 +329,3 @@ def test_initial_deviations_are_those_of_the_docstring(d_model, n_layers):
 def test_impossible_configs_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         TransformerConfig(**values)
-
-
-def test_memory_and_cross_attention_belong_together():
-    config, x = TransformerConfig(d_model=8, n_heads=2, n_layers=1), torch.randn(1, 3, 8)
-    with pytest.raises(ValueError, match="memory is needed by a Transformer with cross-attention"):
-        Transformer(config, cross_attention=True)(x)
-    with pytest.raises(ValueError, match="and only by one"):
-        Transformer(config)(x, memory=x)
