@@ -10,7 +10,6 @@ Any field of the config is an option: --image.n_layers 6 --train.lr 5e-4. The ru
 metrics.jsonl, the checkpoints, the pictures and result.json.
 """
 
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -33,7 +32,7 @@ from minclip.runs import check_splits, classes_of, data_digest, make_model, make
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, check_same_data, replace_text
+from minlm.training.checkpoint import check_digest, check_same_data, write_json
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import rank, world
@@ -120,7 +119,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         "seconds": time.monotonic() - started,
         "seed": settings.seed,
     }
-    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+    write_json(run / "result.json", result)
     write_report(run)
     print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
     return result

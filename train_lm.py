@@ -12,7 +12,6 @@ metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
 """
 
 import hashlib
-import json
 import time
 from dataclasses import replace
 from functools import partial
@@ -30,7 +29,7 @@ from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, check_same_data, replace_text
+from minlm.training.checkpoint import check_digest, check_same_data, replace_text, write_json
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import first_process_first, rank, world
@@ -96,7 +95,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     loss_curve(run, run / "loss.png")
     task.draw(model, run / "attention.png")
     result |= {"split": "validation", "seconds": time.monotonic() - started, "seed": settings.seed}
-    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
+    write_json(run / "result.json", result)
     write_report(run)
     print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
     return result

@@ -9,7 +9,6 @@ RUN is the folder of a training run.
 """
 
 import inspect
-import json
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -27,7 +26,7 @@ from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig
 from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.training.checkpoint import last_checkpoint, replace_text
+from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (
     add_options,
     call_command,
@@ -124,7 +123,7 @@ def evaluate(arguments: list[str]) -> None:
     for name, value in figures.items():
         print(f"{name:>30}  {value:.4f}" if isinstance(value, float) else f"{name:>30}  {value:,}")
     if given.json:
-        replace_text(given.json, json.dumps(figures, indent=2) + "\n")
+        write_json(given.json, figures)
 
 
 def export(arguments: list[str]) -> None:
