@@ -1,11 +1,13 @@
 """Text -> what a model is trained on: windows of a long text, or (line, reply) pairs.
 
-A split is a stream of token ids in a file, memory-mapped: a text larger than memory is trained on like a small
-one. Training and validation have a file each, so that no window reaches across.
+A split is a file of token ids, memory-mapped: training reads the windows it draws, and no more of it is in memory.
+A text is encoded piece by piece; the text itself is in memory while that is done. Training and validation have one
+file each, so that no window reaches across.
 """
 
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +21,9 @@ from torch.utils.data import Dataset
 from minlm.script import parse_script, read_script
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 
-ID_TYPE = np.uint32  # any vocabulary; four bytes a token
+ID_TYPE = np.uint32  # any vocabulary; four bytes per token
+PIECE = 1 << 18  # characters that are encoded at once
+CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +79,30 @@ def checked_splits(splits: dict[str, str]) -> dict[str, str]:
     return splits
 
 
+def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+    """The text in pieces of `size` characters, or as many more as it takes to end at a cut.
+
+    Encoded one by one they have the ids of the whole. A cut lies before a space or line end and behind a character
+    that is not white space. In GPT2_PATTERN no match goes from the one to the other, and none looks back.
+    """
+    start = 0
+    while start < len(text):
+        cut = CUT.search(text, start + size)
+        end = cut.start() if cut else len(text)
+        yield text[start:end]
+        start = end
+
+
+def encoded(text: str, tokenizer: CharTokenizer | BPETokenizer, size: int = PIECE) -> Iterator[np.ndarray]:
+    """The ids of a text, piece by piece: in all they are tokenizer.encode(text)."""
+    for piece in pieces(text, size):
+        yield np.array(tokenizer.encode(piece), dtype=ID_TYPE)
+
+
 def encode_splits(
     texts: dict[str, str], tokenizer: CharTokenizer | BPETokenizer, folder: Path
 ) -> dict[str, np.ndarray]:
-    """The ids of each text, written to folder/NAME.ids unless they are there already, and memory-mapped.
+    """Write the ids of each text to folder/NAME.ids, unless they are there already, and memory-map them.
 
     ValueError where what is there already is no such file.
     """
@@ -87,8 +111,13 @@ def encode_splits(
         path = folder / f"{name}.ids"
         if not path.exists():
             temporary = path.with_suffix(".new")
-            np.asarray(tokenizer.encode(text), dtype=ID_TYPE).tofile(temporary)
-            os.replace(temporary, path)
+            try:
+                with temporary.open("wb") as file:
+                    for ids in encoded(text, tokenizer):
+                        file.write(ids)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         size = path.stat().st_size
         if size == 0 or size % ID_TYPE().itemsize:
             raise ValueError(f"{path} has {size} bytes, which are no ids: remove it, and it is written again")
