@@ -130,6 +130,30 @@ def encode_splits(
     return splits
 
 
+def token_counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id occurs, (vocab_size); the ids (n) are read piece by piece."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(ids), PIECE):
+        counts += np.bincount(ids[start : start + PIECE], minlength=vocab_size)
+    return counts
+
+
+def text_size(ids: np.ndarray, tokenizer: CharTokenizer | BPETokenizer) -> tuple[int, int]:
+    """(characters, bytes of UTF-8) of the text of ids (n), from its tokens' counts.
+
+    A character whose first byte lies before the ids is not counted, its other bytes are.
+    """
+    characters = n_bytes = 0
+    for token, count in enumerate(token_counts(ids, tokenizer.vocab_size).tolist()):
+        if count:
+            content = tokenizer.token_bytes(token)
+            characters += count * sum(
+                byte & 0xC0 != 0x80 for byte in content
+            )  # 10xxxxxx continues a character
+            n_bytes += count * len(content)
+    return characters, n_bytes
+
+
 def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:
     """context_length, or as much of it as the shortest split can fill; a window's targets need one id more.
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minlm.data import ReplyDataset
+from minlm.data import ReplyDataset, text_size
 from minlm.losses import bits_per_byte, perplexity, token_loss
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 
@@ -87,8 +87,7 @@ def text_cost(
         n_scored = group[0][1] - group[0][2]
         features = model.features(rows[:, :-1])[:, -n_scored:]  # (B, scored, D)
         nats += token_loss(model.to_logits(features), rows[:, -n_scored:])[0].item()
-    text = tokenizer.decode(ids[1:].tolist())
-    return Cost(nats, len(ids) - 1, len(text), len(text.encode("utf-8", "surrogatepass")))
+    return Cost(nats, len(ids) - 1, *text_size(ids[1:], tokenizer))
 
 
 def batched(windows: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:

@@ -129,7 +129,7 @@ def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) ->
             f"vocab_size {vocab_size} is too small: ask for at least {256 + len(specials)}, "
             "one id a byte and the reserved ones"
         )
-    types = Counter(regex.findall(GPT2_PATTERN, text))
+    types = Counter(match.group() for match in regex.finditer(GPT2_PATTERN, text))
     words = [list(word.encode("utf-8")) for word in types]
     frequency = list(types.values())
     counts = Counter()

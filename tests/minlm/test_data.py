@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minlm.data import (
+    PIECE,
     ReplyDataset,
     TextFileConfig,
     TokenizedDataset,
@@ -22,6 +23,8 @@ from minlm.data import (
     fit_context,
     pieces,
     split_scenes,
+    text_size,
+    token_counts,
 )
 from minlm.screenplay import ScreenplayConfig, write_scenes
 from minlm.tokenizer import CharTokenizer, train_bpe
@@ -31,6 +34,7 @@ seeds = st.integers(0, 10**6)
 contexts = st.integers(1, 7)
 CORPUS = "a 'll b's 'll  ab\n\n  ab \n ba'll ab 11 'es\t\tab  \n" * 3
 BPE = train_bpe(CORPUS, 273)
+BYTES = train_bpe("", 257)
 
 
 def places(context_length: int, more: int, seed: int) -> TokenizedDataset:
@@ -135,6 +139,30 @@ def test_pieces_are_no_longer_than_asked_but_for_a_word(words, size):
     parts = list(pieces(text, size))
     assert all(len(part) <= size + 9 for part in parts)
     assert len(parts) <= -(-len(text) // size)
+
+
+@given(PIECES, st.booleans())
+def test_characters_and_bytes_are_counted_without_decoding(text, characters):
+    tokenizer = CharTokenizer(text) if characters else BPE
+    ids = np.array(tokenizer.encode(text), dtype=np.uint32)
+    assert text_size(ids, tokenizer) == (len(text), len(text.encode()))
+
+
+@given(st.text("aé€😀", min_size=1, max_size=9), st.data())
+def test_a_character_counts_where_it_begins(text, data):
+    """Of a text in single bytes, from any of them on."""
+    ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+    start = data.draw(st.integers(0, len(ids)))
+    first, rest = text_size(ids[:start], BYTES), text_size(ids[start:], BYTES)
+    assert (first[0] + rest[0], first[1] + rest[1]) == (len(text), len(ids))
+    whole = text.encode()[start:].decode("utf-8", "ignore")
+    assert rest == (len(whole), len(ids) - start)
+
+
+@pytest.mark.parametrize("n_ids", [0, 1, PIECE, PIECE + 1])
+def test_ids_are_counted_in_every_piece(n_ids):
+    ids = np.arange(n_ids, dtype=np.uint32) % 7
+    assert token_counts(ids, 9).tolist() == [np.count_nonzero(ids == i) for i in range(9)]
 
 
 def test_never_are_all_ids_held_at_once(tmp_path):
