@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minlm.data import ReplyDataset, TextFileConfig
+from minlm.data import ReplyDataset, TextFileConfig, encoded
 from minlm.doctor import examine
 from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
@@ -111,7 +111,7 @@ def evaluate(arguments: list[str]) -> None:
         pairs = reply_pairs(parse_script(texts["validation"]))
         cost = reply_cost(model, ReplyDataset(pairs, tokenizer, config.model.context_length))
     else:
-        ids = np.array(tokenizer.encode(texts["validation"]))
+        ids = np.concatenate(list(encoded(texts["validation"], tokenizer)))
         cost = text_cost(model, tokenizer, ids, given.stride)
     figures = cost.figures()
     if given.random_batches:

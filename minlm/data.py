@@ -5,6 +5,7 @@ A text is encoded piece by piece; the text itself is in memory while that is don
 file each, so that no window reaches across.
 """
 
+import hashlib
 import os
 import random
 import re
@@ -152,6 +153,16 @@ def text_size(ids: np.ndarray, tokenizer: CharTokenizer | BPETokenizer) -> tuple
             )  # 10xxxxxx continues a character
             n_bytes += count * len(content)
     return characters, n_bytes
+
+
+def texts_digest(texts: dict[str, str]) -> str:
+    """SHA-256 of the texts with a zero byte between them, without a copy of any of them."""
+    digest = hashlib.sha256()
+    for i, text in enumerate(texts.values()):
+        digest.update(b"\0" if i else b"")
+        for piece in pieces(text):
+            digest.update(piece.encode())
+    return digest.hexdigest()
 
 
 def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:

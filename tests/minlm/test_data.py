@@ -1,5 +1,6 @@
 """Windows and pairs: disjoint, complete, never across a split; files that hold the text's ids and nothing else."""
 
+import hashlib
 import re
 import tracemalloc
 from contextlib import redirect_stdout
@@ -24,6 +25,7 @@ from minlm.data import (
     pieces,
     split_scenes,
     text_size,
+    texts_digest,
     token_counts,
 )
 from minlm.screenplay import ScreenplayConfig, write_scenes
@@ -157,6 +159,12 @@ def test_a_character_counts_where_it_begins(text, data):
     assert (first[0] + rest[0], first[1] + rest[1]) == (len(text), len(ids))
     whole = text.encode()[start:].decode("utf-8", "ignore")
     assert rest == (len(whole), len(ids) - start)
+
+
+@given(st.lists(PIECES, min_size=1, max_size=3))
+def test_the_digest_is_that_of_the_texts_joined(some):
+    texts = {str(i): text for i, text in enumerate(some)}
+    assert texts_digest(texts) == hashlib.sha256("\0".join(some).encode()).hexdigest()
 
 
 @pytest.mark.parametrize("n_ids", [0, 1, PIECE, PIECE + 1])
