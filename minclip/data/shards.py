@@ -28,7 +28,7 @@ ANY_CLASS = ("a photo of a {}",)
 class ShardsConfig:
     """Images and captions in tar shards. Captions are the lines of .txt, else .json's, else made of .cls's class.
 
-    A sample's group is its class where it has one, so that one class is never its own negative, else its number.
+    Samples of one class (.cls) are one group, and so never each other's negatives; one without is its own group.
 
     path: shard-{000000..000099}.tar, or a folder of .tar files, or a folder that has such folders train, dev, test
     dev_shards: shards at the end that are held out for `dev` where there are no such folders

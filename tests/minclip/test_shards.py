@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minclip.clip import CLIP
 from minclip.data.cifar10 import Cifar10Config
 from minclip.data.dataset import PairDataset
+from minclip.data.features import with_features
 from minclip.data.records import Record
 from minclip.data.shards import ShardBatches, ShardRecords, ShardsConfig, expand, shard_order
 from minclip.data.tarfiles import read_shard, write_shards
 from minclip.tokenizer import WordPiece
 from minclip.transforms import ImageTransform, TransformConfig
+from tests.minclip.drawn import SMALL
 from tests.minclip.test_tarfiles import draw, encoded, same_picture, write
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 0)
@@ -325,6 +329,21 @@ def test_a_damaged_image_is_replaced_and_a_damaged_shard_stops_the_run(tmp_path)
     with pytest.raises(ValueError, match="is not a whole tar file"):
         data[1, 0]
     assert data.damaged.sum() == 1
+
+
+@pytest.mark.parametrize("frozen", [("image",), ("image", "text")])
+def test_shards_are_streamed_past_a_frozen_image_tower(tmp_path, frozen):
+    """Without random views too, for the features of all images may be more than memory holds."""
+    make(tmp_path, 8)
+    image = replace(SMALL.image, trained_blocks=0)
+    known = {"vocab_size": TOKENIZER.vocab_size, "end_id": TOKENIZER.end_id}
+    text = replace(SMALL.text, trained_blocks=0 if "text" in frozen else -1, **known)
+    transform = ImageTransform(TransformConfig(), image.image_size, train=True)
+    pairs = PairDataset(read(tmp_path, dev_shards=0)["train"], transform, TOKENIZER, 8, seed=0)
+    data = with_features(pairs, CLIP(replace(SMALL, image=image, text=text)))
+    batch = next(ShardBatches(data, 4, seed=0).from_step(0))
+    assert batch["images"].shape == (4, 3, 8, 8)
+    assert ("text_features" in batch) == ("text" in frozen)
 
 
 def test_the_real_cifar10_through_shards(data_root, tmp_path):
