@@ -6,10 +6,13 @@ other, in another order each epoch, shuffled within a buffer.
 
 import bisect
 import itertools
+import json
 import random
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
@@ -19,6 +22,8 @@ from minclip.data.records import Record, class_captions, warn_of_missing
 from minclip.data.sources import SPLITS, distinct_names, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
+from minlm.training.checkpoint import replace_text
+from minlm.training.distributed import from_first_process
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 ANY_CLASS = ("a photo of a {}",)
@@ -51,14 +56,18 @@ class ShardsConfig:
     def read(self) -> dict[str, "ShardRecords"]:
         """Records by split, looked up in the shards when they are asked for.
 
-        How many there are tells sizes.json beside the shards ({"00000.tar": 1000}), or going through them once.
-        Samples without image or caption are left out, with a warning that counts them. Raises ValueError where
-        shards are missing, cut short, or have classes without names, or names and samples without class.
+        Their number is read from sizes.json beside the shards ({"00000.tar": 1000}). Shards that it lacks are
+        counted by the first process and added to it, if the folder can be written; a warning says so. Samples
+        without image or caption are left out, with a warning that counts them. Raises ValueError where shards
+        are missing, cut short, or have classes without names, or names and samples without class.
         """
         captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
+        found = self.find()
+        every = list(itertools.chain(*found.values()))
+        sizes = from_first_process(partial(count_samples, every, captions))
         splits = {
-            split: ShardRecords(shards, count_samples(shards, captions), captions, 2 * self.buffer)
-            for split, shards in self.find().items()
+            split: ShardRecords(shards, [sizes[shard] for shard in shards], captions, 2 * self.buffer)
+            for split, shards in found.items()
         }
         for split, records in splits.items():
             if not len(records):
@@ -121,19 +130,33 @@ def expand(pattern: str) -> list[str]:
     return [name for n in numbers for name in expand(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
-def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> list[int]:
-    """How many records each shard gives: from sizes.json beside them, else by going through them."""
-    counts, left_out = [], []
-    told = {folder: read_sizes(folder / SIZES) for folder in {shard.parent for shard in shards}}
-    for shard in tqdm(shards, "counting samples", unit="shard", leave=False, disable=all(told.values())):
-        count = told[shard.parent].get(shard.name)
-        if count is None:
-            records, incomplete = read_shard(shard, captions_of_class)
-            count = len(records)
-            left_out += incomplete
-        counts.append(count)
+def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> dict[Path, int]:
+    """Number of records of each shard, from sizes.json beside it; shards that it lacks are counted and added."""
+    sizes, counted, left_out = {}, {}, []
+    for folder in {shard.parent for shard in shards}:
+        sizes |= {folder / name: size for name, size in read_sizes(folder / SIZES).items()}
+    unknown = [shard for shard in shards if shard not in sizes]
+    for shard in tqdm(unknown, "counting samples", unit="shard", leave=False, disable=not unknown):
+        records, incomplete = read_shard(shard, captions_of_class)
+        counted[shard] = len(records)
+        left_out += incomplete
     warn_of_missing(left_out, "samples", "without image or caption")
-    return counts
+    sizes |= counted
+    for folder in {shard.parent for shard in unknown}:
+        keep_sizes(folder, sizes, [size for shard, size in counted.items() if shard.parent == folder])
+    return sizes
+
+
+def keep_sizes(folder: Path, sizes: Mapping[Path, int], counted: Sequence[int]) -> None:
+    """Write the folder's sizes.json; warn in one line that it is there now, or why it cannot be."""
+    told, kept = f"counted {sum(counted)} samples in {len(counted)} shards", folder / SIZES
+    try:
+        replace_text(
+            kept, json.dumps({shard.name: n for shard, n in sizes.items() if shard.parent == folder})
+        )
+        warnings.warn(f"{told}, kept in {str(kept)!r}: remove it when the shards change", stacklevel=5)
+    except OSError as error:
+        warnings.warn(f"{told}, not kept: {error}", stacklevel=5)
 
 
 def read_sizes(path: Path) -> dict[str, int]:

@@ -43,7 +43,7 @@ def test_the_transform_gives_what_the_tower_takes(name):
 
 def test_the_class_captions_of_cifar10_fit_into_its_preset():
     config = PRESETS["vit-distilbert-cifar10"]
-    names = "airplane automobile bird cat deer dog frog horse ship truck".split()
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     captions = [caption for name in names for caption in class_captions(name, config.data.templates)]
     tokenizer = WordPiece.train(captions, config.text.vocab_size)
     assert encode_batch(tokenizer, captions, config.text.context_length)[2] == 0

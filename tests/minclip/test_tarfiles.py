@@ -119,7 +119,7 @@ def test_classes_without_names_and_numbers_of_samples_are_different_groups(tmp_p
     again = [record.group for record in read_shard(path, (), first=4)[0]]
     assert [group in groups for group in again] == [False, True, True, False]
     write(path, [("a.png", encoded(0)), ("a.txt", b"x"), ("a.cls", b"-1")])
-    with pytest.raises(ValueError, match="0.tar/a has the class -1: classes are numbered from 0"):
+    with pytest.raises(ValueError, match=r"0.tar/a has the class -1: classes are numbered from 0"):
         read_shard(path, ())
 
 
