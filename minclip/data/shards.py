@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record, class_captions, warn_of_missing
-from minclip.data.sources import SPLITS, distinct_names, read_json, read_text
+from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import replace_text
@@ -61,8 +61,8 @@ class ShardsConfig:
         without image or caption are left out, with a warning that counts them. Raises ValueError where shards
         are missing, cut short, or have classes without names, or names and samples without class.
         """
-        captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
         found = self.find()
+        captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
         every = list(itertools.chain(*found.values()))
         sizes = from_first_process(partial(count_samples, every, captions))
         splits = {
@@ -80,7 +80,7 @@ class ShardsConfig:
 
     def find(self) -> dict[str, list[Path]]:
         """The shards of each split; ValueError where one is missing or cut short."""
-        path = Path(self.path)
+        path = given_path(self.path, "folder of tar shards", "--data.path PATH")
         folders = {split: [path / word for word in words] for split, words in SPLITS.items()}
         found = {split: [s for folder in folders[split] for s in in_order(folder)] for split in folders}
         splits = {split: shards for split, shards in found.items() if shards}
