@@ -288,6 +288,21 @@ def test_samples_are_counted_once(tmp_path, counted):
     assert [records.sizes for records in first.values()] == [records.sizes for records in second.values()]
 
 
+def test_each_folder_keeps_its_own_count(tmp_path):
+    for split, n in (("train", 8), ("dev", 3)):
+        make(tmp_path / split, n)
+        (tmp_path / split / "sizes.json").unlink()
+    with pytest.warns(UserWarning, match="counted") as caught:
+        ShardsConfig(path=str(tmp_path)).read()
+    said = [str(warning.message).partition(":")[0] for warning in caught]
+    assert sorted(said) == [
+        f"counted {told}, kept in '{tmp_path / split / 'sizes.json'}'"
+        for told, split in (("3 samples in 1 shards", "dev"), ("8 samples in 2 shards", "train"))
+    ]
+    assert json.loads((tmp_path / "train" / "sizes.json").read_text()) == {"00000.tar": 4, "00001.tar": 4}
+    assert json.loads((tmp_path / "dev" / "sizes.json").read_text()) == {"00000.tar": 3}
+
+
 def test_a_folder_that_cannot_be_written_is_read(tmp_path, counted, monkeypatch):
     make(tmp_path, 8)
     (tmp_path / "sizes.json").unlink()

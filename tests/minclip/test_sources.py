@@ -107,6 +107,13 @@ def test_missing_files_are_counted_by_cause(tmp_path):
     ]
 
 
+def test_the_folder_itself_is_the_one_that_is_named(tmp_path):
+    write_files(tmp_path, "Sub/a.png")
+    names = FileNames(tmp_path / "SUB")
+    assert names["a.png"] == "a.png"
+    assert names.missing == {"a.png": f"not in {tmp_path / 'SUB'}"}
+
+
 def test_names_that_fit_are_said_nothing_of(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
