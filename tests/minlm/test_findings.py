@@ -70,7 +70,7 @@ def test_findings_are_lines_and_a_problem_is_status_one(levels, status, capsys):
 def test_a_gpu_that_is_not_there_is_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     level, text = examine_hardware(TrainConfig(steps=1, device="cuda"))
-    assert (level, text.split(":")[0]) == ("problem", "device=cuda, but torch sees no GPU")
+    assert (level, text.split(":")[0]) == ("problem", "device=cuda, but torch sees no such GPU")
     assert examine_hardware(TrainConfig(steps=1)) == ("ok", "computed on cpu, precision auto")
 
 
