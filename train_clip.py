@@ -32,12 +32,12 @@ from minclip.runs import check_splits, classes_of, data_digest, make_model, make
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, check_same_data
+from minlm.training.checkpoint import check_digest, check_same_data, write_json
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import rank, world
 from minlm.training.loop import check_hardware, choose_device, fit
-from minlm.training.report import begin_files, finished_result, write_report, write_result
+from minlm.training.report import begin_files, finished_result, write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
@@ -113,7 +113,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         "seconds": state.restored_seconds + time.monotonic() - started,
         "seed": settings.seed,
     }
-    write_result(run, result)
+    write_json(run / "result.json", result)
     for name, message in dataset.corrupt:
         print(f"replaced in training: {name}: {message}")
     print(format_figures(evaluation.figures, evaluation.seconds))

@@ -11,30 +11,30 @@ Any field of the config is an option: --model.n_layers 6 --train.lr 5e-4. The ru
 metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
 """
 
-import hashlib
 import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from minlm.data import encode_splits, fit_context
+from minlm.data import encode_splits, fit_context, texts_digest
 from minlm.evaluate import Cost, device_of
 from minlm.plots import loss_curve
 from minlm.presets import FULL, PRESETS, RunConfig
 from minlm.runs import MODELS, make_tokenizer
-from minlm.screenplay import ScreenplayConfig, bigram_floor, entropy_rate, floor_of, unigram_floor
+from minlm.screenplay import ScreenplayConfig, entropy_rate, floor_of
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import load_tokenizer
 from minlm.training.batches import Batches
-from minlm.training.checkpoint import check_digest, check_same_data, replace_text
+from minlm.training.checkpoint import check_digest, check_same_data, replace_text, write_json
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import first_process_first, rank, world
 from minlm.training.loop import check_hardware, fit, forward_precision
-from minlm.training.report import begin_files, finished_result, write_report, write_result
+from minlm.training.report import begin_files, finished_result, write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
@@ -52,7 +52,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         config = config.with_tokenizer(tokenizer)
     run.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
-        check_same_data(run, hashlib.sha256("\0".join(texts.values()).encode()).hexdigest())
+        check_same_data(run, texts_digest(texts))
     task: Task
     if isinstance(config.model, Seq2SeqConfig):
         task = Replies(config, tokenizer, texts)
@@ -91,11 +91,11 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
 
     # First what cannot be had again without training, on disk; then what is printed and drawn from it.
     cost = task.cost(model)
-    result = cost.figures() | floors(config, texts, task.texts())
+    result = cost.figures() | floors(config, texts, task)
     seconds = state.restored_seconds + time.monotonic() - started
     result |= {"split": "validation", "seconds": seconds, "seed": settings.seed}
     sample = task.sample(model)
-    write_result(run, result)
+    write_json(run / "result.json", result)
     replace_text(run / "sample.txt", sample)
     print(describe(result))
     print(f"\n{sample}")
@@ -115,24 +115,23 @@ def validation_figures(model: torch.nn.Module, task: Task, precision: str) -> di
     return {"validation_loss": cost.nats_per_token, **{name: figures[name] for name in shown}}
 
 
-def floors(config: RunConfig, texts: dict[str, str], scored: dict[str, str]) -> dict[str, float]:
-    """Losses in nats a character to compare with: the source's own entropy, where it is known, and those of
-    models that look back one character or none.
+def floors(config: RunConfig, texts: dict[str, str], task: Task) -> dict[str, Any]:
+    """Losses in nats per character to compare with: chance, unigrams and bigrams of the model's own tokens, and the
+    source's own entropy where it is known.
     """
-    figures = {
-        "unigram": unigram_floor(scored["train"], scored["validation"]),
-        "bigram": bigram_floor(scored["train"], scored["validation"]),
-    }
+    figures: dict[str, Any] = task.baselines()
+    figures["chance"] = {"nats_per_character": figures["chance"]}
     if isinstance(config.data, ScreenplayConfig) and not isinstance(config.model, Seq2SeqConfig):
         figures["source_entropy_nats_per_character"] = entropy_rate()
         figures["validation_floor_nats_per_character"] = floor_of(texts["validation"])
     return figures
 
 
-def describe(result: dict[str, float]) -> str:
+def describe(result: dict[str, Any]) -> str:
     """The figures of a validation text in one line."""
     nats = result["nats_per_character"]
-    beside = f"bigrams {result['bigram']:.3f}, unigrams {result['unigram']:.3f}"
+    chance = result["chance"]["nats_per_character"]
+    beside = f"bigrams {result['bigram']:.3f}, unigrams {result['unigram']:.3f}, chance {chance:.3f}"
     if "source_entropy_nats_per_character" in result:
         source, floor = (
             result[f"{name}_nats_per_character"] for name in ("source_entropy", "validation_floor")
@@ -142,7 +141,7 @@ def describe(result: dict[str, float]) -> str:
             f"{nats / floor - 1:+.1%}; {beside}"
         )
     return (
-        f"validation: {nats:.4f} nats a character ({beside}), {result['bits_per_byte']:.4f} bits a byte, "
+        f"validation: {nats:.4f} nats per character ({beside}), {result['bits_per_byte']:.4f} bits per byte, "
         f"perplexity {result['perplexity']:.3f}; {result['tokens']:,} tokens, {result['characters']:,} characters"
     )
 

@@ -12,7 +12,6 @@ Face's, with CLIP's merges file beside it or given with --vocabulary.
 """
 
 import inspect
-import json
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -28,7 +27,7 @@ from minclip.plots import SHOWN, search_results
 from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.pretrained import Format
 from minclip.runs import classes_of, load
-from minlm.training.checkpoint import last_checkpoint, replace_text
+from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (
     OneLineParser,
     add_options,
@@ -161,7 +160,7 @@ def evaluate(arguments: list[str]) -> None:
     print(format_figures(evaluation.figures, evaluation.seconds))
     if given.json:
         figures = {"split": given.split, **evaluation.figures, "seconds": evaluation.seconds}
-        replace_text(given.json, json.dumps(figures, indent=2) + "\n")
+        write_json(given.json, figures)
 
 
 def export(arguments: list[str]) -> None:

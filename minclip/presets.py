@@ -197,7 +197,7 @@ SYSTEMS = {
             image=VisionTransformerConfig(
                 d_model=128, n_heads=4, n_layers=6, image_size=(32, 32), patch_size=(4, 4), dropout=0.1
             ),
-            text=replace(MINI_BERT, d_model=128, vocab_size=60, context_length=12, dropout=0.1),
+            text=replace(MINI_BERT, d_model=128, vocab_size=60, context_length=16, dropout=0.1),
             embed_dim=128,
             projection="linear_norm",
             transform=TransformConfig(crop_scale=(0.5, 1.0), flip=True, jitter=0.2),

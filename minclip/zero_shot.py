@@ -5,7 +5,7 @@ A tied rival ranks before the right answer: a model that cannot tell answers apa
 
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -88,22 +88,31 @@ def caption_questions(
         raise ValueError(
             f"n_choices={n_choices} must lie in 2 to {len(members)}, the number of groups of images here"
         )
-    asked = min(most, len(records))
+    asked, groups = min(most, len(records)), list(members.values())
     places = (number * len(records) // asked for number in range(asked))
-    drawn = (_question(records[i], members, n_choices, random.Random(f"{seed}/choices/{i}")) for i in places)
+    drawn = (_question(records[i], groups, n_choices, random.Random(f"{seed}/choices/{i}")) for i in places)
     return [question for question in drawn if question]
 
 
 def _question(
-    record: Record, members: dict[int, list[Record]], n_choices: int, rng: random.Random
+    record: Record, groups: Sequence[Sequence[Record]], n_choices: int, rng: random.Random
 ) -> Question | None:
     right, wrong = rng.choice(record.captions), []
-    for group in rng.sample(list(members), len(members)):
-        taken = {*record.captions, *wrong}
-        captions = [some for some in rng.choice(members[group]).captions if some not in taken]
-        if captions and group != record.group:
+    for members in _shuffled(groups, rng):
+        taken, other = {*record.captions, *wrong}, rng.choice(members)
+        captions = [some for some in other.captions if some not in taken]
+        if captions and other.group != record.group:
             wrong.append(rng.choice(captions))
         if len(wrong) == n_choices - 1:
             answer = rng.randrange(n_choices)
             return Question(record, (*wrong[:answer], right, *wrong[answer:]), answer)
     return None
+
+
+def _shuffled(items: Sequence, rng: random.Random) -> Iterator:
+    """The items in random order; only those that are asked for are drawn (Fisher and Yates)."""
+    moved: dict[int, int] = {}  # place -> the item that lies there now, where it is not its own
+    for last in reversed(range(len(items))):
+        place = rng.randint(0, last)
+        yield items[moved.get(place, place)]
+        moved[place] = moved.get(last, last)

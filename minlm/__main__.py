@@ -9,7 +9,6 @@ RUN is the folder of a training run.
 """
 
 import inspect
-import json
 import time
 from dataclasses import asdict, replace
 from functools import partial
@@ -17,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from minlm.data import ReplyDataset, TextFileConfig
+from minlm.data import ReplyDataset, TextFileConfig, encoded
 from minlm.doctor import examine
 from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
@@ -27,7 +26,7 @@ from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig
 from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.training.checkpoint import last_checkpoint, replace_text
+from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (
     add_options,
     call_command,
@@ -112,7 +111,7 @@ def evaluate(arguments: list[str]) -> None:
         pairs = reply_pairs(parse_script(texts["validation"]))
         cost = reply_cost(model, ReplyDataset(pairs, tokenizer, config.model.context_length))
     else:
-        ids = np.array(tokenizer.encode(texts["validation"]))
+        ids = np.concatenate(list(encoded(texts["validation"], tokenizer)))
         cost = text_cost(model, tokenizer, ids, given.stride)
     figures = cost.figures()
     if given.random_batches:
@@ -124,7 +123,7 @@ def evaluate(arguments: list[str]) -> None:
     for name, value in figures.items():
         print(f"{name:>30}  {value:.4f}" if isinstance(value, float) else f"{name:>30}  {value:,}")
     if given.json:
-        replace_text(given.json, json.dumps(figures, indent=2) + "\n")
+        write_json(given.json, figures)
 
 
 def export(arguments: list[str]) -> None:

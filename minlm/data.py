@@ -1,11 +1,14 @@
 """Text -> what a model is trained on: windows of a long text, or (line, reply) pairs.
 
-A split is a stream of token ids in a file, memory-mapped: a text larger than memory is trained on like a small
-one. Training and validation have a file each, so that no window reaches across.
+A split is a file of token ids, memory-mapped: training reads the windows it draws, and no more of it is in memory.
+A text is encoded piece by piece; the text itself is in memory while that is done. Training and validation have one
+file each, so that no window reaches across.
 """
 
+import hashlib
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +22,9 @@ from torch.utils.data import Dataset
 from minlm.script import parse_script, read_script
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 
-ID_TYPE = np.uint32  # any vocabulary; four bytes a token
+ID_TYPE = np.uint32  # any vocabulary; four bytes per token
+PIECE = 1 << 18  # characters that are encoded at once
+CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,10 +80,30 @@ def checked_splits(splits: dict[str, str]) -> dict[str, str]:
     return splits
 
 
+def pieces(text: str, size: int = PIECE) -> Iterator[str]:
+    """The text in pieces of `size` characters, or as many more as it takes to end at a cut.
+
+    Encoded one by one they have the ids of the whole. A cut lies before a space or line end and behind a character
+    that is not white space. In GPT2_PATTERN no match goes from the one to the other, and none looks back.
+    """
+    start = 0
+    while start < len(text):
+        cut = CUT.search(text, start + size)
+        end = cut.start() if cut else len(text)
+        yield text[start:end]
+        start = end
+
+
+def encoded(text: str, tokenizer: CharTokenizer | BPETokenizer, size: int = PIECE) -> Iterator[np.ndarray]:
+    """The ids of a text, piece by piece: in all they are tokenizer.encode(text)."""
+    for piece in pieces(text, size):
+        yield np.array(tokenizer.encode(piece), dtype=ID_TYPE)
+
+
 def encode_splits(
     texts: dict[str, str], tokenizer: CharTokenizer | BPETokenizer, folder: Path
 ) -> dict[str, np.ndarray]:
-    """The ids of each text, written to folder/NAME.ids unless they are there already, and memory-mapped.
+    """Write the ids of each text to folder/NAME.ids, unless they are there already, and memory-map them.
 
     ValueError where what is there already is no such file.
     """
@@ -87,8 +112,13 @@ def encode_splits(
         path = folder / f"{name}.ids"
         if not path.exists():
             temporary = path.with_suffix(".new")
-            np.asarray(tokenizer.encode(text), dtype=ID_TYPE).tofile(temporary)
-            os.replace(temporary, path)
+            try:
+                with temporary.open("wb") as file:
+                    for ids in encoded(text, tokenizer):
+                        file.write(ids)
+                os.replace(temporary, path)
+            finally:
+                temporary.unlink(missing_ok=True)
         size = path.stat().st_size
         if size == 0 or size % ID_TYPE().itemsize:
             raise ValueError(f"{path} has {size} bytes, which are no ids: remove it, and it is written again")
@@ -99,6 +129,40 @@ def encode_splits(
                 "written again"
             )
     return splits
+
+
+def token_counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
+    """How often each id occurs, (vocab_size); the ids (n) are read piece by piece."""
+    counts = np.zeros(vocab_size, dtype=np.int64)
+    for start in range(0, len(ids), PIECE):
+        counts += np.bincount(ids[start : start + PIECE], minlength=vocab_size)
+    return counts
+
+
+def text_size(ids: np.ndarray, tokenizer: CharTokenizer | BPETokenizer) -> tuple[int, int]:
+    """(characters, bytes of UTF-8) of the text of ids (n), from its tokens' counts.
+
+    A character whose first byte lies before the ids is not counted, its other bytes are.
+    """
+    characters = n_bytes = 0
+    for token, count in enumerate(token_counts(ids, tokenizer.vocab_size).tolist()):
+        if count:
+            content = tokenizer.token_bytes(token)
+            characters += count * sum(
+                byte & 0xC0 != 0x80 for byte in content
+            )  # 10xxxxxx continues a character
+            n_bytes += count * len(content)
+    return characters, n_bytes
+
+
+def texts_digest(texts: dict[str, str]) -> str:
+    """SHA-256 of the texts with a zero byte between them, without a copy of any of them."""
+    digest = hashlib.sha256()
+    for i, text in enumerate(texts.values()):
+        digest.update(b"\0" if i else b"")
+        for piece in pieces(text):
+            digest.update(piece.encode())
+    return digest.hexdigest()
 
 
 def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:

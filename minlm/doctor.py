@@ -1,16 +1,17 @@
 """What will go wrong with this text and this config, said before step 0."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from math import log
 
 import numpy as np
 
-from minlm.data import ReplyDataset, TokenizedDataset, fit_context
+from minlm.data import encoded, fit_context
 from minlm.presets import RunConfig
 from minlm.runs import MODELS, make_tokenizer
-from minlm.screenplay import bigram_floor, unigram_floor
-from minlm.script import parse_script, reply_pairs
+from minlm.script import parse_script
 from minlm.seq2seq import Seq2SeqConfig
+from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
@@ -31,11 +32,6 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     yield examine_model(lambda: MODELS[type(config.model)](config.model))
     examined = examine_replies if isinstance(config.model, Seq2SeqConfig) else examine_windows
     yield from examined(config, tokenizer, texts)
-    train, validation = texts["train"], texts["validation"]
-    floors = f"bigrams {bigram_floor(train, validation):.3f}, unigrams {unigram_floor(train, validation):.3f}"
-    yield "ok", f"validation floors in nats a character: {floors}; a run that stays there has learned no more"
-    chance = f"ln({tokenizer.vocab_size}) = {log(tokenizer.vocab_size):.3f}"
-    yield "ok", f"the loss of a model that knows nothing is {chance} nats a token"
 
 
 def examine_leakage(texts: dict[str, str]) -> Finding:
@@ -66,26 +62,37 @@ def examine_windows(
     config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
 ) -> Iterator[Finding]:
     """Tokens, context and epochs of a run that continues text."""
-    splits = {name: np.array(tokenizer.encode(text)) for name, text in texts.items()}
+    splits = {name: np.concatenate(list(encoded(text, tokenizer))) for name, text in texts.items()}
     n_train = len(splits["train"])
     text = f"{n_train:,} tokens of {tokenizer.vocab_size:,} kinds, {len(texts['train']) / n_train:.2f} characters each"
     yield "ok", text
     length = fit_context(config.model.context_length, splits)
     if length < config.model.context_length:
         yield "note", f"context_length={config.model.context_length} would be shortened to {length}"
-    windows = TokenizedDataset(splits["train"], length, config.train.seed)
-    yield from examine_schedule(config.train, len(windows), "windows of training text")
+    config = replace(config, model=replace(config.model, context_length=length))
+    task = Continuation(config, tokenizer, splits)
+    yield from examine_schedule(config.train, len(task.dataset), "windows of training text")
+    yield examine_baselines(task)
 
 
 def examine_replies(
     config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
 ) -> Iterator[Finding]:
     """Pairs, cut lines and epochs of a run that replies."""
-    length = config.model.context_length
-    for name, text in texts.items():
-        pairs = ReplyDataset(reply_pairs(parse_script(text)), tokenizer, length)
+    task, length = Replies(config, tokenizer, texts), config.model.context_length
+    for name, pairs in {"train": task.dataset, "validation": task.validation}.items():
         share = pairs.n_cut / len(pairs)
         text = f"{name}: {len(pairs):,} pairs, {pairs.n_cut:,} ({share:.1%}) cut at context_length={length}"
         yield "problem" if share > MAX_SHARE else "note" if pairs.n_cut else "ok", text
-        if name == "train":
-            yield from examine_schedule(config.train, len(pairs), "pairs")
+    yield from examine_schedule(config.train, len(task.dataset), "pairs")
+    yield examine_baselines(task)
+
+
+def examine_baselines(task: Task) -> Finding:
+    """Losses on the validation split of models that are no network."""
+    losses = task.baselines()
+    return "ok", (
+        f"validation loss in nats per character at chance {losses['chance']:.3f}, of a model of the tokens' "
+        f"frequencies (unigrams) {losses['unigram']:.3f}, of their pairs (bigrams) {losses['bigram']:.3f}; at "
+        f"chance it is ln({task.tokenizer.vocab_size}) = {log(task.tokenizer.vocab_size):.3f} nats per token"
+    )

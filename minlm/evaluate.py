@@ -1,21 +1,24 @@
-"""What a language model is worth: its loss on a whole split, in units that do not depend on its vocabulary.
+"""The loss of a language model on a whole split, in units that do not depend on its vocabulary, and baselines for it.
 
-nats a character, bits a byte of UTF-8, and perplexity, which is a token's.
+Nats per character, bits per byte of UTF-8, and perplexity, which is per token.
 """
 
 from dataclasses import asdict, dataclass
+from math import log
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from minlm.data import ReplyDataset
+from minlm.data import ReplyDataset, text_size
 from minlm.losses import bits_per_byte, perplexity, token_loss
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 
 Tokenizer = CharTokenizer | BPETokenizer
+Following = tuple[np.ndarray, np.ndarray]  # (previous, targets), ids (n) each: targets[i] follows previous[i]
 PEER_BATCHES = 200  # nanoGPT's eval_iters
+PAIRS = 1 << 20  # pairs of tokens that are counted at once
 
 
 @dataclass(frozen=True)
@@ -87,8 +90,7 @@ def text_cost(
         n_scored = group[0][1] - group[0][2]
         features = model.features(rows[:, :-1])[:, -n_scored:]  # (B, scored, D)
         nats += token_loss(model.to_logits(features), rows[:, -n_scored:])[0].item()
-    text = tokenizer.decode(ids[1:].tolist())
-    return Cost(nats, len(ids) - 1, len(text), len(text.encode("utf-8", "surrogatepass")))
+    return Cost(nats, len(ids) - 1, *text_size(ids[1:], tokenizer))
 
 
 def batched(windows: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:
@@ -143,9 +145,67 @@ def reply_cost(model: nn.Module, dataset: ReplyDataset, batch_size: int = 32) ->
     for batch in dataset.batches(batch_size):
         total, count = reply_loss(model, {name: value.to(device) for name, value in batch.items()})
         nats, tokens = nats + total.item(), tokens + count
+    return Cost(nats, tokens, *reply_size(dataset))
+
+
+def reply_size(dataset: ReplyDataset) -> tuple[int, int]:
+    """(characters, bytes of UTF-8) of all replies; the end of each counts as a line end."""
     replies = [dataset.tokenizer.decode(reply[:-1]) + "\n" for _, reply in dataset.pairs]
-    n_bytes = sum(len(reply.encode("utf-8", "surrogatepass")) for reply in replies)
-    return Cost(nats, tokens, sum(map(len, replies)), n_bytes)
+    return sum(map(len, replies)), sum(len(reply.encode("utf-8", "surrogatepass")) for reply in replies)
+
+
+def reply_tokens(dataset: ReplyDataset) -> Following:
+    """(previous, targets) of all replies, as the decoder reads them: from start_id to end_id."""
+    start_id, replies = dataset.tokenizer.start_id, [reply for _, reply in dataset.pairs]
+    previous = [token for reply in replies for token in (start_id, *reply[:-1])]
+    return np.array(previous), np.concatenate(replies)
+
+
+def baselines(
+    train: Following, validation: Following, vocab_size: int, n_characters: int
+) -> dict[str, float]:
+    """Loss on the validation targets, in nats per character, of three models of the same tokens without a network.
+
+        chance    p(w) = 1 / V
+        unigram   p(w) = (n(w) + T / V) / (n + T)
+        bigram    p(w | v) = (n(v w) + T(v) p(w)) / (n(v) + T(v)),    p(w) the unigram's
+
+    n counts the training targets, n(v w) those that follow v; T and T(v) are how many of them are different, T(v) = 1
+    after a v that training lacks (Witten and Bell 1991, method C). Each is a distribution over all V ids, so that the
+    loss is the length of a code. n_characters: of the validation targets' text.
+    """
+    (known, n_known), (scored, n_scored) = (pair_counts(pairs, vocab_size) for pairs in (train, validation))
+    before, after = np.divmod(known, vocab_size)
+    counts = np.bincount(after, n_known, vocab_size)  # (V)
+    kinds = np.count_nonzero(counts)
+    unigram = (counts + kinds / vocab_size) / (counts.sum() + kinds)  # (V)
+    n_before = np.bincount(before, n_known, vocab_size)  # (V)
+    kinds_after = np.bincount(before, minlength=vocab_size).clip(min=1)  # (V)
+
+    v, w = np.divmod(scored, vocab_size)
+    place = np.searchsorted(known, scored).clip(max=len(known) - 1)
+    n_vw = np.where(known[place] == scored, n_known[place], 0)
+    bigram = (n_vw + kinds_after[v] * unigram[w]) / (n_before[v] + kinds_after[v])
+    nats = {
+        "chance": n_scored.sum() * log(vocab_size),
+        "unigram": -n_scored @ np.log(unigram[w]),
+        "bigram": -n_scored @ np.log(bigram),
+    }
+    return {name: float(value) / n_characters for name, value in nats.items()}
+
+
+def pair_counts(pairs: Following, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
+    """(codes, counts) of the pairs v w that occur, in order of their codes v V + w; read piece by piece."""
+    previous, targets = pairs
+    codes = counts = np.zeros(0, dtype=np.int64)
+    for start in range(0, len(targets), PAIRS):
+        some = slice(start, start + PAIRS)
+        found, times = np.unique(
+            previous[some].astype(np.int64) * vocab_size + targets[some], return_counts=True
+        )
+        codes, place = np.unique(np.concatenate([codes, found]), return_inverse=True)
+        counts = np.bincount(place, np.concatenate([counts, times])).astype(np.int64)
+    return codes, counts
 
 
 def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:

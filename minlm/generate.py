@@ -10,7 +10,7 @@ alone, not on how it came about: with a cache or without, in one call or in two,
 Shapes: B texts, T tokens, V vocabulary, W beam width.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from math import inf
@@ -69,20 +69,16 @@ def generate(
     config: SamplingConfig,
     stop: int | None = None,
     cached: bool = True,
-    complete: Callable[[list[int]], bool] | None = None,
 ) -> list[list[int]]:
     """The new ids of each prompt. A text's neighbours in the batch change nothing in it.
 
     stop: the id that ends a text. cached: False computes everything anew for each token, which gives the same.
-    complete: whether enough of a text is written; once that is so for all of them, no more is.
     ValueError: no prompt, an empty one, an id outside the vocabulary, a model in training mode.
     """
     texts = [[] for _ in prompts]
     for step in sample(DecodingState(model, prompts, stop, cached), config):
         for row, token in step:
             texts[row].append(token)
-        if complete and all(complete(texts[row]) for row, _ in step):
-            break
     return texts
 
 

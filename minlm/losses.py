@@ -1,6 +1,6 @@
 """Token cross-entropy as (sum, count), and the units it is told in. B batch, T tokens, V vocabulary."""
 
-from math import exp, log
+from math import exp, inf, log
 
 import torch
 import torch.nn.functional as F
@@ -37,8 +37,14 @@ def token_loss(
 
 
 def perplexity(nats: float) -> float:
-    """The number of equally likely tokens that would be as hard to guess; nats: mean loss a token."""
-    return exp(nats)
+    """The number of equally likely tokens that would be as hard to guess; nats: mean loss per token.
+
+    Infinity where it is more than a float can hold, as after a training run that diverged.
+    """
+    try:
+        return exp(nats)
+    except OverflowError:
+        return inf
 
 
 def bits_per_byte(nats: float, n_bytes: int) -> float:

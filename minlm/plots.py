@@ -23,6 +23,7 @@ from torch import Tensor
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"
 MOST_TOKENS = 64  # what an attention map can show with a label each
+MOST_HEADS = 16  # maps in one image
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -183,6 +184,7 @@ def attention_maps(
 ) -> Figure:
     """One layer's attention weights (H, T, S) as H maps, in one colour scale from 0 to the largest -> PNG at `path`.
 
+    Of more than MOST_HEADS heads the first ones are drawn, and the title says so.
     tokens are the T queries, the rows; memory_tokens the S keys, the columns (None: the queries themselves).
     ValueError: labels that do not fit, weights that are not finite, too many tokens to read.
     """
@@ -196,11 +198,13 @@ def attention_maps(
         raise ValueError(
             f"attention weights: {np.count_nonzero(~np.isfinite(weights))} of {weights.size} not finite"
         )
-    if not len(weights) or max(weights.shape) > MOST_TOKENS:
-        shape = tuple(weights.shape)
+    n_heads = len(weights)
+    if not n_heads or max(weights.shape[1:]) > MOST_TOKENS:
         raise ValueError(
-            f"attention weights {shape}: no heads, or more than {MOST_TOKENS} heads or tokens to read"
+            f"attention weights {weights.shape}: no heads, or more than {MOST_TOKENS} tokens to read"
         )
+    weights = weights[:MOST_HEADS]
+    shown = f"{n_heads}" if n_heads <= MOST_HEADS else f"the first {MOST_HEADS} of {n_heads}"
     n_rows = math.ceil(len(weights) / 4)
     n_columns = math.ceil(len(weights) / n_rows)
     width, height = (max(2.2, 0.8 + 0.14 * count) for count in (len(keys), len(tokens)))
@@ -216,7 +220,7 @@ def attention_maps(
         axes.set_xticks(range(len(keys)), [visible(token) for token in keys], rotation=90, **labels)
         axes.set_yticks(range(len(tokens)), [visible(token) for token in tokens], **labels)
     figure.colorbar(drawn, ax=panels, label="attention weight", shrink=0.8)
-    figure.suptitle(f"Attention weights by head ({len(weights)}); each row sums to 1")
+    figure.suptitle(f"Attention weights by head ({shown}); each row sums to 1")
     figure.supxlabel("key (looked at)")
     figure.supylabel("query (looking)")
     return save_figure(figure, path)

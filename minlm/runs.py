@@ -19,7 +19,7 @@ def make_tokenizer(config: RunConfig, texts: dict[str, str]) -> Tokenizer:
         return load_tokenizer(config.vocabulary)
     specials = ("end", "pad", "start") if isinstance(config.model, Seq2SeqConfig) else ("end",)
     if config.tokens == "characters":
-        return CharTokenizer("".join(texts.values()), specials if len(specials) > 1 else ())
+        return CharTokenizer("".join(set().union(*texts.values())), specials if len(specials) > 1 else ())
     return train_bpe(texts["train"], config.model.vocab_size, specials)
 
 

@@ -3,16 +3,13 @@
 Scenes (`scene.py`) have the form of a real screenplay and facts that last; each text has one derivation
 (`grammar.py`). So the log-probability of a text is exact, and so is the source's entropy: a model's loss on this text
 has a floor, and the distance to the floor is what the model has not understood. `floor_of(validation text)` is that
-floor for the text at hand, `entropy_rate()` its limit over all scenes; `unigram_floor` and `bigram_floor` are the
-losses of models that look back no or one character. `continuity.py` tells which facts a model's scene gets wrong.
+floor for the text at hand, `entropy_rate()` its limit over all scenes. `continuity.py` tells which facts a model's
+scene gets wrong.
 """
 
 import math
-from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cache
-from itertools import pairwise
 from random import Random
 
 from minlm.grammar import expectations, parse, sample
@@ -89,35 +86,3 @@ def entropy_rate() -> float:
     """
     nats, characters = scene_expectations()
     return nats / characters
-
-
-def unigram_floor(train: str, validation: str) -> float:
-    """Cross-entropy on `validation`, nats a character, of a model that knows how often each character is in `train`.
-
-    p(c) = (n(c) + 1) / (n + number of characters + 1): all that `train` lacks count as one more symbol, seen once.
-    Raises ValueError where a text is empty.
-    """
-    probability = smoothed_unigrams(train, validation)
-    return -sum(math.log(probability(c)) for c in validation) / len(validation)
-
-
-def bigram_floor(train: str, validation: str) -> float:
-    """Cross-entropy on `validation`, nats a character, of a model that looks back one character; fitted on `train`.
-
-    p(c | b) = (n(bc) + p(c)) / (n(b) + 1): one imagined count, spread as the unigrams are (MacKay and Peto 1995).
-    The first character has none before it and is a unigram. Raises ValueError where a text is empty.
-    """
-    probability = smoothed_unigrams(train, validation)
-    pairs, before = Counter(pairwise(train)), Counter(train[:-1])
-    nats = -math.log(probability(validation[0]))
-    for b, c in pairwise(validation):
-        nats -= math.log((pairs[b, c] + probability(c)) / (before[b] + 1))
-    return nats / len(validation)
-
-
-def smoothed_unigrams(train: str, validation: str) -> Callable[[str], float]:
-    if not train or not validation:
-        raise ValueError(f"floors need text: train has {len(train)} characters, validation {len(validation)}")
-    counts = Counter(train)
-    total = len(train) + len(counts) + 1
-    return lambda character: (counts[character] + 1) / total

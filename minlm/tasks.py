@@ -10,13 +10,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from minlm.data import ReplyDataset, TokenizedDataset
+from minlm.data import ReplyDataset, TokenizedDataset, text_size
 from minlm.evaluate import (
     Cost,
+    baselines,
     device_of,
     next_token_loss,
     reply_cost,
     reply_loss,
+    reply_size,
+    reply_tokens,
     text_cost,
 )
 from minlm.generate import SamplingConfig, beam_search
@@ -30,6 +33,7 @@ from minlm.writing import Tokenizer, write
 
 SAMPLE = SamplingConfig(max_new_tokens=800, temperature=0.8)
 SHOWN_TOKENS, SHOWN_REPLIES, BEAM = 40, 6, 4
+OPENING = 1000  # tokens of the validation text in which its first line is sought
 Figures = dict[str, Tensor | float]
 
 
@@ -51,8 +55,13 @@ class Continuation:
         nats, count = next_token_loss(model, batch)
         return nats, count, {"chance": log(self.config.model.vocab_size)}
 
-    def texts(self) -> dict[str, str]:
-        return {name: self.tokenizer.decode(ids.tolist()) for name, ids in self.splits.items()}
+    def baselines(self) -> dict[str, float]:
+        """Losses to compare with, on the validation text; see `minlm.evaluate.baselines`."""
+        train, validation = (
+            (self.splits[name][:-1], self.splits[name][1:]) for name in ("train", "validation")
+        )
+        n_characters, _ = text_size(validation[1], self.tokenizer)
+        return baselines(train, validation, self.tokenizer.vocab_size, n_characters)
 
     def cost(self, model: TransformerLM, stride: int | None = None) -> Cost:
         """Of the whole validation text; see `text_cost`."""
@@ -60,8 +69,8 @@ class Continuation:
 
     def sample(self, model: TransformerLM) -> str:
         """What the model makes of the first line of the validation text."""
-        validation = self.texts()["validation"]
-        start = validation.lstrip("\n") or validation
+        opening = self.tokenizer.decode(self.splits["validation"][:OPENING].tolist())
+        start = opening.lstrip("\n") or opening
         prompt = start[: start.find("\n") + 1] or start[:20]
         return prompt + write(model, self.tokenizer, [prompt], SAMPLE)[0] + "\n"
 
@@ -99,8 +108,11 @@ class Replies:
         nats, count = reply_loss(model, batch, self.config.label_smoothing)
         return nats, count, {"chance": log(self.config.model.vocab_size)}
 
-    def texts(self) -> dict[str, str]:
-        return {name: "".join(f"{reply}\n" for _, reply in pairs) for name, pairs in self.pairs.items()}
+    def baselines(self) -> dict[str, float]:
+        """Losses to compare with, on the validation replies; see `minlm.evaluate.baselines`."""
+        train, validation = map(reply_tokens, (self.dataset, self.validation))
+        n_characters, _ = reply_size(self.validation)
+        return baselines(train, validation, self.tokenizer.vocab_size, n_characters)
 
     def cost(self, model: EncoderDecoder, stride: int | None = None) -> Cost:
         """Of all replies of the validation script, without label smoothing."""

@@ -1,8 +1,8 @@
 """Text to ids and back: characters, byte-level BPE trained here, and GPT-2's own vocabulary.
 
-Both classes share one interface: `encode`, `decode`, `vocab_size`, `digest`, `save`, and the reserved ids
-`end_id`, `pad_id`, `start_id` (None where not asked for). Reserved ids come after the ordinary ones, in the
-order of `specials`; `encode` never gives one, whatever the text says.
+Both classes share one interface: `encode`, `decode`, `token_bytes`, `vocab_size`, `digest`, `save`, and the
+reserved ids `end_id`, `pad_id`, `start_id` (None where not asked for). Reserved ids come after the ordinary ones,
+in the order of `specials`; `encode` never gives one, whatever the text says.
 
 Byte-level BPE: Sennrich et al. 2016, section 3.2 (merges); Radford et al. 2019, section 2.2 (bytes).
 """
@@ -63,6 +63,10 @@ class CharTokenizer:
         """The text; a reserved id shows as its name, <|pad|>. ValueError for an id out of range."""
         return "".join(self._tokens[i] for i in _checked_ids(ids, self.vocab_size))
 
+    def token_bytes(self, token: int) -> bytes:
+        """One token's text in UTF-8; those of a text's tokens, joined, are the text's."""
+        return self._tokens[token].encode("utf-8", "surrogatepass")
+
     def save(self, folder: str | Path) -> None:
         """Writes one JSON file, which `load_tokenizer` reads."""
         _write(folder, {"kind": "characters", "characters": self.characters}, self)
@@ -102,6 +106,10 @@ class BPETokenizer:
         """The text; bytes that are not UTF-8 become U+FFFD. ValueError for an id out of range."""
         return self.encoding.decode(_checked_ids(ids, self.vocab_size))
 
+    def token_bytes(self, token: int) -> bytes:
+        """One token's bytes, which need not be whole characters; those of a text's tokens, joined, are the text's."""
+        return self.encoding.decode_single_token_bytes(token)
+
     def save(self, folder: str | Path) -> None:
         """Writes one JSON file, which `load_tokenizer` reads."""
         tokens = sorted(self.ranks, key=self.ranks.__getitem__)
@@ -121,7 +129,7 @@ def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) ->
             f"vocab_size {vocab_size} is too small: ask for at least {256 + len(specials)}, "
             "one id a byte and the reserved ones"
         )
-    types = Counter(regex.findall(GPT2_PATTERN, text))
+    types = Counter(match.group() for match in regex.finditer(GPT2_PATTERN, text))
     words = [list(word.encode("utf-8")) for word in types]
     frequency = list(types.values())
     counts = Counter()

@@ -1,12 +1,41 @@
 """Text in, text out: prompts and stop strings around `minlm.generate`, which knows ids only."""
 
+import codecs
 from collections.abc import Iterator, Sequence
 
-from minlm.generate import Model, SamplingConfig, beam_search, generate, stream
+from minlm.generate import Model, Reader, SamplingConfig, beam_search, sample, stream
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 
 Tokenizer = CharTokenizer | BPETokenizer
-TORN = "\ufffd"  # how bytes that are not a whole character, or not yet, are decoded
+
+
+class GrowingText:
+    """The text of tokens that come one by one, up to its first stop string, in pieces that no later token changes.
+
+    A character of which bytes are missing is held back, and so is what may be the beginning of a stop string: the work
+    per token does not grow with the text. Bytes that are not UTF-8 become U+FFFD.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
+        self.tokenizer, self.stops = tokenizer, stops
+        self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self.held, self.stopped = "", False
+
+    def add(self, token: int) -> str:
+        """The piece that the token settles, "" while there is none."""
+        return self._settle(self.decoder.decode(self.tokenizer.token_bytes(token)))
+
+    def end(self) -> str:
+        """The last piece, when no token follows."""
+        return self._settle(self.decoder.decode(b"", final=True)) + self.held
+
+    def _settle(self, new: str) -> str:
+        if self.stopped:
+            return ""
+        text, self.stopped = cut(self.held + new, self.stops)
+        n_held = 0 if self.stopped else max((begun(text, stop) for stop in self.stops), default=0)
+        self.held = text[len(text) - n_held :]
+        return text[: len(text) - n_held]
 
 
 def write(
@@ -22,9 +51,14 @@ def write(
     """
     check_stops(stops)
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    complete = (lambda text: cut(tokenizer.decode(text), stops)[1]) if stops else None
-    texts = generate(model, ids, config, tokenizer.end_id, complete=complete)
-    return [cut(tokenizer.decode(text), stops)[0] for text in texts]
+    growing = [GrowingText(tokenizer, stops) for _ in prompts]
+    pieces = [[] for _ in prompts]
+    for step in sample(Reader(model, ids, tokenizer.end_id), config):
+        for row, token in step:
+            pieces[row].append(growing[row].add(token))
+        if all(growing[row].stopped for row, _ in step):
+            break
+    return ["".join([*row, text.end()]) for row, text in zip(pieces, growing, strict=True)]
 
 
 def write_best(
@@ -40,23 +74,16 @@ def write_best(
 def stream_text(
     model: Model, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, stops: Sequence[str] = ()
 ) -> Iterator[str]:
-    """What `write` returns for one prompt, piece by piece, as soon as each is settled.
-
-    A piece is held back while it may turn out the beginning of a stop string, or of a character of several bytes.
-    """
+    """Yield the text that `write` returns for one prompt, each piece as soon as it is settled (see GrowingText)."""
     check_stops(stops)
-    ids, text, given = [], "", 0
+    growing = GrowingText(tokenizer, stops)
     for token in stream(model, prompt_ids(tokenizer, prompt), config, tokenizer.end_id):
-        ids.append(token)
-        text, stopped = cut(tokenizer.decode(ids), stops)
-        settled = len(text) if stopped else len(text) - max(unsettled(text, stop) for stop in ("", *stops))
-        if settled > given:
-            yield text[given:settled]
-            given = settled
-        if stopped:
+        if piece := growing.add(token):
+            yield piece
+        if growing.stopped:
             return
-    if given < len(text):
-        yield text[given:]
+    if piece := growing.end():
+        yield piece
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
@@ -65,11 +92,9 @@ def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
     return (text[: min(found)[1]], True) if found else (text, False)
 
 
-def unsettled(text: str, stop: str) -> int:
-    """How many characters at the end may be gone once more is known: torn ones, or the beginning of `stop`."""
-    whole = text.rstrip(TORN)
-    begun = (n for n in range(min(len(stop) - 1, len(whole)), 0, -1) if whole.endswith(stop[:n]))
-    return len(text) - len(whole) + next(begun, 0)
+def begun(text: str, stop: str) -> int:
+    """Number of characters at the end of the text that are the beginning of the stop string."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
 def check_stops(stops: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from minclip.data.records import Record, class_captions, split_by_image
-from minclip.data.sources import distinct_names
+from minclip.data.sources import distinct_names, given_path
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST, META = "test_batch", "batches.meta"
@@ -58,7 +58,7 @@ class Cifar10Config:
 
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes; a record's group is a position in them."""
-        path = Path(self.root) / META
+        path = given_path(self.root, "folder of CIFAR-10", "--data.root DIR") / META
         names = load_pickle(path).get(b"label_names")
         try:
             decoded = [name.decode() for name in names]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal
 
 from minclip.data.records import Record
-from minclip.data.sources import by_split, file_records, read_json
+from minclip.data.sources import FileNames, by_split, file_records, given_path, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +26,7 @@ class CocoConfig:
         without file with a warning that counts them. Raises ValueError where no annotations or images are
         found, or the files are not as published.
         """
-        root = Path(self.root)
+        root = given_path(self.root, "folder of COCO", "--data.root DIR")
         captions: dict[str, list[str]] = {}
         split_of: dict[str, str] = {}
         for split, folder in (("train", f"train{self.year}"), ("dev", f"val{self.year}")):
@@ -43,7 +43,7 @@ class CocoConfig:
         remedy = (
             f"put the images into {str(root / f'train{self.year}')!r} and {str(root / f'val{self.year}')!r}"
         )
-        return by_split(file_records(captions, root, str(root / "annotations"), remedy), split_of)
+        return by_split(file_records(captions, FileNames(root), str(root / "annotations"), remedy), split_of)
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:

@@ -16,6 +16,7 @@ from tqdm import tqdm
 from minclip.clip import CLIP
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record
+from minclip.data.shards import ShardRecords
 from minclip.tokenizer import encode_batch
 
 
@@ -23,11 +24,13 @@ def with_features(pairs: PairDataset, model: CLIP, batch_size: int = 64) -> "Pai
     """The same pairs, with features for what a frozen tower would see; `pairs` itself where none can be kept.
 
     Captions: where the text tower is frozen. Pictures: where the image tower is frozen and the transform draws
-    nothing, for a frozen tower sees other pictures in each epoch where they are cropped at random. The model
+    nothing, for a frozen tower sees other pictures in each epoch where they are cropped at random. Not those of
+    shards, which are streamed: the features of all their images may be more than memory holds. The model
     must hold the weights it will be trained with. ValueError as from `pairs` for damaged images.
     """
     view = pairs.transform
-    keep_images = model.image_tower.frozen and not (view.crops or view.flips or view.jitters)
+    drawn, streamed = view.crops or view.flips or view.jitters, isinstance(pairs.records, ShardRecords)
+    keep_images = model.image_tower.frozen and not drawn and not streamed
     if not keep_images and not model.text_tower.frozen:
         return pairs
     records, image_features = pairs.records, None

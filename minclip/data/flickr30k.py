@@ -8,6 +8,7 @@ from pathlib import Path
 from minclip.data.flickr8k import published_splits, read_flickr, token_rows
 from minclip.data.karpathy import read_split_lists
 from minclip.data.records import Record, split_by_image
+from minclip.data.sources import given_path
 
 TEXT_FOLDERS = (".", "flickr30k_images", "flickr30k")
 IMAGE_FOLDERS = (
@@ -37,7 +38,7 @@ class Flickr30kConfig:
         Images in none of his splits are in none here. Images named without a file are left out, with a
         warning that counts them. Raises ValueError where folder, captions or images are missing.
         """
-        root = Path(self.root)
+        root = given_path(self.root, "folder of Flickr30k", "--data.root DIR")
         records = read_flickr("Flickr30k", root, CAPTION_FILES, TEXT_FOLDERS, IMAGE_FOLDERS)
         if not (root / KARPATHY).is_file():
             return split_by_image(list(records.values()), FRACTIONS, self.split_seed)

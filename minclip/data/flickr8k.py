@@ -4,11 +4,10 @@ import csv
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path, PureWindowsPath
 
-from minclip.data.records import Record, open_image, split_by_image, warn_of_missing
-from minclip.data.sources import read_text
+from minclip.data.records import Record, split_by_image, warn_of_missing
+from minclip.data.sources import FileNames, file_records, given_path, read_text
 
 TEXT_FOLDERS = (".", "Flickr8k_text")
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")
@@ -38,7 +37,7 @@ class Flickr8kConfig:
         Images in no published list are in no split. Images named without a file are left out, with a warning
         that counts them. Raises ValueError where folder, captions or images are missing or two lists overlap.
         """
-        root = Path(self.root)
+        root = given_path(self.root, "folder of Flickr8k", "--data.root DIR")
         records = read_flickr("Flickr8k", root, CAPTION_FILES, TEXT_FOLDERS, IMAGE_FOLDERS)
         lists = read_lists(root)
         if not lists:
@@ -61,18 +60,10 @@ def read_flickr(
         raise ValueError(f"no folder {str(root)!r}: give {data}'s folder as root (--data.root DIR)")
     captions = read_captions(data, root, caption_files, text_folders)
     images, files = find_images(root, image_folders, captions)
-    records = {
-        name: Record(name, partial(open_image, str(images / name)), tuple(captions[name]), group)
-        for group, name in enumerate(sorted(captions.keys() & files))
-    }
-    if not records:
-        raise ValueError(
-            f"none of the {len(captions)} images with captions is among the {len(files)} files of "
-            f"{str(images)!r}: put {data}'s images there; the first is {min(captions)!r}"
-        )
-    missing = captions.keys() - files - {NEVER_PUBLISHED}
-    warn_of_missing(missing, "images with captions", f"not in {images}")
-    return records
+    if NEVER_PUBLISHED not in files:
+        captions.pop(NEVER_PUBLISHED, None)
+    records = file_records(captions, FileNames(images), str(root), f"put {data}'s images there")
+    return {record.image_id: record for record in records}
 
 
 def read_captions(

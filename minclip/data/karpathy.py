@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from minclip.data.records import Record
-from minclip.data.sources import by_split, file_records, read_json, split_name
+from minclip.data.sources import FileNames, by_split, file_records, given_path, read_json, split_name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +24,12 @@ class KarpathyConfig:
         Images without caption or file are left out, those without file with a warning that counts them.
         Raises ValueError where the file is missing or not as published, or no image is found.
         """
-        path = Path(self.path)
+        path = given_path(self.path, "JSON file of Karpathy's splits", "--data.path FILE")
         listed = read_karpathy(path)
         captions = {name: texts for name, (_, texts) in listed.items() if texts}
         folder = Path(self.image_root) if self.image_root else path.parent
-        records = file_records(captions, folder, self.path, "give the folder of the images as image_root")
+        remedy = "give the folder of the images with --data.image_root DIR"
+        records = file_records(captions, FileNames(folder), self.path, remedy)
         return by_split(records, {name: split for name, (split, _) in listed.items()})
 
 

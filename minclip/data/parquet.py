@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from minclip.data.records import Record, decode_image, split_by_image
-from minclip.data.sources import SPLITS, by_split, split_name
+from minclip.data.sources import SPLITS, by_split, given_path, split_name, warn_of_repeats
 from minclip.data.table import (
     CAPTION_COLUMNS,
     IMAGE_COLUMNS,
@@ -60,11 +60,12 @@ class ParquetConfig:
         """Records by split: of the column `split`, of files named train-*, validation-*, test-*, or drawn.
 
         Drawn too where all rows are for training. Goes through all images once, a row group at a time, to find
-        those that are the same. Rows without image or caption are left out, with a warning that counts them.
+        those that are the same. Rows without image or caption and repeated captions of an image are left out, with
+        warnings that count them.
         An image of two splits stays in the one that comes first. Raises ValueError where pyarrow or files are
         missing, no column fits, or a file is damaged.
         """
-        found = self.gather(find_files(Path(self.path)))
+        found = self.gather(find_files(given_path(self.path, "Parquet file", "--data.path PATH")))
         records, split_of = [], {}
         for group, (place, captions, split) in enumerate(found.values()):
             records.append(Record(where(place), partial(open_row, *place), tuple(captions), group))
@@ -74,17 +75,18 @@ class ParquetConfig:
             return split_by_image(records, fractions, self.split_seed)
         return by_split(records, split_of)
 
-    def gather(self, files: list[Path]) -> dict[bytes, tuple[Place, list[str], str | None]]:
-        """{digest of the image: (where it first stands, the captions of all its rows, its split if told)}."""
-        found: dict[bytes, tuple[Place, list[str], str | None]] = {}
-        rows = empty = twice = 0
+    def gather(self, files: list[Path]) -> dict[bytes, tuple[Place, dict[str, None], str | None]]:
+        """{digest of the image: (where it first stands, its different captions in order, its split if told)}."""
+        found: dict[bytes, tuple[Place, dict[str, None], str | None]] = {}
+        rows = empty = twice = n_texts = 0
         for place, content, captions, split in self.rows(files):
             rows += 1
             if not content or not captions:
                 empty += 1
                 continue
-            _, texts, first_split = found.setdefault(hashlib.sha256(content).digest(), (place, [], split))
-            texts.extend(captions)
+            _, texts, first_split = found.setdefault(hashlib.sha256(content).digest(), (place, {}, split))
+            texts.update(dict.fromkeys(captions))
+            n_texts += len(captions)
             twice += split != first_split
         if not found:
             raise ValueError(f"none of the {rows} rows of {self.path!r} has both image and caption")
@@ -96,6 +98,7 @@ class ParquetConfig:
             warnings.warn(
                 f"{twice} rows of {self.path} have an image of another split: moved there", stacklevel=3
             )
+        warn_of_repeats(n_texts - sum(len(texts) for _, texts, _ in found.values()), self.path)
         return found
 
     def rows(self, files: list[Path]) -> Iterator[tuple[Place, bytes | None, list[str], str | None]]:
@@ -173,7 +176,7 @@ def image_bytes(value: Any, place: Place) -> bytes | None:
     if content is not None and not isinstance(content, bytes):
         raise ValueError(
             f"{where(place)} holds a {type(value).__name__} in column {place[3]!r}, not an image's bytes: "
-            "name another column with image_column, or read paths with a CSV table"
+            "name another column with --data.image_column, or read paths with a CSV table"
         )
     return content
 

@@ -6,19 +6,24 @@ other, in another order each epoch, shuffled within a buffer.
 
 import bisect
 import itertools
+import json
 import random
 import re
-from collections.abc import Sequence
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record, class_captions, warn_of_missing
-from minclip.data.sources import SPLITS, distinct_names, read_json, read_text
+from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
+from minlm.training.checkpoint import replace_text
+from minlm.training.distributed import from_first_process
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 ANY_CLASS = ("a photo of a {}",)
@@ -28,7 +33,7 @@ ANY_CLASS = ("a photo of a {}",)
 class ShardsConfig:
     """Images and captions in tar shards. Captions are the lines of .txt, else .json's, else made of .cls's class.
 
-    A sample's group is its class where it has one, so that one class is never its own negative, else its number.
+    Samples of one class (.cls) are one group, and so never each other's negatives; one without is its own group.
 
     path: shard-{000000..000099}.tar, or a folder of .tar files, or a folder that has such folders train, dev, test
     dev_shards: shards at the end that are held out for `dev` where there are no such folders
@@ -51,14 +56,18 @@ class ShardsConfig:
     def read(self) -> dict[str, "ShardRecords"]:
         """Records by split, looked up in the shards when they are asked for.
 
-        How many there are tells sizes.json beside the shards ({"00000.tar": 1000}), or going through them once.
-        Samples without image or caption are left out, with a warning that counts them. Raises ValueError where
-        shards are missing, cut short, or have classes without names, or names and samples without class.
+        Their number is read from sizes.json beside the shards ({"00000.tar": 1000}). Shards that it lacks are
+        counted by the first process and added to it, if the folder can be written; a warning says so. Samples
+        without image or caption are left out, with a warning that counts them. Raises ValueError where shards
+        are missing, cut short, or have classes without names, or names and samples without class.
         """
+        found = self.find()
         captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
+        every = list(itertools.chain(*found.values()))
+        sizes = from_first_process(partial(count_samples, every, captions))
         splits = {
-            split: ShardRecords(shards, count_samples(shards, captions), captions, 2 * self.buffer)
-            for split, shards in self.find().items()
+            split: ShardRecords(shards, [sizes[shard] for shard in shards], captions, 2 * self.buffer)
+            for split, shards in found.items()
         }
         for split, records in splits.items():
             if not len(records):
@@ -71,7 +80,7 @@ class ShardsConfig:
 
     def find(self) -> dict[str, list[Path]]:
         """The shards of each split; ValueError where one is missing or cut short."""
-        path = Path(self.path)
+        path = given_path(self.path, "folder of tar shards", "--data.path PATH")
         folders = {split: [path / word for word in words] for split, words in SPLITS.items()}
         found = {split: [s for folder in folders[split] for s in in_order(folder)] for split in folders}
         splits = {split: shards for split, shards in found.items() if shards}
@@ -121,19 +130,33 @@ def expand(pattern: str) -> list[str]:
     return [name for n in numbers for name in expand(pattern[: found.start()] + n + pattern[found.end() :])]
 
 
-def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> list[int]:
-    """How many records each shard gives: from sizes.json beside them, else by going through them."""
-    counts, left_out = [], []
-    told = {folder: read_sizes(folder / SIZES) for folder in {shard.parent for shard in shards}}
-    for shard in tqdm(shards, "counting samples", unit="shard", leave=False, disable=all(told.values())):
-        count = told[shard.parent].get(shard.name)
-        if count is None:
-            records, incomplete = read_shard(shard, captions_of_class)
-            count = len(records)
-            left_out += incomplete
-        counts.append(count)
+def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> dict[Path, int]:
+    """Number of records of each shard, from sizes.json beside it; shards that it lacks are counted and added."""
+    sizes, counted, left_out = {}, {}, []
+    for folder in {shard.parent for shard in shards}:
+        sizes |= {folder / name: size for name, size in read_sizes(folder / SIZES).items()}
+    unknown = [shard for shard in shards if shard not in sizes]
+    for shard in tqdm(unknown, "counting samples", unit="shard", leave=False, disable=not unknown):
+        records, incomplete = read_shard(shard, captions_of_class)
+        counted[shard] = len(records)
+        left_out += incomplete
     warn_of_missing(left_out, "samples", "without image or caption")
-    return counts
+    sizes |= counted
+    for folder in {shard.parent for shard in unknown}:
+        keep_sizes(folder, sizes, [size for shard, size in counted.items() if shard.parent == folder])
+    return sizes
+
+
+def keep_sizes(folder: Path, sizes: Mapping[Path, int], counted: Sequence[int]) -> None:
+    """Write the folder's sizes.json; warn in one line that it is there now, or why it cannot be."""
+    told, kept = f"counted {sum(counted)} samples in {len(counted)} shards", folder / SIZES
+    try:
+        replace_text(
+            kept, json.dumps({shard.name: n for shard, n in sizes.items() if shard.parent == folder})
+        )
+        warnings.warn(f"{told}, kept in {str(kept)!r}: remove it when the shards change", stacklevel=5)
+    except OSError as error:
+        warnings.warn(f"{told}, not kept: {error}", stacklevel=5)
 
 
 def read_sizes(path: Path) -> dict[str, int]:

@@ -5,13 +5,15 @@ import json
 import math
 import os
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from PIL import Image
+
 from minclip.data.records import Record, split_by_image
-from minclip.data.sources import by_split, file_records, split_name
+from minclip.data.sources import FileNames, by_split, file_records, given_path, split_name, warn_of_repeats
 
 SEPARATORS = (",", "\t", ";", "|")
 IMAGE_COLUMNS = (
@@ -49,11 +51,13 @@ class TableConfig:
     def read(self) -> dict[str, list[Record]]:
         """Records by split: those that the column `split` names, else "train" and "dev" drawn by image.
 
-        All rows of one image become one record. Rows without image or caption and images without a file are
-        left out, with a warning that counts them. Raises ValueError naming the columns found where none fits,
-        the line of a row that does not, and the file looked for where no image is found.
+        All rows of one image become one record, in which a repeated caption counts once. Rows without image or
+        caption, repeated captions and images without a file are left out, with warnings that count them. Raises
+        ValueError naming the columns found where none fits, the line of a row that does not, and the file looked
+        for where no image is found.
         """
-        path = Path(self.path)
+        path = given_path(self.path, "table of images and captions", "--data.path FILE")
+        names = FileNames(Path(self.image_root) if self.image_root else path.parent)
         if not path.is_file():
             raise ValueError(
                 f"no file {self.path!r}: give the table of images and captions (--data.path FILE)"
@@ -64,15 +68,13 @@ class TableConfig:
             caption = pick_column(columns, self.caption_column, CAPTION_COLUMNS, "caption_column", path)
             split = find_column(columns, "", (SPLIT_COLUMN,))
             check_single((image, caption, split), columns, path)
-            captions, split_of = group_rows(rows, image, caption, split, path)
+            captions, split_of = group_rows(rows, image, caption, split, path, names)
         except UnicodeDecodeError as error:
             raise ValueError(f"{self.path!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
         except csv.Error as error:
             raise ValueError(f"{self.path!r} line 1: {error}; let it name the columns") from error
-        folder = Path(self.image_root) if self.image_root else path.parent
-        records = file_records(
-            captions, folder, self.path, "give the folder they are relative to as image_root"
-        )
+        remedy = "give the folder they are relative to with --data.image_root DIR"
+        records = file_records(captions, names, self.path, remedy)
         if not split:
             fractions = {"train": 1 - self.dev_fraction, "dev": self.dev_fraction}
             return split_by_image(records, fractions, self.split_seed)
@@ -119,6 +121,8 @@ def read_csv(path: Path, config: TableConfig) -> tuple[list[str], list[Row]]:
 
     separator = max(SEPARATORS, key=fit)
     columns, rows = header(separator), []
+    if not find_column(columns, "", IMAGE_COLUMNS):
+        check_header({separator: header(separator) for separator in SEPARATORS}, path)
     with path.open(encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, delimiter=separator, strict=True)
         try:
@@ -139,6 +143,18 @@ def read_csv(path: Path, config: TableConfig) -> tuple[list[str], list[Row]]:
     return columns, rows
 
 
+def check_header(fields: Mapping[str, list[str]], path: Path) -> None:
+    """ValueError where the first line names an image file: it is a row. fields: by separator."""
+    endings = tuple(Image.registered_extensions())
+    images = [(n, s) for s, names in fields.items() for n in names if n.lower().endswith(endings)]
+    if images:
+        name, separator = min(images, key=lambda image: len(image[0]))  # the one that splits off the most
+        raise ValueError(
+            f"{str(path)!r} begins with the image {name!r}, not with column names: add a first line such as "
+            f"{separator.join(('image', 'caption'))!r}"
+        )
+
+
 def find_column(columns: list[str], wanted: str, names: tuple[str, ...]) -> str | None:
     """The column asked for, else the first of the usual names, in any case, that is there."""
     if wanted:
@@ -153,7 +169,7 @@ def pick_column(columns: list[str], wanted: str, names: tuple[str, ...], option:
         looked = repr(wanted) if wanted else f"any of {', '.join(names)}"
         raise ValueError(
             f"{str(path)!r} has the columns {', '.join(map(repr, columns)) or '(none)'}, not {looked}: "
-            f"name one of them with {option}"
+            f"name one of them with --data.{option}"
         )
     return column
 
@@ -168,12 +184,12 @@ def check_single(used: Iterable[str | None], columns: list[str], path: Path) -> 
 
 
 def group_rows(
-    rows: list[Row], image: str, caption: str, split: str | None, path: Path
+    rows: list[Row], image: str, caption: str, split: str | None, path: Path, names: FileNames
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Rows -> captions by image, and split by image where there is such a column."""
-    captions: dict[str, list[str]] = {}
+    """Rows -> captions by image file, and split by image file where there is such a column."""
+    captions: dict[str, dict[str, None]] = {}  # in order, each once
     split_of: dict[str, str] = {}
-    empty = 0
+    empty = n_texts = 0
     for number, row in rows:
         here = f"{str(path)!r} line {number}"
         name = cell(row.get(image), f"{here} column {image!r}")
@@ -181,8 +197,9 @@ def group_rows(
         if not name or not texts:
             empty += 1
             continue
-        name = os.path.normpath(name)  # ./a.jpg and a.jpg are one image
-        captions.setdefault(name, []).extend(texts)
+        name = names[os.path.normpath(name)]  # ./a.jpg and a.jpg are one image
+        captions.setdefault(name, {}).update(dict.fromkeys(texts))
+        n_texts += len(texts)
         if split:
             found = split_name(cell(row.get(split), f"{here} column {split!r}"), here)
             if split_of.setdefault(name, found) != found:
@@ -192,7 +209,8 @@ def group_rows(
                 )
     if empty:
         warnings.warn(f"left out {empty} of {len(rows)} rows of {path}: no image or no caption", stacklevel=3)
-    return captions, split_of
+    warn_of_repeats(n_texts - sum(map(len, captions.values())), path)
+    return {name: list(texts) for name, texts in captions.items()}, split_of
 
 
 def texts_of(value: object, where: str) -> list[str]:

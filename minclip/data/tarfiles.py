@@ -63,7 +63,8 @@ def read_shard(
 ) -> tuple[list[Record], list[str]]:
     """(the records of a shard, in its order; the keys of samples without image or caption).
 
-    first: number of the shard's first record, for the groups of samples without class.
+    first: number of the shard's first record. A sample's group is its number, or its class; classes without
+    names, which may stand beside samples without class, are counted down from -1: so none is a number.
     """
     records, left_out = [], []
     with open(path, "rb") as file:
@@ -82,7 +83,9 @@ def read_shard(
                 raise ValueError(
                     f"{path}/{key} has no .cls: give every sample a class, or remove {CLASSES} beside the shards"
                 )
-            group = first + len(records) if label is None else label
+            group = first + len(records)
+            if label is not None:
+                group = label if captions_of_class else -1 - label
             records.append(Record(name, partial(open_member, str(path), *image, key), captions, group))
     return records, left_out
 
@@ -101,7 +104,7 @@ def captions_of(
             lines = texts_of(row.get(column), f"column {column!r}")
         else:
             lines = captions_of_class[label] if label is not None else ()
-        if label is not None and captions_of_class and not 0 <= label < len(captions_of_class):
+        if label is not None and captions_of_class and label >= len(captions_of_class):
             raise IndexError
     except IndexError:
         raise ValueError(
@@ -111,6 +114,8 @@ def captions_of(
         raise ValueError(
             f"{where} has a damaged .txt, .json or .cls: {error}; fetch the shard again"
         ) from error
+    if label is not None and label < 0:
+        raise ValueError(f"{where} has the class {label}: classes are numbered from 0, correct its .cls")
     return tuple(line.strip() for line in lines if line.strip()), label
 
 

@@ -131,8 +131,8 @@ def save_gpt2(
     folder, config = Path(folder), model.config
     if config.positions != "learned" or not config.norm_first:
         raise ValueError(
-            f"GPT-2 has learned positions and LayerNorms first; this model has positions={config.positions!r}, "
-            f"norm_first={config.norm_first}"
+            f"this model has positions={config.positions!r} and norm_first={config.norm_first}, GPT-2 has 'learned' "
+            "and True: train one with --model.positions learned --model.norm_first true"
         )
     rows = prefixed(gpt2_rows(config.n_layers), theirs="transformer.")
     weights = export_weights(model.state_dict(), rows if config.tied else [*rows, HEAD], "the model")

@@ -15,10 +15,18 @@ Key = tuple[int, int]  # (epoch, index): what a dataset needs to draw an item ag
 
 
 def epoch_order(n_items: int, seed: int, epoch: int, neighbours: int = 1) -> list[int]:
-    """A permutation of the items in which runs of `neighbours` items stay together."""
+    """A permutation of the items in which runs of `neighbours` items stay together and begin at its multiples.
+
+    Where `neighbours` does not divide n_items, the last run is short. Items of the run that comes last in the
+    permutation fill its place up, so that no other run is shifted over the border between two batches.
+    """
     starts = list(range(0, n_items, neighbours))
     random.Random(f"{seed}/{epoch}").shuffle(starts)
-    return [i for start in starts for i in range(start, min(start + neighbours, n_items))]
+    order = [i for start in starts for i in range(start, min(start + neighbours, n_items))]
+    missing, end = -n_items % neighbours, order.index(n_items - 1) + 1
+    if missing and end < n_items:
+        order[end:] = order[-missing:] + order[end:-missing]
+    return order
 
 
 class Batches:

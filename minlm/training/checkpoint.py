@@ -9,6 +9,7 @@ new one, never half of one. `best/` holds the weights with the best dev metric s
 """
 
 import json
+import math
 import os
 import pickle
 import random
@@ -36,6 +37,24 @@ def replace_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def json_text(values: dict[str, Any], indent: int | None = None) -> str:
+    """An object as JSON, in which NaN and infinity, for which JSON has no form, are null."""
+
+    def finite(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: finite(item) for key, item in value.items()}
+        if isinstance(value, list | tuple):
+            return [finite(item) for item in value]
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return json.dumps(finite(values), indent=indent, allow_nan=False) + "\n"
+
+
+def write_json(path: Path, values: dict[str, Any]) -> None:
+    """Write an object as `json_text`, whole or not at all."""
+    replace_text(path, json_text(values, indent=2))
 
 
 def save_checkpoint(

@@ -1,12 +1,12 @@
 """One JSON line a step in metrics.jsonl, and a progress bar with what a person wants to see."""
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from tqdm import tqdm
 
+from minlm.training.checkpoint import json_text
 from minlm.training.distributed import rank
 
 
@@ -27,7 +27,7 @@ class Log:
     def write(self, row: dict[str, Any]) -> None:
         """Append one line; flushed, so that a killed run keeps it."""
         rounded = {key: float(f"{v:.6g}") if isinstance(v, float) else v for key, v in row.items()}
-        self.file.write(json.dumps(rounded) + "\n")
+        self.file.write(json_text(rounded))
         self.file.flush()
 
     def step(self, row: dict[str, Any], progress: float) -> None:

@@ -73,11 +73,6 @@ def finished_result(run: Path, config: Any) -> dict:
     return json.loads((run / "result.json").read_text(encoding="utf-8"))
 
 
-def write_result(run: Path, result: dict) -> None:
-    """Write result.json."""
-    replace_text(run / "result.json", json.dumps(result, indent=2) + "\n")
-
-
 def write_report(run: Path) -> Path:
     """The page of a run, from result.json, the pictures, metrics.jsonl, sample.txt and config.json -> its path.
 

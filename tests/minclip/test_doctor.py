@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from minclip.data.dataset import check_pictures
 from minclip.data.records import Record
 from minclip.data.table import TableConfig
 from minclip.doctor import examine, examine_captions, examine_images
@@ -79,6 +80,27 @@ def test_one_damaged_image_of_twenty_is_a_note():
         ("problem", "split dev: 1 of 1 images cannot be decoded; 3.png is broken"),
         ("ok", "0 pictures stand both in train and in dev"),  # two broken ones are not the same picture
     ]
+
+
+@pytest.mark.parametrize("damaged", [None, 0, 39])
+def test_what_training_refuses_of_dev_is_a_problem(damaged):
+    """One damaged image of forty, which training would replace among its own."""
+
+    def picture(i):
+        if i == damaged:
+            raise ValueError(f"{i}.png is broken")
+        return Image.new("RGB", (2, 2), (i, 0, 0))
+
+    records = [Record(str(i), partial(picture, i), ("a",), i) for i in range(40)]
+    [(level, text)] = examine_images({"dev": records})
+    assert ("broken" in text) == (damaged is not None)
+    if level == "problem":
+        with pytest.raises(ValueError, match=f"{damaged}.png is broken"):
+            check_pictures(records)
+    else:
+        check_pictures(records)
+    [(level, _)] = examine_images({"train": records})
+    assert level == ("ok" if damaged is None else "note")
 
 
 def test_one_picture_in_two_splits_is_leakage(folder):

@@ -162,6 +162,17 @@ def test_too_few_images_for_its_fixed_shares(tmp_path):
         read(tmp_path)
 
 
+def test_images_in_another_spelling_are_found(tmp_path):
+    write_kaggle(tmp_path, some(2))
+    write_images(tmp_path, ["000.JPG", "001.jpg"])
+    write_lists(tmp_path, train=["000.jpg", "001.jpg"])
+    with pytest.warns(
+        UserWarning, match="read 1 images by names .* the first is '000.jpg', its file '000.JPG'"
+    ):
+        records = read(tmp_path)["train"]
+    assert [record.open().size for record in records] == [(2, 2)] * 2
+
+
 def test_missing_images_are_counted_and_named(tmp_path):
     write_kaggle(tmp_path, some(9))
     write_images(tmp_path, list(some(4)))
@@ -189,7 +200,7 @@ def test_missing_parts_are_named(tmp_path):
         read(tmp_path)
     write_images(tmp_path, ["other.jpg"])
     with pytest.raises(
-        ValueError, match=r"none of the 3 images .* the 1 files of .*Images'.*first is '000.jpg'"
+        ValueError, match=r"none of the 3 images .* looked for at '.*Images/000.jpg': put Flickr8k's images"
     ):
         read(tmp_path)
 

@@ -66,7 +66,7 @@ def test_images_may_lie_elsewhere_and_some_may_be_missing(tmp_path):
     listed = [image(f"{name}.png", "train", ["x"]) for name in "abc"] + [image("d.png", "val", [])]
     write(path, listed, with_files=False)
     with pytest.raises(
-        ValueError, match=r"none of the 3 images .*'.*a.png': give the folder .* as image_root"
+        ValueError, match=r"none of the 3 images .*'.*a.png': give the folder .* with --data.image_root"
     ):
         read(path)
     with pytest.warns(UserWarning, match="left out 1 images with captions, not in .*images: c.png"):

@@ -36,6 +36,7 @@ def write(path: Path, rows_in_group: int = 2, **columns: list) -> Path:
 def read(path: Path, **fields) -> dict[str, list[Record]]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "left out .* repeated captions")
         return ParquetConfig(path=str(path), **{"dev_fraction": 0.5, **fields}).read()
 
 
@@ -63,7 +64,7 @@ def test_round_trip(tmp_path_factory, rows, names, as_struct, rows_in_group):
     splits = read(write(folder / "pairs.parquet", rows_in_group, **columns))
     expected: dict[int, tuple[str, ...]] = {}
     for number, text in rows:
-        expected[number] = (*expected.get(number, ()), text.strip())
+        expected[number] = tuple(dict.fromkeys((*expected.get(number, ()), text.strip())))
     assert content(splits) == expected
     assert splits.keys() == {"train", "dev"}
     records = [record for members in splits.values() for record in members]
@@ -146,15 +147,15 @@ def test_rows_without_image_or_caption_and_images_of_two_splits(tmp_path):
     [
         (
             {"photo": [b"x"], "text": ["a"]},
-            "has the columns 'photo', 'text', not any of image, .*with image_column",
+            "has the columns 'photo', 'text', not any of image, .*with --data.image_column",
         ),
         (
             {"image": [b"x"], "words": ["a"]},
-            "has the columns 'image', 'words', not any of caption, .*caption_column",
+            "has the columns 'image', 'words', not any of caption, .*with --data.caption_column",
         ),
         (
             {"image": ["a.jpg"], "text": ["a"]},
-            "0000:000000 holds a str in column 'image', not an image's bytes",
+            "0000:000000 holds a str in column 'image', not an image's bytes: name another column with --data.image",
         ),
         (
             {"image": [b"x"], "text": ["a"], "split": ["trian"]},
@@ -199,6 +200,15 @@ def test_captions_of_bytes_are_texts_and_a_column_stands_once(tmp_path):
     write(path, image=[png(1)], caption=arrow)
     with pytest.raises(ValueError, match=r"a.parquet' is not a whole Parquet file: 'utf-8' codec"):
         read(path)
+
+
+def test_repeated_captions_of_an_image_count_once(tmp_path):
+    path = write(
+        tmp_path / "a.parquet", image=[png(1), png(2), png(1)], caption=[["x", "y"], ["x"], ["z", " x"]]
+    )
+    with pytest.warns(UserWarning, match=r"left out 1 repeated captions of .*a\.parquet: .* once"):
+        splits = ParquetConfig(path=str(path), dev_fraction=0.5).read()
+    assert content(splits) == {1: ("x", "y", "z"), 2: ("x",)}
 
 
 def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):

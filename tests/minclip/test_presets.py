@@ -7,9 +7,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.clip import CLIP
+from minclip.data.records import class_captions
 from minclip.presets import PRESETS
 from minclip.text import GPTTextConfig
-from minclip.tokenizer import WordPiece
+from minclip.tokenizer import WordPiece, encode_batch
 from minlm.training.config import from_dict, to_dict
 
 
@@ -38,6 +39,14 @@ def test_the_transform_gives_what_the_tower_takes(name):
         transform = config.image_transform(train)
         assert transform.image_size == config.image.image_size
         assert transform.crops == (train and config.transform.crop_scale[0] < 1)
+
+
+def test_the_class_captions_of_cifar10_fit_into_its_preset():
+    config = PRESETS["vit-distilbert-cifar10"]
+    names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+    captions = [caption for name in names for caption in class_captions(name, config.data.templates)]
+    tokenizer = WordPiece.train(captions, config.text.vocab_size)
+    assert encode_batch(tokenizer, captions, config.text.context_length)[2] == 0
 
 
 @pytest.mark.parametrize("gib", [-1.0, float("nan"), float("inf")])

@@ -4,6 +4,7 @@ import itertools
 import json
 import pickle
 import warnings
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,13 +13,16 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minclip.clip import CLIP
 from minclip.data.cifar10 import Cifar10Config
 from minclip.data.dataset import PairDataset
+from minclip.data.features import with_features
 from minclip.data.records import Record
 from minclip.data.shards import ShardBatches, ShardRecords, ShardsConfig, expand, shard_order
 from minclip.data.tarfiles import read_shard, write_shards
 from minclip.tokenizer import WordPiece
 from minclip.transforms import ImageTransform, TransformConfig
+from tests.minclip.drawn import SMALL
 from tests.minclip.test_tarfiles import draw, encoded, same_picture, write
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 0)
@@ -34,6 +38,7 @@ def make(folder: Path, n: int, shard_size: int = 4) -> list[Path]:
 def read(path: Path, **fields) -> dict[str, ShardRecords]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "counted")
         return ShardsConfig(path=str(path), **fields).read()
 
 
@@ -255,15 +260,87 @@ def test_brace_ranges(tmp_path):
         read(Path(f"{tmp_path}/{{00000..00003}}.tar"))
 
 
+@pytest.fixture
+def counted(monkeypatch) -> list[str]:
+    """The names of the shards that have been gone through."""
+    names = []
+    monkeypatch.setattr(
+        "minclip.data.shards.read_shard",
+        lambda path, *rest: names.append(path.name) or read_shard(path, *rest),
+    )
+    return names
+
+
+def test_samples_are_counted_once(tmp_path, counted):
+    """The count is kept beside the shards, and what is kept already stays."""
+    shards = make(tmp_path, 12)
+    sizes = tmp_path / "sizes.json"
+    sizes.write_text('{"00001.tar": 4, "x.tar": 7}')
+    with pytest.warns(UserWarning, match=f"counted 8 samples in 2 shards, kept in '{sizes}': remove it"):
+        first = ShardsConfig(path=str(tmp_path)).read()
+    assert sorted(counted) == ["00000.tar", "00002.tar"]
+    assert json.loads(sizes.read_text()) == {"x.tar": 7} | {shard.name: 4 for shard in shards}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        second = ShardsConfig(path=str(tmp_path)).read()
+    assert len(counted) == 2
+    assert {split: records.sizes for split, records in second.items()} == {"train": [4, 4], "dev": [4]}
+    assert [records.sizes for records in first.values()] == [records.sizes for records in second.values()]
+
+
+def test_each_folder_keeps_its_own_count(tmp_path):
+    for split, n in (("train", 8), ("dev", 3)):
+        make(tmp_path / split, n)
+        (tmp_path / split / "sizes.json").unlink()
+    with pytest.warns(UserWarning, match="counted") as caught:
+        ShardsConfig(path=str(tmp_path)).read()
+    said = [str(warning.message).partition(":")[0] for warning in caught]
+    assert sorted(said) == [
+        f"counted {told}, kept in '{tmp_path / split / 'sizes.json'}'"
+        for told, split in (("3 samples in 1 shards", "dev"), ("8 samples in 2 shards", "train"))
+    ]
+    assert json.loads((tmp_path / "train" / "sizes.json").read_text()) == {"00000.tar": 4, "00001.tar": 4}
+    assert json.loads((tmp_path / "dev" / "sizes.json").read_text()) == {"00000.tar": 3}
+
+
+def test_a_folder_that_cannot_be_written_is_read(tmp_path, counted, monkeypatch):
+    make(tmp_path, 8)
+    (tmp_path / "sizes.json").unlink()
+
+    def refuse(path, text):
+        raise OSError(30, "Read-only file system", str(path))
+
+    monkeypatch.setattr("minclip.data.shards.replace_text", refuse)
+    for _ in range(2):
+        with pytest.warns(UserWarning, match=r"counted 8 samples in 2 shards, not kept: .*Read-only file"):
+            assert [len(records) for records in ShardsConfig(path=str(tmp_path)).read().values()] == [4, 4]
+    assert len(counted) == 4
+
+
+def test_only_the_first_process_counts(tmp_path, counted, monkeypatch):
+    """The second of two is told."""
+    shards = make(tmp_path, 8)
+    (tmp_path / "sizes.json").unlink()
+    monkeypatch.setattr("minlm.training.distributed.rank", lambda: 1)
+    monkeypatch.setattr("minlm.training.distributed.world", lambda: 2)
+    told = dict.fromkeys(shards, 3)
+    monkeypatch.setattr(
+        "minlm.training.distributed.dist.broadcast_object_list", lambda v: v.__setitem__(0, told)
+    )
+    assert [records.sizes for records in read(tmp_path).values()] == [[3], [3]]
+    assert not counted
+    assert not (tmp_path / "sizes.json").exists()
+
+
 def test_incomplete_samples_are_counted_and_named(tmp_path):
     for k in range(2):
         write(tmp_path / f"{k}.tar", [("a.png", encoded(k)), ("a.txt", b"x"), ("b.png", encoded(k))])
-    with pytest.warns(UserWarning, match=r"left out 1 samples, without image or caption: [01]\.tar/b"):
+    with pytest.warns(UserWarning, match=r"left out 2 samples, .* caption: 0\.tar/b, 1\.tar/b$"):
         assert len(ShardsConfig(path=str(tmp_path)).read()["train"]) == 1
 
 
 @pytest.mark.parametrize("told", [True, False])
-@pytest.mark.filterwarnings("ignore:left out 1 samples")
+@pytest.mark.filterwarnings("ignore:left out 1 samples", "ignore:counted 1 samples")
 def test_a_split_without_samples_is_refused(tmp_path, told):
     write(tmp_path / "0.tar", [("a.png", encoded(0)), ("a.txt", b"x")])
     write(tmp_path / "1.tar", [("b.png", encoded(0))])
@@ -325,6 +402,21 @@ def test_a_damaged_image_is_replaced_and_a_damaged_shard_stops_the_run(tmp_path)
     with pytest.raises(ValueError, match="is not a whole tar file"):
         data[1, 0]
     assert data.damaged.sum() == 1
+
+
+@pytest.mark.parametrize("frozen", [("image",), ("image", "text")])
+def test_shards_are_streamed_past_a_frozen_image_tower(tmp_path, frozen):
+    """Without random views too, for the features of all images may be more than memory holds."""
+    make(tmp_path, 8)
+    image = replace(SMALL.image, trained_blocks=0)
+    known = {"vocab_size": TOKENIZER.vocab_size, "end_id": TOKENIZER.end_id}
+    text = replace(SMALL.text, trained_blocks=0 if "text" in frozen else -1, **known)
+    transform = ImageTransform(TransformConfig(), image.image_size, train=True)
+    pairs = PairDataset(read(tmp_path, dev_shards=0)["train"], transform, TOKENIZER, 8, seed=0)
+    data = with_features(pairs, CLIP(replace(SMALL, image=image, text=text)))
+    batch = next(ShardBatches(data, 4, seed=0).from_step(0))
+    assert batch["images"].shape == (4, 3, 8, 8)
+    assert ("text_features" in batch) == ("text" in frozen)
 
 
 def test_the_real_cifar10_through_shards(data_root, tmp_path):

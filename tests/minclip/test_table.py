@@ -42,6 +42,7 @@ def read(path: Path, **fields) -> dict[str, list[Record]]:
 def quietly(path: Path, **fields) -> dict[str, list[Record]]:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "left out .* repeated captions")
         return read(path, **fields)
 
 
@@ -52,7 +53,7 @@ def captions_of(splits: dict[str, list[Record]]) -> dict[str, tuple[str, ...]]:
 def grouped(rows: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
     captions: dict[str, tuple[str, ...]] = {}
     for name, text in rows:
-        captions[name] = (*captions.get(name, ()), text.strip())
+        captions[name] = tuple(dict.fromkeys((*captions.get(name, ()), text.strip())))
     return captions
 
 
@@ -153,13 +154,63 @@ def test_the_first_usual_name_wins(tmp_path):
 def test_columns_found_are_named(tmp_path, options):
     path = write(tmp_path, "photo;caption\na.png;a dog\n")
     wanted = "not 'picture'" if options else "not any of image, image_path"
-    with pytest.raises(ValueError, match=f"has the columns 'photo', 'caption', {wanted}.* with image_column"):
+    with pytest.raises(
+        ValueError, match=f"has the columns 'photo', 'caption', {wanted}.* with --data.image_column"
+    ):
         read(path, **options)
     path = write(tmp_path, "photo\timage\na.png\ta dog\n")
-    with pytest.raises(ValueError, match=r"'photo', 'image', not any of caption, .*with caption_column"):
+    with pytest.raises(
+        ValueError, match=r"'photo', 'image', not any of caption, .*with --data.caption_column"
+    ):
         read(path)
     with pytest.raises(ValueError, match=r"has the columns \(none\)"):
         read(write(tmp_path, ""))
+
+
+@pytest.mark.parametrize(
+    "first, separator",
+    [("a.png,a dog", ","), ("a dog;a.PNG", ";"), ("sub/a.jpeg\ta dog, big", "\t"), ("C:\\a.webp|x", "|")],
+)
+@pytest.mark.parametrize("options", [{}, {"image_column": "a.png", "caption_column": "a dog"}])
+def test_a_table_without_column_names_keeps_its_first_row(tmp_path, first, separator, options):
+    path = write(tmp_path, f"{first}\nb.png,a cat\n")
+    with pytest.raises(
+        ValueError,
+        match=r"table.csv' begins with the image '.*', not with column names: add a first line such as",
+    ) as caught:
+        read(path, **options)
+    assert "\n" not in str(caught.value)
+    assert str(caught.value).endswith(f"such as {f'image{separator}caption'!r}")
+
+
+def test_a_column_may_be_called_like_an_image(tmp_path):
+    path = write(tmp_path, "image,caption,b.png,split\na.png,x,y,train\n")
+    assert captions_of(quietly(path)) == {"a.png": ("x",)}
+
+
+def test_repeated_captions_of_an_image_count_once(tmp_path):
+    rows = ["a.png,x", "b.png,x", "./a.png, x ", "a.png,X", "b.png,y"]
+    path = write(tmp_path, "\n".join(["image,caption,split", *(f"{row},train" for row in rows)]))
+    with pytest.warns(UserWarning, match=f"left out 1 repeated captions of {path}: .* once"):
+        assert captions_of(read(path)) == {"a.png": ("x", "X"), "b.png": ("x", "y")}
+    path.write_text('{"image": "a.png", "captions": ["x", "y", "x"], "split": "train"}')
+    with pytest.warns(UserWarning, match="left out 1 repeated captions"):
+        assert captions_of(read(path)) == {"a.png": ("x", "y")}
+
+
+def test_two_spellings_of_one_image_are_one_image(tmp_path):
+    path = write(tmp_path, "image,caption,split\na.png,x,train\n.\\A.png,y,train\nB.png,z,dev\n")
+    with pytest.warns(
+        UserWarning, match=r"read 2 images by names that differ .*; the first is '\.\\\\A.png'"
+    ):
+        splits = read(path)
+    assert {name: captions_of({name: records}) for name, records in splits.items()} == {
+        "train": {"a.png": ("x", "y")},
+        "dev": {"b.png": ("z",)},
+    }
+    path.write_text("image,caption,split\na.png,x,train\nA.png,y,dev\n")
+    with pytest.raises(ValueError, match=r"line 3 puts image 'a.png' in dev, a line above in train"):
+        read(path)
 
 
 def test_the_split_is_drawn_by_image(tmp_path):
@@ -200,7 +251,7 @@ def test_missing_images_are_counted_and_named(tmp_path):
     with pytest.warns(UserWarning, match=r"left out 4 images with captions, not in .*: w.png, x.png, y.png$"):
         assert captions_of(read(path)) == {"a.png": ("x",)}
     with pytest.raises(
-        ValueError, match=r"none of the 5 images .* looked for at '/nowhere/a.png': .*image_root"
+        ValueError, match=r"none of the 5 images .* looked for at '/nowhere/a.png': .*--data.image_root"
     ):
         read(path, image_root="/nowhere")
     with (

@@ -109,6 +109,20 @@ def test_layouts_of_others(tmp_path, format):
     assert left_out == []
 
 
+def test_classes_without_names_and_numbers_of_samples_are_different_groups(tmp_path):
+    """Sample 1 has the class 0, sample 2 the class 1, samples 0 and 3 none."""
+    labels = {"b": b"0", "c": b"1"}
+    members = [(f"{key}.png", encoded(0)) for key in "abcd"] + [(f"{key}.txt", b"x") for key in "abcd"]
+    path = write(tmp_path / "0.tar", members + [(f"{key}.cls", label) for key, label in labels.items()])
+    groups = [record.group for record in read_shard(path, ())[0]]
+    assert len(set(groups)) == 4
+    again = [record.group for record in read_shard(path, (), first=4)[0]]
+    assert [group in groups for group in again] == [False, True, True, False]
+    write(path, [("a.png", encoded(0)), ("a.txt", b"x"), ("a.cls", b"-1")])
+    with pytest.raises(ValueError, match=r"0.tar/a has the class -1: classes are numbered from 0"):
+        read_shard(path, ())
+
+
 def test_incomplete_samples_are_left_out_by_name(tmp_path):
     members = [
         ("a.png", encoded(0)),
@@ -127,7 +141,7 @@ def test_incomplete_samples_are_left_out_by_name(tmp_path):
     "name, content, classes, message",
     [
         ("a.cls", b"2", CLASSES, "0.tar/a has the class 2, classnames.txt beside the shards names 2 classes"),
-        ("a.cls", b"-1", CLASSES, "has the class -1, classnames.txt beside the shards names 2"),
+        ("a.cls", b"-1", CLASSES, "0.tar/a has the class -1: classes are numbered from 0"),
         ("a.cls", b"0", (), "has the class 0, classnames.txt beside the shards names 0 classes"),
         ("a.cls", b"cat", CLASSES, "has a damaged .txt, .json or .cls: invalid literal"),
         ("a.txt", b"caf\xe9", (), "has a damaged .txt, .json or .cls: 'utf-8'"),

@@ -1,5 +1,6 @@
 """Choices among classes and captions equal plain Python loops, ties included; wrong captions are truly wrong."""
 
+import random
 import statistics
 
 import pytest
@@ -76,6 +77,25 @@ def test_questions_ask_in_all_positions_for_all_captions_and_all_images():
     wrong = {choice.split()[0] for question in questions for choice in question.choices} - {"0"}
     assert len(wrong) > 30
     assert questions != caption_questions(records, n_choices=3, seed=1)
+
+
+def test_a_question_draws_few_of_the_groups(monkeypatch):
+    draws = []
+
+    class Counted(random.Random):
+        def getrandbits(self, k: int) -> int:
+            draws.append(k)
+            return super().getrandbits(k)
+
+    monkeypatch.setattr("minclip.zero_shot.random.Random", Counted)
+    records = [record(index, (f"caption {index}",)) for index in range(4000)]
+    assert len(caption_questions(records, 3, most=20)) == 20
+    assert len(draws) < 20 * 40
+
+
+def test_the_only_other_caption_is_found_among_many_groups():
+    records = [record(index, ("b" if index == 17 else "a",)) for index in range(40)]
+    assert [sorted(question.choices) for question in caption_questions(records, 2)] == [["a", "b"]] * 40
 
 
 def test_caption_questions_refuse():

@@ -1,7 +1,5 @@
 """The batch is a function of (seed, step), whoever draws it and wherever the run was resumed."""
 
-import itertools
-
 import pytest
 import torch
 from hypothesis import given
@@ -34,12 +32,24 @@ def drawn(batches, start, count):
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 99), st.integers(0, 5))
 def test_an_epoch_is_a_permutation_in_which_neighbours_stay_together(n_items, neighbours, seed, epoch):
+    """Each run fills one slot of the order; only one run may be divided, to fill the slot of the short one."""
     order = epoch_order(n_items, seed, epoch, neighbours)
     assert sorted(order) == list(range(n_items))
-    for item, following in itertools.pairwise([*order, None]):
-        if (item + 1) % neighbours and item + 1 < n_items:
-            assert following == item + 1
+    slots = {tuple(order[i : i + neighbours]) for i in range(0, n_items, neighbours)}
+    runs = [tuple(range(i, i + neighbours)) for i in range(0, n_items - neighbours + 1, neighbours)]
+    divided = [run for run in runs if run not in slots]
+    assert len(divided) <= (n_items % neighbours > 0), f"{divided} lie in two slots of {order}"
     assert order == epoch_order(n_items, seed, epoch, neighbours)
+
+
+@given(st.integers(1, 9), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
+def test_batches_of_whole_runs_see_every_item(n_runs, neighbours, runs_per_batch, seed):
+    """Whatever does not divide what: over the epochs also the short run at the end of the data is drawn."""
+    runs_per_batch = min(runs_per_batch, n_runs)
+    n_items = n_runs * neighbours + seed % neighbours
+    batches = Batches(Keys(n_items), runs_per_batch * neighbours, seed, neighbours=neighbours)
+    seen = {i for step in range(60 * batches.steps_per_epoch) for _, i in batches.keys(step)}
+    assert seen == set(range(n_items))
 
 
 def test_epochs_and_seeds_differ():

@@ -5,6 +5,7 @@ import math
 import os
 import pickle
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -27,11 +28,40 @@ from minlm.training.checkpoint import (
     save_best,
     save_checkpoint,
     truncate_metrics,
+    write_json,
 )
 
 
 def write_note(folder: Path) -> None:
     (folder / "note.txt").write_text("beside the weights")
+
+
+numbers = st.floats() | st.integers() | st.booleans() | st.none() | st.text(max_size=3)
+objects = st.dictionaries(
+    st.text(max_size=3),
+    st.recursive(
+        numbers, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner)
+    ),
+    max_size=4,
+)
+
+
+@given(objects)
+def test_what_is_written_is_json_whatever_the_numbers(values):
+    """Python's own reader would take NaN too, which no other JSON reader does."""
+
+    def same(read, value):
+        if isinstance(value, dict):
+            return read.keys() == value.keys() and all(same(read[key], value[key]) for key in value)
+        if isinstance(value, list):
+            return len(read) == len(value) and all(map(same, read, value))
+        return read is None if isinstance(value, float) and not math.isfinite(value) else read == value
+
+    with TemporaryDirectory() as name:
+        path = Path(name) / "figures.json"
+        write_json(path, values)
+        read = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(word))
+        assert same(read, values)
 
 
 def save(run: Path, step: int) -> Path:

@@ -1,6 +1,8 @@
 """Windows and pairs: disjoint, complete, never across a split; files that hold the text's ids and nothing else."""
 
+import hashlib
 import re
+import tracemalloc
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
@@ -13,12 +15,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minlm.data import (
+    PIECE,
     ReplyDataset,
     TextFileConfig,
     TokenizedDataset,
     encode_splits,
+    encoded,
     fit_context,
+    pieces,
     split_scenes,
+    text_size,
+    texts_digest,
+    token_counts,
 )
 from minlm.screenplay import ScreenplayConfig, write_scenes
 from minlm.tokenizer import CharTokenizer, train_bpe
@@ -26,6 +34,9 @@ from minlm.training.batches import Batches
 
 seeds = st.integers(0, 10**6)
 contexts = st.integers(1, 7)
+CORPUS = "a 'll b's 'll  ab\n\n  ab \n ba'll ab 11 'es\t\tab  \n" * 3
+BPE = train_bpe(CORPUS, 273)
+BYTES = train_bpe("", 257)
 
 
 def places(context_length: int, more: int, seed: int) -> TokenizedDataset:
@@ -96,6 +107,89 @@ def test_the_files_hold_the_ids_and_are_not_written_twice(train, validation, cha
                 assert splits[split].tolist() == tokenizer.encode(text)
                 assert tokenizer.decode(splits[split].tolist()) == text
         assert {path.name for path in Path(name).iterdir()} == {"train.ids", "validation.ids"}
+
+
+# What the vocabulary has merged, and everything that one of the engines takes for white space.
+BLOCKS = [
+    *"ab' \n1",
+    *"\t\r\v\f\x1c\x1f\x85\xa0\u2003\u2028\u200b",
+    "ab",
+    "ba",
+    "'ll",
+    "'s",
+    "  ",
+    "\n\n",
+    " \n",
+    "é€",
+]
+PIECES = st.lists(st.sampled_from(BLOCKS), min_size=1, max_size=60).map("".join)
+
+
+@given(PIECES, st.integers(1, 9), st.booleans())
+def test_a_text_encoded_in_pieces_has_the_ids_of_the_whole(text, size, characters):
+    """A vocabulary with many merges of white space and words, so that a wrong cut shows."""
+    tokenizer = CharTokenizer(text + "x") if characters else BPE
+    parts = list(pieces(text, size))
+    assert "".join(parts) == text
+    found = [i for part in encoded(text, tokenizer, size) for i in part.tolist()]
+    assert found == tokenizer.encode(text), f"cut into {parts}"
+
+
+@given(st.lists(st.text("abc'é1.", min_size=1, max_size=9), min_size=1), st.integers(1, 40))
+def test_pieces_are_no_longer_than_asked_but_for_a_word(words, size):
+    text = " ".join(words)
+    parts = list(pieces(text, size))
+    assert all(len(part) <= size + 9 for part in parts)
+    assert len(parts) <= -(-len(text) // size)
+
+
+@given(PIECES, st.booleans())
+def test_characters_and_bytes_are_counted_without_decoding(text, characters):
+    tokenizer = CharTokenizer(text) if characters else BPE
+    ids = np.array(tokenizer.encode(text), dtype=np.uint32)
+    assert text_size(ids, tokenizer) == (len(text), len(text.encode()))
+
+
+@given(st.text("aé€😀", min_size=1, max_size=9), st.data())
+def test_a_character_counts_where_it_begins(text, data):
+    """Of a text in single bytes, from any of them on."""
+    ids = np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint32)
+    start = data.draw(st.integers(0, len(ids)))
+    first, rest = text_size(ids[:start], BYTES), text_size(ids[start:], BYTES)
+    assert (first[0] + rest[0], first[1] + rest[1]) == (len(text), len(ids))
+    whole = text.encode()[start:].decode("utf-8", "ignore")
+    assert rest == (len(whole), len(ids) - start)
+
+
+@given(st.lists(PIECES, min_size=1, max_size=3))
+def test_the_digest_is_that_of_the_texts_joined(some):
+    texts = {str(i): text for i, text in enumerate(some)}
+    assert texts_digest(texts) == hashlib.sha256("\0".join(some).encode()).hexdigest()
+
+
+@pytest.mark.parametrize("n_ids", [0, 1, PIECE, PIECE + 1])
+def test_ids_are_counted_in_every_piece(n_ids):
+    ids = np.arange(n_ids, dtype=np.uint32) % 7
+    assert token_counts(ids, 9).tolist() == [np.count_nonzero(ids == i) for i in range(9)]
+
+
+def test_never_are_all_ids_held_at_once(tmp_path):
+    """A text of two million characters in pieces: only one piece's ids are a list at a time."""
+    text = "a bc def " * 230_000
+    tokenizer = CharTokenizer(text)
+    tracemalloc.start()
+    try:
+        encode_splits({"train": text}, tokenizer, tmp_path)
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < 4 * len(text), f"{peak / len(text):.1f} bytes of memory per character"
+
+
+def test_ids_that_cannot_be_written_leave_no_file(tmp_path):
+    with pytest.raises(ValueError, match="is not among the 3 characters"):
+        encode_splits({"train": "abcd"}, CharTokenizer("abc"), tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize(

@@ -3,15 +3,17 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from minlm.data import TextFileConfig
 from minlm.doctor import examine, examine_leakage
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
-from minlm.screenplay import bigram_floor, unigram_floor
+from minlm.runs import make_tokenizer
 from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
+from minlm.tasks import Continuation, Replies
 from minlm.tokenizer import CharTokenizer
 from minlm.training.state import TrainConfig
 
@@ -36,6 +38,12 @@ def findings(tmp_path, text, model=None, **changes):
     return list(examine(config)), config
 
 
+def task_of(config, tokenizer, texts):
+    if isinstance(config.model, Seq2SeqConfig):
+        return Replies(config, tokenizer, texts)
+    return Continuation(config, tokenizer, {name: np.array(tokenizer.encode(t)) for name, t in texts.items()})
+
+
 def told(found, part):
     """The one finding with these words in it."""
     [finding] = [(level, text) for level, text in found if part in text]
@@ -55,10 +63,12 @@ def test_nothing_is_wrong_with_a_good_script(tmp_path, model):
         told(found, f"split {name}: {len(text):,} characters")
     script = parse_script(texts["train"])
     told(found, f"a script of {len(script.scenes)} scenes, {len(script.turns)} turns, 2 characters")
-    floors = [floor(texts["train"], texts["validation"]) for floor in (bigram_floor, unigram_floor)]
-    told(found, f"bigrams {floors[0]:.3f}, unigrams {floors[1]:.3f}")
-    n = len(set("".join(texts.values()))) + (3 if model else 0)
-    told(found, f"ln({n}) = {math.log(n):.3f} nats a token")
+    tokenizer = make_tokenizer(config, texts)
+    losses = task_of(config, tokenizer, texts).baselines()
+    told(found, f"(unigrams) {losses['unigram']:.3f}, of their pairs (bigrams) {losses['bigram']:.3f}")
+    n = tokenizer.vocab_size
+    told(found, f"in nats per character at chance {losses['chance']:.3f}")
+    told(found, f"ln({n}) = {math.log(n):.3f} nats per token")
     n_items = len(reply_pairs(script)) if model else (len(texts["train"]) - 32) // 32  # windows of 32
     assert f"at most 100 steps, {100 / (n_items // 4):.1f} epochs" in told(found, "at most 100 steps")[1]
 

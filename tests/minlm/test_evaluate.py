@@ -1,6 +1,8 @@
 """What a text costs, against one forward pass a token, and the windows it is read in."""
 
 import math
+from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -9,10 +11,13 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
+from minlm import evaluate
 from minlm.data import ReplyDataset
 from minlm.evaluate import (
     Cost,
+    baselines,
     next_token_loss,
+    pair_counts,
     random_batches_loss,
     reply_cost,
     reply_loss,
@@ -20,6 +25,7 @@ from minlm.evaluate import (
     text_cost,
 )
 from minlm.lm import LMConfig, TransformerLM
+from minlm.screenplay import ScreenplayConfig, floor_of
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
 from minlm.tokenizer import CharTokenizer, train_bpe
 from tests.minlm.test_lm import language_model, lm_configs
@@ -145,6 +151,62 @@ def test_the_peers_estimate_needs_a_whole_window():
     model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3, context_length=5))
     with pytest.raises(ValueError, match="5 tokens do not fill a window of 5: give a longer text"):
         random_batches_loss(model, np.zeros(5, dtype=int), 2, 0)
+
+
+id_lists = st.lists(st.integers(0, 4), min_size=1, max_size=30)
+
+
+def following(targets, first=0):
+    return np.array([first, *targets[:-1]]), np.array(targets)
+
+
+@given(id_lists, id_lists, st.integers(5, 40))
+def test_the_baselines_are_their_equations(train, validation, vocab_size):
+    counts, pairs = Counter(train), Counter(pairwise([0, *train]))
+
+    def unigram(w):
+        return (counts[w] + len(counts) / vocab_size) / (len(train) + len(counts))
+
+    def bigram(v, w):
+        after = [n for (first, _), n in pairs.items() if first == v]
+        kinds = len(after) or 1
+        return (pairs[v, w] + kinds * unigram(w)) / (sum(after) + kinds)
+
+    found = baselines(following(train), following(validation), vocab_size, 7)
+    assert found == {
+        "chance": pytest.approx(len(validation) * math.log(vocab_size) / 7),
+        "unigram": pytest.approx(-sum(math.log(unigram(w)) for w in validation) / 7),
+        "bigram": pytest.approx(-sum(math.log(bigram(*pair)) for pair in pairwise([0, *validation])) / 7),
+    }
+
+
+@given(id_lists, st.integers(0, 6))
+def test_the_baselines_are_distributions(train, v):
+    """After every token, also one that training lacks, the probabilities of all ids sum to one."""
+    losses = [baselines(following(train), (np.array([v]), np.array([w])), 7, 1) for w in range(7)]
+    for name in losses[0]:
+        assert math.fsum(math.exp(-loss[name]) for loss in losses) == pytest.approx(1), name
+
+
+@given(id_lists, st.integers(1, 9))
+def test_pairs_are_counted_in_every_part(targets, size):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(evaluate, "PAIRS", size)
+        codes, counts = pair_counts(following(targets), 5)
+    expected = Counter(5 * v + w for v, w in pairwise([0, *targets]))
+    assert dict(zip(codes.tolist(), counts.tolist(), strict=True)) == expected
+    assert codes.tolist() == sorted(expected)
+
+
+@pytest.mark.parametrize("vocab_size", [0, 400])
+def test_no_baseline_lies_above_a_model_that_knows_nothing(vocab_size):
+    """Whatever the tokens: bigrams of characters lose to chance where the tokens are long."""
+    texts = ScreenplayConfig(n_scenes=20, validation_scenes=4).read()
+    train, validation = texts["train"], texts["validation"]
+    tokenizer = train_bpe(train, vocab_size) if vocab_size else CharTokenizer(train + validation)
+    sides = [following(tokenizer.encode(text)) for text in (train, validation)]
+    losses = baselines(*sides, tokenizer.vocab_size, len(validation))
+    assert floor_of(validation) < losses["bigram"] < losses["unigram"] < losses["chance"]
 
 
 lines = st.text("aé€", min_size=1, max_size=6)

@@ -26,6 +26,11 @@ def test_lines_are_on_disk_at_once_with_six_digits(log):
     assert lines(log) == [{"step": 3, "loss": 1.23457, "chance": 4.85, "items_per_second": 812.4}]
 
 
+def test_a_gradient_that_overflows_is_null(log):
+    log.step(ROW | {"gradient_norm": float("inf"), "top1": float("nan")}, 0.5)
+    assert lines(log)[0].items() >= {"gradient_norm": None, "top1": None}.items()
+
+
 def test_the_bar_shows_loss_chance_rate_and_progress(log):
     assert log.bar.n == 25
     log.step(ROW, 0.5)

@@ -79,6 +79,11 @@ def test_a_model_that_knows_nothing_has_the_vocabulary_as_its_perplexity(vocab_s
     assert perplexity(total.item() / count) == pytest.approx(vocab_size, rel=1e-5)
 
 
+@pytest.mark.parametrize("nats", [709.0, 710.0, 1e30, math.inf])
+def test_a_diverged_model_has_a_perplexity(nats):
+    assert perplexity(nats) == (math.exp(709.0) if nats == 709 else math.inf)
+
+
 def test_bfloat16_logits_are_summed_in_float32():
     logits, targets, _ = drawn(0, 4, 50, 20)
     rounded = logits.bfloat16()

@@ -159,7 +159,7 @@ def test_export_writes_what_load_gpt2_reads(tmp_path, capsys, monkeypatch):
 
 
 def test_export_refuses_what_gpt2_cannot_be(run, capsys, tmp_path):
-    message = "learned positions" if run.name == "lm" else "is an encoder-decoder"
+    message = "train one with --model.positions learned" if run.name == "lm" else "is an encoder-decoder"
     with pytest.raises(ValueError, match=message):
         said_by(capsys, "export", run, "--to", "hf-gpt2", "--out", tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -154,6 +154,15 @@ def test_attention_maps_show_the_weights(tmp_path, n_heads, panels):
     assert (tmp_path / "maps.png").stat().st_size > 5000
 
 
+def test_of_very_many_heads_the_first_are_shown(tmp_path):
+    weights = torch.randn(70, 2, 2).softmax(-1)
+    figure = attention_maps(weights, ["a", "b"], tmp_path / "maps.png")
+    titles = [axes.get_title() for axes in figure.axes if axes.get_images()]
+    assert titles == [f"head {head}" for head in range(16)]
+    assert "(the first 16 of 70)" in figure.get_suptitle()
+    assert (tmp_path / "maps.png").stat().st_size > 5000
+
+
 def test_self_attention_labels_both_sides_alike(tmp_path):
     figure = attention_maps(np.eye(2)[None], ["a", "b"], tmp_path / "maps.png")
     for labels in (figure.axes[0].get_xticklabels(), figure.axes[0].get_yticklabels()):
@@ -174,7 +183,7 @@ def test_every_token_can_be_seen():
         (
             torch.ones(1, 65, 65),
             ["a"] * 65,
-            r"attention weights \(1, 65, 65\): .* more than 64 heads or tokens",
+            r"attention weights \(1, 65, 65\): .* more than 64 tokens",
         ),
         (torch.ones(0, 2, 2), ["a", "b"], r"attention weights \(0, 2, 2\): no heads"),
     ],

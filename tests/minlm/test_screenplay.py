@@ -32,12 +32,10 @@ from minlm.grammar import (
 )
 from minlm.screenplay import (
     ScreenplayConfig,
-    bigram_floor,
     entropy_rate,
     floor_of,
     log_probability,
     scene_expectations,
-    unigram_floor,
     write_scenes,
     write_screenplay,
 )
@@ -455,37 +453,11 @@ class TestFacts:
         assert any("second promise" in fault for fault in check_facts(self.head + promise + promise))
 
 
-def test_floors_on_a_text_done_by_hand():
-    """train "aab": p(a) = 3/6, p(b) = 2/6, unseen 1/6; after a: (1 + p(a)) / 3 and (1 + p(b)) / 3."""
-    assert unigram_floor("aab", "abc") == pytest.approx(-math.log(3 / 6 * 2 / 6 * 1 / 6) / 3, rel=1e-12)
-    pairs = (3 / 6) * ((1 + 3 / 6) / 3) * ((1 + 2 / 6) / 3) * ((0 + 1 / 6) / 1)
-    assert bigram_floor("aab", "aabc") == pytest.approx(-math.log(pairs) / 4, rel=1e-12)
-
-
-@given(st.text("abc ", min_size=1, max_size=30))
-def test_smoothed_floors_are_those_of_distributions(train):
-    """Probabilities over the seen characters and one unseen sum to one, after every character."""
-    symbols = [*sorted(set(train)), "?"]
-    assert math.fsum(math.exp(-unigram_floor(train, c)) for c in symbols) == pytest.approx(1)
-    for before in symbols:
-        first = unigram_floor(train, before)
-        following = [math.exp(first - 2 * bigram_floor(train, before + c)) for c in symbols]
-        assert math.fsum(following) == pytest.approx(1)
-
-
-def test_floors_lie_in_order():
-    train, validation = ("".join(t for t, _ in part) for part in (SCENES[:300], SCENES[300:]))
-    unigram, bigram = unigram_floor(train, validation), bigram_floor(train, validation)
-    assert floor_of(validation) < bigram < unigram < math.log(len(set(train)) + 1)
-
-
 @pytest.mark.parametrize(
     "call, message",
     [
         (lambda: ScreenplayConfig(n_scenes=0), "n_scenes is 0: pass 1 or more"),
         (lambda: floor_of(""), "an empty text has no floor"),
-        (lambda: unigram_floor("", "a"), "train has 0 characters, validation 1"),
-        (lambda: bigram_floor("a", ""), "train has 1 characters, validation 0"),
         (lambda: check_words("noun", ("sailor", "sail")), "list 'noun': 'sail' begins 'sailor'"),
         (lambda: small_play(0).pool("Q"), "no pool holds the variable 'Q'"),
         (

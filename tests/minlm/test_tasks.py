@@ -1,5 +1,6 @@
 """The two tasks on tiny runs: their loss, their cost, and what they show of a model."""
 
+import copy
 import math
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minlm import tasks
-from minlm.evaluate import reply_cost, text_cost
+from minlm.evaluate import reply_cost, reply_tokens, text_cost
 from minlm.generate import SamplingConfig, beam_search
 from minlm.runs import load
 from minlm.script import parse_script, reply_pairs
@@ -45,7 +46,6 @@ def test_continuing_learns_the_next_token(continuation):
 def test_continuing_is_followed_on_the_whole_validation_text(continuation):
     task, model, tokenizer, texts = continuation
     ids = np.array(tokenizer.encode(texts["validation"]))
-    assert task.texts() == texts
     assert task.cost(model) == text_cost(model, tokenizer, ids)
     assert task.cost(model, stride=3) == text_cost(model, tokenizer, ids, stride=3)
     assert f"{len(ids):,} tokens of validation" in task.describe()
@@ -74,7 +74,6 @@ def test_replying_is_followed_without_smoothing(replies):
     task, model, _, texts = replies
     pairs = reply_pairs(parse_script(texts["validation"]))
     assert len(task.validation) == len(pairs)
-    assert task.texts()["validation"].splitlines() == [reply for _, reply in pairs]
     assert task.cost(model, stride=5) == reply_cost(model, task.validation)
     n_cut = task.dataset.n_cut + task.validation.n_cut
     assert f"{len(pairs)} pairs of validation, {n_cut} of them cut at 80 tokens" in task.describe()
@@ -90,6 +89,29 @@ def test_a_sample_shows_lines_with_both_replies(replies, monkeypatch):
     for (line, reply), text in zip(pairs, shown, strict=False):
         [(best, _)] = beam_search(model, [tokenizer.encode(line)[:80]], 80, 1, tokenizer.end_id)
         assert text.strip() == f"line:   {line}\nmodel:  {tokenizer.decode(best)}\nscript: {reply}".strip()
+
+
+def test_baselines_are_of_what_the_model_is_scored_on(continuation, replies):
+    """A model of zeros is at chance, and the baselines' targets are the model's."""
+    for task, model, tokenizer, _ in (continuation, replies):
+        blank = copy.deepcopy(model)
+        for parameter in blank.parameters():
+            torch.nn.init.zeros_(parameter)
+        losses = task.baselines()
+        cost = task.cost(blank)
+        assert losses["chance"] == pytest.approx(cost.figures()["nats_per_character"], rel=1e-5)
+        assert losses["chance"] == pytest.approx(
+            cost.tokens * math.log(tokenizer.vocab_size) / cost.characters
+        )
+        assert losses["bigram"] < losses["unigram"] < losses["chance"]
+
+
+def test_replies_are_read_from_their_start_to_their_end(replies):
+    task, *_ = replies
+    previous, targets = reply_tokens(task.validation)
+    batch = next(task.validation.batches(len(task.validation)))
+    for found, name in ((previous, "tokens"), (targets, "targets")):
+        assert found.tolist() == batch[name][batch["token_mask"]].tolist()
 
 
 def test_attention_is_drawn(continuation, replies, tmp_path, monkeypatch):

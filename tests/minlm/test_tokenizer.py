@@ -100,6 +100,14 @@ def test_bpe_replaces_what_is_not_utf8(data):
     assert SMALL.decode(list(data)) == data.decode("utf-8", errors="replace")  # ids below 256 are the bytes
 
 
+@given(text=st.text(max_size=60), specials=st.sampled_from([(), ("end",), ("pad", "end", "start")]))
+def test_the_tokens_bytes_joined_are_the_texts(text, specials):
+    for tokenizer in (CharTokenizer(text + "x", specials), BPETokenizer(SMALL.ranks, specials)):
+        assert b"".join(map(tokenizer.token_bytes, tokenizer.encode(text))) == text.encode()
+        named = [getattr(tokenizer, f"{name}_id") for name in specials]
+        assert b"".join(map(tokenizer.token_bytes, named)).decode() == tokenizer.decode(named)
+
+
 @given(text=st.text(max_size=100), other=st.text(max_size=100))
 def test_characters_round_trip(text, other):
     tokenizer = CharTokenizer(text + "x")

@@ -9,10 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
+from minlm import writing
 from minlm.generate import SamplingConfig, beam_search
 from minlm.lm import LMConfig
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tokenizer import CharTokenizer, train_bpe
+from minlm.tokenizer import BPETokenizer, CharTokenizer, train_bpe
 from minlm.writing import cut, stream_text, write, write_best
 from tests.minlm.test_lm import language_model
 from tests.minlm.test_seq2seq import encoder_decoder
@@ -20,7 +21,7 @@ from tests.minlm.test_seq2seq import encoder_decoder
 seeds = st.integers(0, 10**6)
 BPE = train_bpe("aé€ aé€ 😀b 😀b", 262)  # bytes, a few merges of parts of characters, and the end
 LETTERS = "aé€😀b"
-stop_lists = st.lists(st.text(LETTERS, min_size=1, max_size=3), max_size=3)
+stop_lists = st.lists(st.text(LETTERS + "\ufffd", min_size=1, max_size=3), max_size=3)
 
 
 class Parrot(nn.Module):
@@ -70,13 +71,6 @@ def test_a_text_ends_before_the_first_stop_and_streams_as_it_is(text, stops):
         assert all(pieces)
 
 
-@given(st.lists(st.integers(0, 255), max_size=12), stop_lists)
-def test_bytes_that_are_no_text_stream_as_they_are_written(some_bytes, stops):
-    model = parrot([BPE.ranks[bytes([b])] for b in some_bytes])
-    [written] = write(model, BPE, ["b"], greedy, stops)
-    assert "".join(stream_text(model, BPE, "b", greedy, stops)) == written
-
-
 @given(st.text(LETTERS, max_size=12))
 def test_each_character_is_shown_as_soon_as_it_is_whole(text):
     model = parrot([BPE.ranks[bytes([b])] for b in text.encode()])
@@ -100,6 +94,45 @@ def test_no_part_of_a_stop_is_shown_while_its_last_character_is_torn(text, begin
 )
 def test_the_stop_that_is_complete_first_counts(stops, text):
     assert cut("xabcy", stops) == (text, text != "xabcy")
+
+
+@given(st.text(LETTERS, min_size=20, max_size=60), stop_lists, st.booleans())
+def test_the_work_of_a_token_does_not_grow_with_the_text(text, stops, streamed):
+    """Each token is decoded once, and stop strings are sought in the last few characters only."""
+    ids = [BPE.ranks[bytes([b])] for b in text.encode()]
+    decoded, searched = [], []
+
+    class Counting(BPETokenizer):
+        def decode(self, ids):
+            decoded.extend(ids)
+            return super().decode(ids)
+
+        def token_bytes(self, token):
+            decoded.append(token)
+            return super().token_bytes(token)
+
+    def counted_cut(text, stops):
+        searched.append(len(text))
+        return cut(text, stops)
+
+    counting = Counting(BPE.ranks, BPE.specials)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(writing, "cut", counted_cut)
+        model = parrot(ids)
+        if streamed:
+            assert "".join(stream_text(model, counting, "b", greedy, stops)) == first_complete(text, stops)
+        else:
+            assert write(model, counting, ["b"], greedy, stops) == [first_complete(text, stops)]
+    assert len(decoded) <= len(ids)
+    assert max(searched) <= max(map(len, stops), default=1)
+
+
+@given(st.lists(st.integers(0, 255), max_size=12), stop_lists)
+def test_bytes_that_are_no_text_are_written_as_they_decode(some_bytes, stops):
+    model = parrot([BPE.ranks[bytes([b])] for b in some_bytes])
+    expected = first_complete(bytes(some_bytes).decode("utf-8", "replace"), stops)
+    assert write(model, BPE, ["b"], greedy, stops) == [expected]
+    assert "".join(stream_text(model, BPE, "b", greedy, stops)) == expected
 
 
 CHARACTERS = CharTokenizer("ab \n", ("end", "pad", "start"))
