@@ -140,15 +140,16 @@ ALL = Context()  # every position attends to every other
 class MultiHeadAttention(nn.Module):
     """H attentions side by side, each on its own K-wide projection (Vaswani et al. 2017, section 3.2.2).
 
-    in_proj holds the matrices of query, key and value, one below the other. Runs torch's fused kernel where that
-    is faster: `attention()` above in one pass (tests/minlm/test_transformer.py ties the two).
+    Self-attention, or with `cross` attention from x to an encoder's memory. in_proj holds the matrices of query, key
+    and value, one below the other. Runs torch's fused kernel where that is faster: `attention()` above in one pass
+    (tests/minlm/test_transformer.py ties the two).
     """
 
     recorded: list[Tensor] | None = None  # see record_attention
 
-    def __init__(self, config: TransformerConfig):
+    def __init__(self, config: TransformerConfig, cross: bool = False):
         super().__init__()
-        self.n_heads = config.n_heads
+        self.n_heads, self.cross = config.n_heads, cross
         own = config.attention_dropout
         self.dropout = config.dropout if own is None else own
         self.in_proj = nn.Linear(config.d_model, 3 * config.d_model)
@@ -159,18 +160,23 @@ class MultiHeadAttention(nn.Module):
         nn.init.zeros_(self.out_proj.bias)
 
     def forward(self, x: Tensor, context: Context) -> Tensor:
-        """Self-attention: x (B, T, D) -> (B, T, D)."""
-        query, key, value = (self.split_heads(part) for part in self.in_proj(x).chunk(3, dim=-1))
-        if context.rotation is not None:
-            query, key = rotate(query, context.rotation), rotate(key, context.rotation)  # (B, H, T, K) each
-        if context.caches is not None:
-            key, value = context.caches[self].append(key, value)  # (B, H, S, K) each
-        return self.attend(query, key, value, context.mask, context.causal)
+        """x (B, T, D) -> (B, T, D)."""
+        cache = None if context.caches is None else context.caches[self]
+        if self.cross:
+            query, key, value = self.project_across(x, context.memory, cache)  # (B, H, T or S, K) each
+            mask, causal = context.memory_mask, False
+        else:
+            qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, K)
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
+            if context.rotation is not None:
+                query, key = (
+                    rotate(query, context.rotation),
+                    rotate(key, context.rotation),
+                )  # (B, H, T, K) each
+            if cache is not None:
+                key, value = cache.append(key, value)  # (B, H, S, K) each
+            mask, causal = context.mask, context.causal
 
-    def attend(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool = False
-    ) -> Tensor:
-        """query (B, H, T, K), key and value (B, H, S, K), mask as in `attention()` -> (B, T, D)."""
         n_queries, n_keys = query.shape[2], key.shape[2]
         # In bfloat16 on a CPU torch's fused kernel is the slower one (benchmarks/attention.py).
         fused = self.recorded is None and not (query.device.type == "cpu" and query.dtype == torch.bfloat16)
@@ -187,27 +193,27 @@ class MultiHeadAttention(nn.Module):
                 self.recorded.append(weights)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, D)
 
-    def split_heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, T, K)
+    def project_across(self, x: Tensor, memory: Tensor, cache: KeyValueCache | None) -> tuple[Tensor, ...]:
+        """x (B, T, D), memory (B, S, D) -> query (B, H, T, K), key and value (B, H, S, K).
 
-
-class CrossAttention(MultiHeadAttention):
-    """Multi-head attention whose keys and values come from an encoder's memory (Vaswani et al. 2017, section 3.2.3)."""
-
-    def forward(self, x: Tensor, context: Context) -> Tensor:
-        """x (B, T, D) -> (B, T, D). The memory does not change: a cache has it projected once."""
+        The memory does not change, so a cache has it projected once.
+        """
         d_model = x.shape[-1]
-        weights, biases = (p.split([d_model, 2 * d_model]) for p in self.in_proj.parameters())
-        query = self.split_heads(F.linear(x, weights[0], biases[0]))  # (B, H, T, K)
-        cache = None if context.caches is None else context.caches[self]
+        (w_query, w_memory), (b_query, b_memory) = (
+            parameter.split([d_model, 2 * d_model]) for parameter in (self.in_proj.weight, self.in_proj.bias)
+        )
+        query = (
+            F.linear(x, w_query, b_query).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
+        )  # (B, H, T, K)
         if cache is not None and cache.length:
-            key, value = cache.keys, cache.values  # (B, H, S, K) each
-        else:
-            projected = F.linear(context.memory, weights[1], biases[1])  # (B, S, 2 D)
-            key, value = (self.split_heads(part) for part in projected.chunk(2, dim=-1))
-            if cache is not None:
-                key, value = cache.append(key, value)  # (B, H, S, K) each
-        return self.attend(query, key, value, context.memory_mask)
+            return query, cache.keys, cache.values
+        projected = F.linear(memory, w_memory, b_memory).unflatten(
+            -1, (2, self.n_heads, -1)
+        )  # (B, S, 2, H, K)
+        key, value = projected.permute(2, 0, 3, 1, 4)  # (B, H, S, K) each
+        if cache is not None:
+            cache.append(key, value)
+        return query, key, value
 
 
 @contextmanager
@@ -268,7 +274,7 @@ class Block(nn.Module):
         self.attention = MultiHeadAttention(config)
         if cross_attention:
             self.norm_cross = nn.LayerNorm(config.d_model, config.norm_eps)
-        self.cross_attention = CrossAttention(config) if cross_attention else None
+        self.cross_attention = MultiHeadAttention(config, cross=True) if cross_attention else None
         self.norm2 = nn.LayerNorm(config.d_model, config.norm_eps)
         self.mlp = MLP(config)
 
@@ -306,7 +312,7 @@ class Transformer(nn.Module):
         return self.norm(x)  # (B, T, D)
 
 
-class Caches(dict[nn.Module, KeyValueCache]):
+class Caches(dict[MultiHeadAttention, KeyValueCache]):
     """An empty cache for each attention layer of a Transformer: {layer: KeyValueCache}.
 
     capacity: positions of text; memory_length: positions of an encoder's memory, for cross-attention.
@@ -317,7 +323,7 @@ class Caches(dict[nn.Module, KeyValueCache]):
         heads, head_size = transformer.config.n_heads, transformer.config.head_size
         for layer in transformer.modules():
             if isinstance(layer, MultiHeadAttention):
-                length = memory_length if isinstance(layer, CrossAttention) else capacity
+                length = memory_length if layer.cross else capacity
                 self[layer] = KeyValueCache(batch, length, heads, head_size, layer.out_proj.weight)
 
     @property
@@ -328,5 +334,5 @@ class Caches(dict[nn.Module, KeyValueCache]):
     def clear(self) -> None:
         """Forget the text; the memory does not change and stays."""
         for layer, cache in self.items():
-            if not isinstance(layer, CrossAttention):
+            if not layer.cross:
                 cache.length = 0

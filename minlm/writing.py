@@ -3,7 +3,7 @@
 import codecs
 from collections.abc import Iterator, Sequence
 
-from minlm.generate import Model, Reader, SamplingConfig, beam_search, sample, stream
+from minlm.generate import DecodingState, Model, SamplingConfig, beam_search, sample, stream
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 
 Tokenizer = CharTokenizer | BPETokenizer
@@ -53,7 +53,7 @@ def write(
     ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
     growing = [GrowingText(tokenizer, stops) for _ in prompts]
     pieces = [[] for _ in prompts]
-    for step in sample(Reader(model, ids, tokenizer.end_id), config):
+    for step in sample(DecodingState(model, ids, tokenizer.end_id), config):
         for row, token in step:
             pieces[row].append(growing[row].add(token))
         if all(growing[row].stopped for row, _ in step):

@@ -160,7 +160,9 @@ def test_relevance_for_a_caption_is_by_the_cosines_gradient(pool, frozen):
     def cosines(weights):
         """(B) of any attention weights (B, H, T, T) in place of the layer's own."""
         attend, x = block.attention, seen["x"]
-        looked = weights @ attend.split_heads(attend.in_proj(block.norm1(x)).chunk(3, dim=-1)[2])
+        looked = weights @ attend.in_proj(block.norm1(x)).unflatten(-1, (3, attend.n_heads, -1))[
+            :, :, 2
+        ].transpose(1, 2)
         x = x + attend.out_proj(looked.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm2(x))
         return (model.project_image(tower.pool(tower.transformer.norm(x))) * texts).sum(dim=1)

@@ -151,7 +151,7 @@ def test_dropout_falls_on_both_embeddings():
     tokens = words(256, 0, 1, 5)
     memory = model.encode(tokens)
     assert not torch.equal(memory, model.encode(tokens))
-    assert not torch.equal(model.features(tokens, memory), model.decode(tokens, memory))
+    assert not torch.equal(model.features(tokens, memory), model.features(tokens, memory))
     model.eval()
     assert torch.equal(model(tokens, tokens), model(tokens, tokens))
 

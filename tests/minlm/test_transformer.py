@@ -161,13 +161,18 @@ def test_attention_is_the_equation(batch, heads, n_queries, n_keys, seed):
 def test_fused_attention_is_the_written_out_one(batch, n_queries, n_earlier, causal, masked, seed):
     """Whatever the mask, and with earlier keys, where torch's own causal mask would be another one."""
     layer = randomise(MultiHeadAttention(TransformerConfig(d_model=8, n_heads=2)), seed)
-    query = normal(seed + 1, batch, 2, n_queries, 4)
-    key, value = (normal(seed + i, batch, 2, n_earlier + n_queries, 4) for i in (2, 3))
-    mask = random_mask(seed + 4, batch, 1, 1, key.shape[2]) if masked else None
-    fused = layer.attend(query, key, value, mask, causal)
+    earlier, x = normal(seed + 1, batch, n_earlier, 8), normal(seed + 2, batch, n_queries, 8)
+    mask = random_mask(seed + 4, batch, 1, 1, n_earlier + n_queries) if masked else None
+
+    def run() -> torch.Tensor:
+        cache = KeyValueCache(batch, n_earlier + n_queries, 2, 4, x)
+        layer(earlier, Context(caches={layer: cache}))
+        return layer(x, Context(causal=causal, mask=mask, caches={layer: cache}))
+
+    fused = run()
     with record_attention(layer) as weights:
-        written = layer.attend(query, key, value, mask, causal)
-    assert len(weights) == 1
+        written = run()
+    assert len(weights) == 2
     torch.testing.assert_close(fused, written, atol=1e-12, rtol=1e-12)
 
 
