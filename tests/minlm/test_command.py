@@ -374,7 +374,7 @@ def test_neither_costs_a_real_process_its_end(tmp_path):
             stdout=stdout,
             stderr=subprocess.PIPE,
             cwd=ROOT,
-            env={**os.environ, "PYTHONIOENCODING": "ascii:strict"},
+            env={**os.environ, "PYTHONIOENCODING": "ascii:strict", "PYTHONUNBUFFERED": ""},
         )
     assert (done.returncode, done.stderr) == (0, b"")
     assert (tmp_path / "done").exists()
