@@ -91,8 +91,8 @@ class PairDataset(Dataset):
         count, total = int(self.damaged.sum()), len(self.records)
         if count > self.max_corrupt * total or count == total:
             raise ValueError(
-                f"{count} of the {total} images cannot be decoded, max_corrupt is {self.max_corrupt:g}: "
-                f"repair or remove them, or raise it. The last one: {error}"
+                f"{count} of the {total} images cannot be decoded, at most {self.max_corrupt:.0%} may be: "
+                f"repair or remove them. The last one: {error}"
             ) from error
 
     @property

@@ -192,8 +192,11 @@ VIT = {"type": "VisionTransformerConfig"}
         ({"temperature": 0.009}, r"temperature=0.009 must lie in \[0.01, 1\]"),
         ({"temperature": 1.1}, r"temperature=1.1 must lie in \[0.01, 1\]"),
         ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
-        ({"image": VIT | {"n_heads": 5}}, "n_heads=5 does not divide d_model=128"),
-        ({"image": VIT | {"patch_size": [7, 8]}}, "patch_size height 7 does not divide image_size height 64"),
+        ({"image": VIT | {"n_heads": 5}}, "image.n_heads=5 does not divide image.d_model=128"),
+        (
+            {"image": VIT | {"patch_size": [7, 8]}},
+            "image.patch_size height 7 does not divide image.image_size height 64",
+        ),
         ({"image": VIT | {"pool": "max"}}, "image.pool='max' must be one of class, mean, mean_norm, last"),
         ({"text": {"type": "GPTTextConfig", "vocab_size": 0}}, "vocab_size=0 must be at least 1"),
         ({"text": {"type": "BertTextConfig", "end_id": 3}}, "unknown option text.end_id"),

@@ -180,9 +180,9 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         said_by(capsys, "doctor", *small)
     assert "     ok: " in capsys.readouterr().out
     with pytest.raises(SystemExit) as bad:
-        said_by(capsys, "doctor", *small, "--train.batch_size", "302")
+        said_by(capsys, "doctor", *small, "--steps", "4")
     assert (good.value.code, bad.value.code) == (0, 1)
-    assert "problem: batch_size=302 is more than the 300 training images" in capsys.readouterr().out
+    assert "problem: at most 4 steps, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
