@@ -53,9 +53,8 @@ def embed_folder(
     ValueError where no image can be decoded.
     """
     beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    cache = (
-        beside / CACHE_NAME / f"{hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:16]}.safetensors"
-    )
+    name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
+    cache = beside / CACHE_NAME / f"{name}.safetensors"
     digest = image_digest(model, transform)
     kept = read_cache(cache, digest)
     key_of = {path: file_key(folder, path) for path in paths}

@@ -150,6 +150,7 @@ def test_the_model_runs_on_the_device_asked_for(command, device, gpu, tiny_run, 
     """With the calls replaced that a GPU would answer: auto takes one where there is one."""
     moved = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     to = torch.nn.Module.to
 
     def record(model, device):
