@@ -40,7 +40,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         advice = ", too few to see much: use a smaller patch_size or larger images" if few else ""
         yield "problem" if few else "ok", f"the image tower sees {n} patches{advice}"
     yield from examine_schedule(config.train, len(splits["train"]), "training images")
-    size = config.train.batch_size
+    size = min(config.train.batch_size, len(splits["train"]))
     chance = f"ln({size}) = {log(size):.3f}"
     yield "ok", f"the loss of a model that knows nothing is {chance}: a run that stays there does not learn"
     yield from examine_images(splits)

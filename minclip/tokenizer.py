@@ -214,6 +214,20 @@ class WordPiece:
             start = end
         return ids
 
+    def unfamiliar(self, text: str) -> list[str]:
+        """Words of the text that are [UNK] or have two or more tokens of at most two characters on average.
+
+        The captions that the vocabulary was made from have such words rarely or never. Each is listed once, in
+        order; punctuation and symbols are not words here.
+        """
+        words = dict.fromkeys(word for chunk in remove_controls(text).split() for word in split_words(chunk))
+        spelled = {word: self._word_ids(word) for word in words if word[0].isalnum()}
+        return [
+            word
+            for word, ids in spelled.items()
+            if ids == [self.unk_id] or (len(ids) > 1 and len(word) <= 2 * len(ids))
+        ]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a row up to its first end id: words between spaces ("hi !"), pads left out, [UNK] as such."""
         words = []

@@ -129,7 +129,7 @@ def test_a_run_is_not_continued_with_another_text(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_computed_here_leaves_no_folder(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
+    with pytest.raises(ValueError, match=r"--train.precision fp16 needs a GPU"):
         train(monkeypatch, "--train.precision", "fp16", "--train.device", "cpu", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 

@@ -29,7 +29,8 @@ def tokenizer_beside(source: WeightFile, vocabulary: str | Path | None) -> Token
         return read_tokenizer_json(source.folder / TOKENIZER_JSON)
     raise ValueError(
         f"{len(found)} vocabularies beside {source.path}: put one of {', '.join(names)}, {TOKENIZER_JSON} there, or "
-        f"name the file (vocabulary=)"
+        "name the file (--vocabulary; in Python vocabulary=). Without one, minclip.pretrained.load_clip_model, "
+        "load_image_tower and load_text_tower give the model or a tower alone"
     )
 
 

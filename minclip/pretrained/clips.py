@@ -126,6 +126,5 @@ def is_published(path: str | Path) -> bool:
 
 
 def is_run_config(folder: Path) -> bool:
-    """Whether the folder's config.json is that of a run: it has the options of a CLIPConfig."""
-    source = WeightFile(folder / "config.json", {})
-    return {"image", "text", "embed_dim"} <= source.read_json("config.json").keys()
+    """Whether the folder's config.json is that of a run: it says how the model was trained."""
+    return "train" in WeightFile(folder / "config.json", {}).read_json("config.json")

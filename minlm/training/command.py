@@ -228,6 +228,12 @@ def checkpoint_parser(command: Callable, package: str) -> OneLineParser:
     return parser
 
 
+def add_device(parser: OneLineParser) -> None:
+    """Add --device to a command that runs a model."""
+    names = ("auto", "cpu", "cuda", "mps")
+    parser.add_argument("--device", choices=names, default="auto", help="auto: a GPU where there is one")
+
+
 def call_command(commands: dict[str, Callable[[list[str]], None]], description: str) -> None:
     """The command that the first word names, with the words after it; the description where there is none."""
     name, *arguments = sys.argv[1:] or ["--help"]

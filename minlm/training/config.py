@@ -18,6 +18,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from minlm.training.checkpoint import replace_text
 from minlm.training.files import has_content
 
+# An option that the configs of one kind of run have, and what to say where another kind is asked for.
+OWNERS = {
+    "model": "of a language model's run: use train_lm.py or python -m minlm",
+    "image": "of a CLIP's run: use train_clip.py or python -m minclip",
+}
+
 
 def field_help(cls: type) -> dict[str, str]:
     """{field: help} from the `name: text` lines in the docstrings of a dataclass and its bases."""
@@ -187,6 +193,9 @@ def load_config(cls: type, path: Path) -> Any:
         raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
+    for name, owner in OWNERS.items():
+        if isinstance(values, dict) and name in values and name not in get_type_hints(cls):
+            raise ValueError(f"{path} is {owner}")
     try:
         return from_dict(cls, values)
     except ValueError as error:

@@ -204,6 +204,26 @@ def test_wordpiece_decode(small):
     assert small.decode(torch.tensor([small.pad_id, *tail, small.pad_id])) == "man"
 
 
+@given(st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=1, max_size=20))
+def test_no_word_is_unfamiliar_that_training_saw_twice(words):
+    """Pairs that occur twice are merged while there is room: what occurs twice becomes one token."""
+    tokenizer = WordPiece.train(words * 2, 10_000)
+    assert tokenizer.unfamiliar(" ".join(words)) == []
+
+
+def test_words_spelled_from_letters_are_unfamiliar():
+    pieces = ["red", "circle", "c", "d", "##a", "##t", "##ot", "##o", "##ing", "##g", "paint", "!", "犬"]
+    tokenizer = WordPiece([*SPECIAL_TOKENS, *pieces])
+    text = "Red CAT, cat (dot)! painting dog zebra 犬 猫 ? $"
+    assert tokenizer.unfamiliar(text) == ["cat", "dot", "dog", "zebra", "猫"]
+    assert tokenizer.unfamiliar("red circle painting! ...") == []
+
+
+def test_common_words_are_familiar_to_bert(bert):
+    assert bert.unfamiliar("A photo of an elephant, two zebras and a skateboard near Paris.") == []
+    assert bert.unfamiliar("a photo of a xqzvk") == ["xqzvk"]
+
+
 def test_bert_known_ids(bert):
     assert (bert.vocab_size, bert.pad_id, bert.unk_id, bert.start_id, bert.end_id) == (
         30522,

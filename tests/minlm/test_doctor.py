@@ -173,5 +173,5 @@ def test_a_model_that_cannot_be_made_is_a_problem(tmp_path, positions, message):
 def test_a_precision_that_the_machine_lacks_is_a_problem(tmp_path):
     train = TrainConfig(steps=100, batch_size=4, device="cpu", precision="fp16")
     assert problems(findings(tmp_path, "\n".join(GOOD), train=train)[0]) == [
-        "precision=fp16 needs a GPU: use bf16 or float32 on a CPU"
+        "--train.precision fp16 needs a GPU: use bf16 or float32 on a CPU"
     ]
