@@ -11,6 +11,7 @@ from minlm.pretrained.facts import complete, expect, option
 from minlm.pretrained.weight_files import WeightFile, read_object
 
 TOKENIZER_JSON = "tokenizer.json"  # Hugging Face's newer folders have their vocabulary in nothing else
+BERT_NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
 RESAMPLE = {2: "bilinear", 3: "bicubic"}  # Pillow's numbers
 
 
@@ -34,18 +35,23 @@ def tokenizer_beside(source: WeightFile, vocabulary: str | Path | None) -> Token
 
 
 def read_tokenizer_json(path: Path) -> Tokenizer:
-    """CLIP's BPE or BERT's uncased WordPiece from a tokenizer.json; ValueError for anything else."""
+    """CLIP's BPE or BERT's WordPiece from a tokenizer.json; ValueError for anything else."""
     saved = read_object(path)
     model, normalizer = saved.get("model") or {}, saved.get("normalizer") or {}
     try:
         if model.get("type") == "BPE" and model["end_of_word_suffix"] == "</w>":
             pairs = [tuple(pair.split(" ") if isinstance(pair, str) else pair) for pair in model["merges"]]
             return ClipBPE(pairs[:N_MERGES])
-        if model.get("type") == "WordPiece" and normalizer["lowercase"]:
-            return WordPiece(sorted(model["vocab"], key=model["vocab"].__getitem__))
+        if model.get("type") == "WordPiece" and BERT_NORMALIZER.items() <= normalizer.items():
+            lower_case, strip_accents = normalizer["lowercase"], normalizer["strip_accents"]
+            tokens = sorted(model["vocab"], key=model["vocab"].__getitem__)
+            if list(map(model["vocab"].get, tokens)) != list(range(len(tokens))):
+                raise ValueError(f"its ids are not 0 to {len(tokens) - 1}")
+            if type(lower_case) is bool and strip_accents in (None, lower_case):
+                return WordPiece(tokens, lower_case)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
-    raise ValueError(f"{path} is of another tokenizer than CLIP's BPE and BERT's uncased WordPiece")
+    raise ValueError(f"{path} is of another tokenizer than CLIP's BPE and BERT's WordPiece")
 
 
 def transform_beside(source: WeightFile) -> TransformConfig:

@@ -205,11 +205,25 @@ def test_the_vocabulary_lies_beside_or_is_given(tmp_path):
         load_clip(tmp_path)
     assert load_clip(tmp_path, words)[1].digest == WORDS.digest
     tokens = {token: i for i, token in enumerate(WORDS.tokens)}
-    saved = {"normalizer": {"lowercase": True}, "model": {"type": "WordPiece", "vocab": tokens}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    normalizer |= {"lowercase": True, "strip_accents": None}
+    saved = {"normalizer": normalizer, "model": {"type": "WordPiece", "vocab": tokens}}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(saved))
     assert load_clip(tmp_path)[1].digest == WORDS.digest
-    (tmp_path / "tokenizer.json").write_text(json.dumps(saved | {"normalizer": {"lowercase": False}}))
-    with pytest.raises(ValueError, match="is of another tokenizer"):
+    path.write_text(json.dumps(saved | {"normalizer": normalizer | {"lowercase": False}}))
+    assert not load_clip(tmp_path)[1].lower_case
+    for change in (
+        {"strip_accents": False},
+        {"type": "Sequence"},
+        {"lowercase": "yes"},
+        {"clean_text": False},
+    ):
+        path.write_text(json.dumps(saved | {"normalizer": normalizer | change}))
+        with pytest.raises(ValueError, match="is of another tokenizer"):
+            load_clip(tmp_path)
+    path.write_text(json.dumps(saved | {"model": {"type": "WordPiece", "vocab": tokens | {"the": 90}}}))
+    with pytest.raises(ValueError, match=r"tokenizer.json is damaged \(its ids are not 0 to 35\)"):
         load_clip(tmp_path)
     WordPiece([*WORDS.tokens, "more"]).save(tmp_path)
     with pytest.raises(
