@@ -143,11 +143,15 @@ def drop_patches(x: Tensor, share: float, n_extra: int) -> Tensor:
     return torch.cat([x[:, :n_extra], x[:, n_extra:].gather(1, kept)], dim=1)  # (B, T', D)
 
 
-def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+def resize_positions(
+    positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False
+) -> Tensor:
     """Position vectors for another grid of patches (Dosovitskiy et al. 2021, section 3.2).
 
     positions (T, D) for old_grid (rows, columns), with any extra tokens (class) first -> (T', D) for new_grid.
-    Bicubic in float32; the extra tokens are kept; the identity where the grids are equal.
+    Bicubic in float32; the extra tokens are kept; the identity where the grids are equal. antialias: as in timm and
+    open_clip, which average what they shrink and take Keys' cubic with a = -0.5; without, as in Hugging Face's
+    models, each new position comes from its 16 nearest old ones, with a = -0.75.
     Raises ValueError where the table is smaller than the old grid.
     """
     n_extra = len(positions) - old_grid[0] * old_grid[1]
@@ -159,6 +163,6 @@ def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tup
         return positions
     extra, grid = positions[:n_extra], positions[n_extra:]
     picture = grid.float().T.reshape(1, -1, *old_grid)  # (1, D, rows, columns)
-    picture = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False)
+    picture = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
     resized = picture.flatten(2)[0].T.to(positions.dtype)  # (N', D)
     return torch.cat([extra, resized])  # (T', D)

@@ -8,7 +8,7 @@ from minclip.clip import CLIP, CLIPConfig
 from minclip.pretrained import huggingface, native
 from minclip.pretrained.beside import tokenizer_beside, transform_beside
 from minclip.pretrained.resize import resize_image
-from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, antialiased, plan_tower, read_source
 from minclip.text import GPTTextConfig
 from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
@@ -62,7 +62,7 @@ def build_clip(source: WeightFile, given: dict[str, Any]) -> CLIP:
     tower = {
         name.removeprefix("image_tower."): x for name, x in weights.items() if name.startswith("image_tower.")
     }
-    image, tower = resize_image(plan.config.image, tower, image_size)
+    image, tower = resize_image(plan.config.image, tower, image_size, antialiased(source))
     weights |= {f"image_tower.{name}": x for name, x in tower.items()}
     return filled(on_meta(lambda: CLIP(replace(plan.config, image=image))), weights)
 

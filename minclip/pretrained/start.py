@@ -7,7 +7,14 @@ from torch import Tensor
 
 from minclip.clip import CLIPConfig
 from minclip.pretrained.resize import resize_image, resize_text
-from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, import_tower, plan_tower, read_source
+from minclip.pretrained.towers import (
+    IMAGE_LAYOUTS,
+    TEXT_LAYOUTS,
+    antialiased,
+    import_tower,
+    plan_tower,
+    read_source,
+)
 
 # What a run's config decides although the weights come from a file.
 KEPT = ("weights", "trained_blocks", "lr_factor", "dropout", "patch_dropout", "vocab_digest", "end_id")
@@ -43,7 +50,8 @@ def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
     """(config, weights) of the file that an image tower's config names, at its image_size."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, IMAGE_LAYOUTS, {})
-    found, weights = resize_image(plan.config, import_tower(source, plan), wanted.image_size)
+    weights = import_tower(source, plan)
+    found, weights = resize_image(plan.config, weights, wanted.image_size, antialiased(source))
     return keep(wanted, found), weights
 
 

@@ -24,20 +24,32 @@ class Layout:
 
     anchor: a tensor that this layout has and no other. prefixes: what may stand before its names.
     plan: (file, prefix, given) -> what the file is in our terms.
+    antialias: whether the owner's code averages positions that it shrinks (see `resize_positions`).
     """
 
     name: str
     anchor: str
     prefixes: tuple[str, ...]
     plan: Callable[[WeightFile, str, dict[str, Any]], Plan]
+    antialias: bool = True
 
 
 IMAGE_LAYOUTS = (
     Layout("torchvision's or timm's ResNet", "layer1.0.conv1.weight", ("",), resnet_plan),
     Layout("timm's ViT", "blocks.0.attn.qkv.weight", ("",), timm_plan),
-    Layout("Hugging Face's ViT", "embeddings.patch_embeddings.projection.weight", ("", "vit."), hf_plan),
     Layout(
-        "Hugging Face's CLIP", "embeddings.class_embedding", ("vision_model.", ""), huggingface.vision_plan
+        "Hugging Face's ViT",
+        "embeddings.patch_embeddings.projection.weight",
+        ("", "vit."),
+        hf_plan,
+        antialias=False,
+    ),
+    Layout(
+        "Hugging Face's CLIP",
+        "embeddings.class_embedding",
+        ("vision_model.", ""),
+        huggingface.vision_plan,
+        antialias=False,
     ),
     Layout("CLIP's ViT", "visual.class_embedding", ("",), native.vit_plan),
     Layout("CLIP's ResNet", "visual.attnpool.positional_embedding", ("",), native.modified_resnet_plan),
@@ -83,6 +95,12 @@ def plan_tower(source: WeightFile, layouts: Sequence[Layout], given: dict[str, A
     return layout.plan(source, prefix, given)
 
 
+def antialiased(source: WeightFile) -> bool:
+    """Whether the owner of a file's image tower averages positions that it shrinks."""
+    found = find_layout(source.tensors, IMAGE_LAYOUTS)
+    return found is not None and found[0].antialias
+
+
 def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
     """The image tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
@@ -96,7 +114,7 @@ def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
     image_size = given.pop("image_size", None)
     plan = plan_tower(source, IMAGE_LAYOUTS, given)
     weights = import_tower(source, plan)
-    return make_tower(*resize_image(plan.config, weights, image_size))
+    return make_tower(*resize_image(plan.config, weights, image_size, antialiased(source)))
 
 
 def load_text_tower(path: str | Path, **given: Any) -> nn.Module:
