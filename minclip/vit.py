@@ -38,6 +38,11 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
         TowerConfig.__post_init__(self)
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout={self.patch_dropout} must lie in [0, 1)")
+        if self.patch_dropout and self.trained_blocks != -1:
+            raise ValueError(
+                f"patch_dropout={self.patch_dropout} acts before the Blocks that trained_blocks={self.trained_blocks} "
+                f"freezes: give trained_blocks -1 or patch_dropout 0"
+            )
         if self.patch_dropout and self.pool == "last":
             raise ValueError(
                 f"patch_dropout={self.patch_dropout} would drop the last patch, which is pooled: "
