@@ -36,7 +36,9 @@ def load_clip(path: str | Path, vocabulary: str | Path | None = None, **given: A
             f"model in {source.path} has {text.vocab_size} and {text.end_id}: give the vocabulary it was trained with"
         )
     model.config = replace(model.config, text=replace(text, vocab_digest=tokenizer.digest))
-    transform = ImageTransform(transform_beside(source), model.config.image.image_size, train=False)
+    published = plan_tower(source, IMAGE_LAYOUTS, tower_given(given, "image", source)).config
+    preparation = transform_beside(source, published.image_size)
+    transform = ImageTransform(preparation, model.config.image.image_size, train=False)
     return model, tokenizer, transform
 
 

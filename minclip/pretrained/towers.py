@@ -14,7 +14,7 @@ from minclip.pretrained.resize import resize_image, resize_text
 from minclip.pretrained.resnets import resnet_plan, with_counters
 from minclip.pretrained.text_towers import bert_plan, distilbert_plan, gpt2_text_plan, modern_names
 from minclip.pretrained.vits import hf_plan, timm_plan
-from minlm.pretrained.facts import agree, complete, first_prefix
+from minlm.pretrained.facts import complete, first_prefix
 from minlm.pretrained.key_map import Plan, Row, count_layers, filled, import_weights, on_meta
 from minlm.pretrained.weight_files import WeightFile, read_weights
 from minlm.training.checkpoint import has_checkpoint, last_checkpoint
@@ -45,11 +45,9 @@ def own_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     except ValueError as error:
         raise ValueError(f"the config.json beside {source.path} is not its run's: {error}") from None
     n_layers = getattr(found, "n_layers", None) or sum(found.depths)
-    agree(
-        {"the number of layers": n_layers},
-        {"the number of layers": count_layers(source.tensors, rf"{prefix}(?:transformer\.)?blocks\.(\d+)\.")},
-        source.path,
-    )
+    stored = count_layers(source.tensors, rf"{prefix}(?:transformer\.)?blocks\.(\d+)\.")
+    if stored != n_layers:
+        raise ValueError(f"{source.path}: its config says {n_layers} layers, its tensors say {stored}")
     training = {field.name for field in fields(TowerConfig)}
     facts = {name: value for name, value in vars(found).items() if value is not None and name not in training}
     rows = [Row(name, name.removeprefix(prefix)) for name in source.tensors if name.startswith(prefix)]

@@ -54,10 +54,25 @@ def expect(options: dict[str, Any], wanted: dict[str, Any], where: Any) -> None:
             raise ValueError(f"{where} has {name}={options[name]!r}: only {value!r} can be loaded")
 
 
-def agree(options: dict[str, Any], facts: dict[str, Any], where: Any) -> None:
-    """ValueError where a config says another size than the tensors have: one of the two is of another model."""
-    for name, value in facts.items():
-        if options.get(name) not in (None, value):
+# Sizes as most of Hugging Face's configs call them.
+HF_SIZES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "d_ff",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "type_vocab_size": "token_types",
+}
+
+
+def agree(options: dict[str, Any], facts: dict[str, Any], names: dict[str, str], where: Any) -> None:
+    """ValueError where a config says another size than the tensors have: one of the two is of another model.
+
+    names: {a size in the options: the same one in the facts}.
+    """
+    for name in names:
+        value = facts.get(names[name])
+        if value is not None and options.get(name) not in (None, value):
             raise ValueError(f"{where}: its config says {name}={options[name]!r}, its tensors say {value}")
 
 
