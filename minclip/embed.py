@@ -51,13 +51,18 @@ def embed_images(
 
 
 def image_features(
-    model: nn.Module, records: Sequence[Record], transform: ImageTransform, batch_size: int = 128
+    model: nn.Module,
+    records: Sequence[Record],
+    transform: ImageTransform,
+    batch_size: int = 128,
+    damaged: dict[str, str] | None = None,
 ) -> Tensor:
     """The pictures of N records through the image tower alone -> (N, D), before any projection.
 
-    Errors as `embed_images`.
+    damaged: where given, images that cannot be decoded have no row and are noted here: image_id -> reason.
+    Without it, errors as `embed_images`.
     """
-    return _over_pictures(model, model.image_tower, records, transform, batch_size)
+    return _over_pictures(model, model.image_tower, records, transform, batch_size, damaged)
 
 
 def _over_pictures(
@@ -66,10 +71,20 @@ def _over_pictures(
     records: Sequence[Record],
     transform: ImageTransform,
     batch_size: int,
+    damaged: dict[str, str] | None = None,
 ) -> Tensor:
     def embed(batch: Sequence[Record]) -> Tensor:
-        images = torch.stack([transform(record.open()) for record in batch])  # (B, C, h, w)
-        return encode(images.to(model.logit_scale.device))
+        images = []
+        for record in batch:
+            try:
+                images.append(transform(record.open()))
+            except ValueError as error:
+                if damaged is None:
+                    raise
+                damaged[record.image_id] = str(error)
+        if not images:
+            return torch.empty(0)  # which torch.cat skips
+        return encode(torch.stack(images).to(model.logit_scale.device))  # (B, C, h, w) -> (B, E or D)
 
     return _in_batches(model, embed, records, batch_size, "images")
 

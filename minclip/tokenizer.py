@@ -208,10 +208,12 @@ class WordPiece:
             if chunk not in self._cache:
                 if len(self._cache) >= CACHE_LIMIT:
                     self._cache.clear()
-                words = split_words(remove_case(chunk) if self.lower_case else chunk)
-                self._cache[chunk] = [i for word in words for i in self._word_ids(word)]
+                self._cache[chunk] = [i for word in self._words(chunk) for i in self._word_ids(word)]
             ids += self._cache[chunk]
         return ids
+
+    def _words(self, chunk: str) -> list[str]:
+        return split_words(remove_case(chunk) if self.lower_case else chunk)
 
     def _word_ids(self, word: str) -> list[int]:
         if len(word) > MAX_WORD:
@@ -235,7 +237,7 @@ class WordPiece:
         The captions that the vocabulary was made from have such words rarely or never. Each is listed once, in
         order; punctuation and symbols are not words here.
         """
-        words = dict.fromkeys(word for chunk in remove_controls(text).split() for word in split_words(chunk))
+        words = dict.fromkeys(word for chunk in remove_controls(text).split() for word in self._words(chunk))
         spelled = {word: self._word_ids(word) for word in words if word[0].isalnum()}
         return [
             word

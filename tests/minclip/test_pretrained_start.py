@@ -228,7 +228,7 @@ def test_runs_that_cannot_be_a_start_say_what_to_do(tmp_path):
     config = json.loads(path.read_text())
     for n_layers, message in (
         (10**9, "its config says 1000000000 layers, its tensors say 3"),
-        (0, "is not its run's: n_layers=0 must be at least 1"),
+        (0, "is not its run's: image.n_layers=0 must be at least 1"),
     ):
         path.write_text(json.dumps(config | {"image": config["image"] | {"n_layers": n_layers}}))
         with pytest.raises(ValueError, match=message):
