@@ -1,0 +1,413 @@
+"""Lines of a screenplay -> labelled pieces: heading, action, cue, parenthetical, dialogue, mark or margin.
+
+The layout of a file is learned once: how far names stand to the right of their speech or, where nothing is
+indented, how names are written (ANNA, Anna, `Anna:` or `Anna: speech`). A line is a cue if it is such a name and
+stands so above its speech; these are distances, not columns, so that pages may have other margins. Speech goes on
+in the column of its first line until another column, a paragraph of action or another cue ends it.
+"""
+
+import re
+from collections import Counter
+from functools import lru_cache
+from typing import NamedTuple
+
+HEADING = re.compile(
+    r"(?:INT|EXT|INTERIOR|EXTERIOR|I/E|E/I|EST)\b[./ :-]|(?:Int|Ext)\. |"
+    r"(?:SCENE|ACT)\s+(?:\d+|[IVX]+|ONE|TWO|THREE|FOUR|FIVE)\b"
+)
+TRANSITION = re.compile(r"FADE\b|(?:SMASH |MATCH |JUMP )?CUT\b|DISSOLVE\b|THE END|.* TO:$")
+SHOT = re.compile(
+    r"(?:ANGLE|CLOSE|CLOSER|WIDE|WIDER|MED|INSERT|REVERSE|POV|SUPER|TITLE)\b|.*\bSHOT\b|.* --? "
+)
+CONTINUED = re.compile(r"(?:\d+\w? )?\(?(?:CONTINUED|CONT['’]?D|MORE)\)?:?(?: \(\d+\))?(?: \d+\w?)?")
+PAGE_NUMBER = re.compile(r"-? ?(?:Page )?\d{1,3} ?[.-]?", re.IGNORECASE)
+NO_TEXT = re.compile(f"{CONTINUED.pattern}|{PAGE_NUMBER.pattern}", re.IGNORECASE)
+SCENE_NUMBER = re.compile(r"\d+[A-Z]?\.?")
+COLON = re.compile(r"([^:()[\]]{1,40}(?:(?:\([^()]*\)|\[[^][]*\]) ?)*:)(?: (.+))?")
+EXTENSION = re.compile(r".*\((?:O\.? ?[SC]|V\.? ?O|CONT)\b", re.IGNORECASE)
+SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[JSDM]R)\.$|[,;!?-]$")  # but JOHN JR. and ERNESTO S.
+TITLE_CASE = re.compile(r"[A-Z][\w'’.-]*(?: (?:[A-Z][\w'’.-]*|#?\d+)){0,2}(?: \(.*\))?")
+MANY = 9  # blank lines thought to stand above the first line
+PAGE_WIDTH = 90  # characters; longer lines are whole paragraphs
+NEAR = 3  # rows on either side whose spacing is compared
+MAX_GAP = 2  # blank lines between a name and its speech
+
+
+class Piece(NamedTuple):
+    """Words of one line; kind: heading, action, cue, parenthetical, dialogue, mark or margin."""
+
+    kind: str
+    text: str
+    line: int
+
+
+class Row(NamedTuple):
+    """A line that is not blank; gap: blank lines above it, many above the first; left, right: its margins."""
+
+    line: int
+    gap: int
+    indent: int
+    text: str
+    left: str
+    right: str
+
+
+class Layout(NamedTuple):
+    """How names and speeches stand in a file.
+
+    offsets: how far names stand to the right of their speech, commonest first; empty where nothing is indented
+    depth: how far speech stands to the right of action; 0 where they share a column
+    action: the usual column of action
+    style: how names are written where nothing is indented: capitals, title, colon or inline
+    cast: names that recur
+    spaced: whether a blank line usually stands below a name
+    tight: whether none usually stands above it
+    width: of a line of speech, where only its width tells it from the action right below; else 0
+    """
+
+    offsets: tuple[int, ...] = ()
+    depth: int = 0
+    action: int = 0
+    style: str = "capitals"
+    cast: frozenset[str] = frozenset()
+    spaced: bool = False
+    tight: bool = False
+    width: int = 0
+
+
+def label(lines: list[str]) -> list[Piece]:
+    """Label every word of the lines, in order."""
+    rows = _rows(lines)
+    layout = learn_layout([row for row in rows if not NO_TEXT.fullmatch(row.text)])
+    if layout.offsets:
+        rows = _single_spaced(_uncentred(rows))
+    marks = {row.line for i, row in enumerate(rows) if _is_mark(rows, i, layout)}
+    body = [row for row in rows if row.line not in marks]
+    labels = {row.line: [("mark", row.text)] for row in rows}
+    speaking, column, gesture_end = False, None, 0  # rows before gesture_end belong to an open parenthesis
+    for i, row in enumerate(body):
+        is_heading = HEADING.match(row.text)
+        cue = None if is_heading else _cue(body, i, layout)
+        goes_on = speaking and not is_heading and _goes_on(body, i, column, layout, marks)
+        speaking = bool(cue or goes_on)
+        if cue:
+            column = row.indent if cue[1] else None  # None where speech has yet to begin
+            labels[row.line] = [("cue", cue[0]), ("dialogue", cue[1])]
+            continue
+        if speaking:
+            gesture_end = max(gesture_end, _gesture_end(body, i))
+        if speaking and i >= gesture_end and column is None:
+            column = row.indent
+        spoken = "parenthetical" if i < gesture_end else "dialogue"
+        labels[row.line] = [("heading" if is_heading else spoken if speaking else "action", row.text)]
+    return [
+        Piece(kind, text, row.line)
+        for row in rows
+        for kind, text in [("margin", row.left), *labels[row.line], ("margin", row.right)]
+        if text
+    ]
+
+
+@lru_cache(1 << 16)
+def character_name(cue: str) -> str:
+    """REGGIE for `REGGIE'S VOICE (O.S.)`, `"REGGIE"`, `REGGIE (CONT'D):`, `REGGIE [laughs]:`."""
+    name = re.sub(r"\([^)]*\)?|\[[^\]]*\]?", " ", cue).strip(' :"“”')
+    return " ".join(re.sub(r"['’]S VOICE$", "", name).split())
+
+
+@lru_cache(1 << 16)
+def is_name(text: str) -> bool:
+    """Mostly capitals (McCOY and REGGIE and ADAM pass), short, no heading and no transition."""
+    name = character_name(text)
+    letters = [character for character in name if character.isalpha()]
+    in_capitals = letters and sum(letter.isupper() for letter in letters) >= 0.7 * len(letters)
+    no_other = not (text.startswith(("(", "[")) or HEADING.match(name) or TRANSITION.match(text))
+    return bool(in_capitals and no_other and len(name) <= 45)
+
+
+def learn_layout(rows: list[Row]) -> Layout:
+    """Learn how names and speeches stand: indented if most names are, else flat."""
+    single = _single_spaced(_uncentred(rows))
+    found = Counter()  # how far a name stands to the right of the speech below it
+    for i, row in enumerate(single):
+        k = _speech_below(single, i) if is_name(row.text) else None
+        if k is not None and single[k].indent < row.indent:
+            found[row.indent - single[k].indent] += 1
+    flat = _learn_flat(rows)
+    n_flat = sum(_cue(rows, i, flat) is not None for i in range(len(rows)))
+    if 2 * found.total() <= n_flat:
+        return flat._replace(width=_width(rows, flat))
+    near = {offset: sum(found[offset + d] for d in range(-2, 3)) for offset in found}
+    offsets = tuple(offset for offset, _ in found.most_common() if 10 * near[offset] >= max(near.values()))
+    layout = _learn_columns(single, offsets)
+    return layout._replace(width=0 if layout.depth else _width(single, layout))
+
+
+def _learn_columns(rows: list[Row], offsets: tuple[int, ...]) -> Layout:
+    """Learn how far speech stands from action, who recurs, and whether blank lines stand below names."""
+    speeches = {}  # name row -> speech row
+    for i, row in enumerate(rows):
+        k = _speech_below(rows, i) if is_name(row.text) else None
+        if k is not None and row.indent - rows[k].indent in offsets:
+            speeches[i] = k
+    column = rows[next(iter(speeches.values()))].indent
+    columns, actions, depths = Counter(), Counter(), Counter()
+    below = 0  # rows before it are a name and the first row of its speech
+    for i, row in enumerate(rows):
+        if i in speeches:
+            column, below = rows[speeches[i]].indent, speeches[i] + 1
+            columns[column] += 1
+        elif i < below or row.left or _is_gesture(row) or is_name(row.text):
+            continue
+        elif row.gap or row.indent < column - 1:
+            actions[row.indent] += 1
+            depths[column - row.indent] += 1
+    count = Counter(character_name(rows[i].text) for i in speeches)
+    cast = frozenset(name for name in count if count[name] > 1)
+    spaced = 2 * sum(rows[i + 1].gap > 0 and k == i + 1 for i, k in speeches.items()) > len(speeches)
+    [(speech, _)] = columns.most_common(1)
+    deep = [depth for depth, _ in depths.most_common() if depth > 1]
+    if sum(depths[depth] for depth in (-1, 0, 1)) > sum(depths[depth] for depth in deep):
+        return Layout(offsets, 0, speech, cast=cast, spaced=spaced)
+    lower = [action for action, _ in actions.most_common() if action < speech - 1]
+    action = lower[0] if lower else speech - 2
+    return Layout(offsets, deep[0] if deep else 2, action, cast=cast, spaced=spaced)
+
+
+def _learn_flat(rows: list[Row]) -> Layout:
+    """Learn how names are written, who recurs, and whether blank lines stand above and below names."""
+    layouts = []
+    for style in ("capitals", "colon", "inline", "title"):
+        found = [
+            (i, character_name(cue[0])) for i, row in enumerate(rows) if (cue := _written(row.text, style))
+        ]
+        count = Counter(name for _, name in found)
+        cast = frozenset(name for name in count if count[name] >= (3 if style == "title" else 2))
+        places = [i for i, name in found if name in cast and i + 1 < len(rows)]
+        spaced = 2 * sum(rows[i + 1].gap > 0 for i in places) > len(places)
+        tight = 2 * sum(rows[i].gap == 0 for i in places) > len(places)
+        layouts.append((len(places), Layout(style=style, cast=cast, spaced=spaced, tight=tight)))
+    return max(layouts, key=lambda counted: counted[0])[1]
+
+
+def _written(text: str, style: str) -> tuple[str, str] | None:
+    """(cue, speech on the same line) where a line begins as names of that style do."""
+    match = COLON.fullmatch(text)
+    if style == "inline" and match and match[2] and not SHOT.match(text):
+        short = len(character_name(match[1]).split()) <= 4 and not text[0].islower()
+        return (match[1], match[2]) if is_name(match[1]) or short else None
+    if style == "colon" and match and not match[2]:
+        named = text[0].isupper() and len(text.split()) <= 5 and not TRANSITION.match(text)
+        return (text, "") if named else None
+    if style == "capitals":
+        named = (
+            is_name(text)
+            and not (match and match[2])
+            and not SHOT.match(text)
+            and not SENTENCE_END.search(text)
+        )
+        return (text, "") if named else None
+    if style == "title":
+        named = (
+            TITLE_CASE.fullmatch(text) and not is_name(text) and not HEADING.match(text) and text[-1] != "."
+        )
+        return (text, "") if named else None
+    return None
+
+
+def _cue(rows: list[Row], i: int, layout: Layout) -> tuple[str, str] | None:
+    """(cue, speech on the same line) where a row is a name that stands as the layout has it."""
+    if layout.offsets:
+        return (rows[i].text, "") if _is_column_cue(rows, i, layout) else None
+    row, below = rows[i], rows[i + 1] if i + 1 < len(rows) else None
+    inline = _written(row.text, "inline")
+    if inline:
+        known = layout.style == "inline" and character_name(inline[0]) in layout.cast
+        return inline if known or is_name(inline[0]) else None
+    if below is None or HEADING.match(below.text):
+        return None
+    known = _written(row.text, layout.style) and character_name(row.text) in layout.cast
+    above = row.gap > 0 or layout.tight or EXTENSION.match(row.text)
+    if known and above and (not below.gap or layout.spaced or _is_gesture(below)):
+        return row.text, ""
+    set_off = row.gap > 0 and not below.gap
+    return _written(row.text, "capitals") or _written(row.text, "colon") if set_off else None
+
+
+def _is_column_cue(rows: list[Row], i: int, layout: Layout) -> bool:
+    """A name as far to the right of its speech as others are, or anywhere, set off, above some speech."""
+    row = rows[i]
+    if not is_name(row.text) or i + 1 == len(rows) or HEADING.match(rows[i + 1].text):
+        return False
+    below, k = rows[i + 1], _speech_below(rows, i)
+    speech = below if k is None else rows[k]
+    offset = row.indent - speech.indent
+    set_off = row.gap > 0 and not below.gap
+    near = below.gap == 0 or (
+        below.gap <= MAX_GAP and (layout.depth > 0 or layout.spaced or _is_gesture(below))
+    )
+    known = character_name(row.text) in layout.cast or EXTENSION.match(row.text)
+    speaks = speech.indent > layout.action + 1 or layout.depth == 0 or known
+    usual = (
+        near and speaks and (offset in layout.offsets if k is not None else 0 < offset <= max(layout.offsets))
+    )
+    elsewhere = set_off and offset > 0 and layout.depth > 0 and speech.indent > layout.action
+    flush = set_off and abs(offset) <= 1 and known and not SENTENCE_END.search(row.text)
+    return bool(usual or elsewhere or flush)
+
+
+def _goes_on(rows: list[Row], i: int, column: int | None, layout: Layout, marks: set[int]) -> bool:
+    """Whether a row carries on the speech above it, whose column is None before its first line."""
+    row, above = rows[i], rows[i - 1]
+    cut_by_page = any(line in marks for line in range(above.line + 1, row.line))
+    unfinished = cut_by_page and re.search(r"[\w,;:-]$", above.text)
+    if unfinished and row.text[0].islower():  # the next page may have another margin
+        return True
+    if column is None:  # right below the cue, or below its gesture
+        return row.gap <= MAX_GAP or bool(unfinished)
+    if not layout.offsets:
+        return (row.gap == 0 and not _ends_above(rows, i, layout)) or bool(unfinished)
+    if _is_gesture(row) and row.gap <= 1 and row.indent > column + 1:
+        return True
+    if row.gap == 0:
+        return 2 * (column - row.indent) < max(layout.depth, 2) and not _ends_above(rows, i, layout)
+    level = abs(row.indent - column) <= 1
+    after_gesture = row.gap <= 1 and above.text.endswith((")", "]")) and above.indent > column + 1
+    return level and (layout.depth > 0 or after_gesture or bool(unfinished))
+
+
+def _ends_above(rows: list[Row], i: int, layout: Layout) -> bool:
+    """Whether a line of speech was the last: the next is too wide, or would have begun on that line."""
+    row, above = rows[i], rows[i - 1]
+    finished = re.search(r"[.!?…\"”*-]\)?$", above.text) and not row.text[0].islower()
+    if not (layout.width and finished) or _is_gesture(row) or _is_gesture(above):
+        return False
+    return len(row.text) > layout.width or len(above.text) + len(row.text.split()[0]) + 3 < layout.width
+
+
+def _width(rows: list[Row], layout: Layout) -> int:
+    """The width of a line of speech if wider lines often stand right below it, in its column; else 0.
+
+    Where names and speeches share lines, it is that of the widest line if lines are whole paragraphs.
+    """
+    if layout.style == "inline":
+        widest = max((len(row.text) for row in rows), default=0)
+        return widest if widest > PAGE_WIDTH else 0
+    cues = [i for i in range(len(rows) - 1) if (cue := _cue(rows, i, layout)) and not cue[1]]
+    first = sorted(len(rows[i + 1].text) for i in cues if not _is_gesture(rows[i + 1]))
+    if len(first) < 10:  # too few to tell
+        return 0
+    width = first[(len(first) - 1) * 9 // 10] + 2
+    n_wide = 0
+    for i in cues:
+        k = i + 2
+        while k < len(rows) and not rows[k].gap and abs(rows[k].indent - rows[i + 1].indent) <= 1:
+            k += 1
+        n_wide += any(len(row.text) > 1.15 * width for row in rows[i + 2 : k])
+    return width if 20 * n_wide > len(cues) else 0
+
+
+def _speech_below(rows: list[Row], i: int) -> int | None:
+    """The first row of speech below a name: gestures are skipped, and single blank lines."""
+    k = i + 1
+    while k < len(rows) and rows[k].gap <= MAX_GAP:
+        end = _gesture_end(rows, k)
+        if end == k:
+            return None if HEADING.match(rows[k].text) else k
+        k = end
+    return None
+
+
+def _is_gesture(row: Row) -> bool:
+    return row.text.startswith(("(", "["))
+
+
+def _gesture_end(rows: list[Row], i: int) -> int:
+    """The row after the one that closes the parenthesis of row i; i itself where speech follows in that."""
+    close = {"(": ")", "[": "]"}.get(rows[i].text[0])
+    for j in range(i, len(rows) if close else i):
+        if (j > i and rows[j].gap) or close in rows[j].text:
+            return j + 1 if rows[j].text.find(close) == len(rows[j].text) - 1 else i
+    return i
+
+
+def _is_mark(rows: list[Row], i: int, layout: Layout) -> bool:
+    """CONTINUED and the like, and page numbers: a number that is set off, or stands in no speech's column."""
+    row = rows[i]
+    if CONTINUED.fullmatch(row.text):
+        return True
+    if not PAGE_NUMBER.fullmatch(row.text):
+        return False
+    set_off = row.gap > 0 and (i + 1 == len(rows) or rows[i + 1].gap > 0)
+    if not layout.depth:
+        return set_off
+    speech = layout.action + layout.depth
+    return abs(row.indent - speech) > 1 and (row.gap > 0 or row.indent > speech + min(layout.offsets))
+
+
+def _rows(lines: list[str]) -> list[Row]:
+    rows, last = [], -1 - MANY
+    for number, line in enumerate(lines):
+        text = line.strip()
+        if not text:
+            continue
+        body = text.rstrip("*")
+        stars = text[len(body) :] if body.endswith("  ") else ""
+        body = body.strip() if stars else text
+        left, middle, right = _margins(body)
+        if not (HEADING.match(middle) or (left and left == right)):
+            left, middle, right = "", body, ""
+        rows.append(
+            Row(
+                number,
+                number - last - 1,
+                len(line) - len(line.lstrip()),
+                " ".join(middle.split()),
+                left,
+                f"{right} {stars}".strip(),
+            )
+        )
+        last = number
+    return rows
+
+
+def _margins(text: str) -> tuple[str, str, str]:
+    """(scene number on the left, text, scene number on the right)."""
+    left, middle = [*text.split(maxsplit=1), ""][:2]
+    if not (SCENE_NUMBER.fullmatch(left) and middle):
+        left, middle = "", text
+    body, right = (["", *middle.rsplit(maxsplit=1)])[-2:]
+    if not (SCENE_NUMBER.fullmatch(right) and middle.removesuffix(right).endswith("  ")):
+        body, right = middle, ""
+    return left, body, right
+
+
+def _single_spaced(rows: list[Row]) -> list[Row]:
+    """Take away the blank lines that stand between all lines of a stretch, as in typescript with double spacing."""
+    gaps = [row.gap for row in rows]
+    least = [min(gaps[max(0, i - NEAR) : i + NEAR + 1]) for i in range(len(rows))]
+    return [row._replace(gap=row.gap - gap) for row, gap in zip(rows, least, strict=True)]
+
+
+def _uncentred(rows: list[Row]) -> list[Row]:
+    """Where names and speeches are centred on one axis, give them columns as if they were indented."""
+    axes = Counter(_middle(row) for row in rows if is_name(row.text) and row.indent)
+    if not axes:
+        return rows
+    axis = axes.most_common(1)[0][0]
+    centred = [row.indent > 0 and abs(_middle(row) - axis) <= 1 for row in rows]
+    pairs = [i for i in range(len(rows) - 1) if centred[i] and is_name(rows[i].text)]
+    below = [rows[i + 1].indent for i in pairs if centred[i + 1]]
+    usual = Counter(below).most_common(1)[0][1] if below else 0
+    if 2 * len(below) < len(pairs) or len(below) < 4 or 2 * usual > len(below):
+        return rows
+    return [
+        row._replace(indent=axis - (0 if is_name(row.text) else 5 if _is_gesture(row) else 10))
+        if middle
+        else row
+        for row, middle in zip(rows, centred, strict=True)
+    ]
+
+
+def _middle(row: Row) -> int:
+    return row.indent + len(row.text) // 2
