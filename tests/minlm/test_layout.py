@@ -1,7 +1,7 @@
-"""Scripts labelled by hand, one per layout: nearly every spoken word and every name is found in each.
+"""Scripts labelled by hand, one per layout: nearly every word of speech, names and headings is found.
 
 A line of scripts/*.txt is its label, "|" and the line itself: H heading, A action, C cue, P parenthetical,
-D dialogue, M mark, I a cue with its speech on the same line.
+D dialogue, M mark, I a cue with its speech on the same line, N a heading between two scene numbers.
 """
 
 from pathlib import Path
@@ -20,9 +20,14 @@ def labelled(path: Path) -> tuple[str, list[str]]:
     for row in path.read_text(encoding="utf-8").splitlines():
         kind, line = row.split("|", 1)
         lines.append(line)
-        cue, _, _ = line.partition(":") if kind == "I" else ("", "", "")
-        n_cue = len(cue.split())
-        labels += ["C"] * n_cue + ["D" if kind == "I" else kind] * (len(line.split()) - n_cue)
+        words = line.split()
+        if kind == "I":
+            n_cue = len(line.partition(":")[0].split())
+            labels += ["C"] * n_cue + ["D"] * (len(words) - n_cue)
+        elif kind == "N":
+            labels += ["M", *["H"] * (len(words) - 2), "M"]
+        else:
+            labels += [kind] * len(words)
     return "\n".join(lines), labels
 
 
@@ -31,7 +36,7 @@ def test_speech_and_names_are_found_in_every_layout(path, record_property):
     text, labels = labelled(path)
     found = [piece.kind for piece in label(text.split("\n")) for _ in piece.text.split()]
     assert len(found) == len(labels)
-    for kind, of_piece in (("D", "dialogue"), ("C", "cue")):
+    for kind, of_piece in (("D", "dialogue"), ("C", "cue"), ("H", "heading")):
         both = sum(pair == (kind, of_piece) for pair in zip(labels, found, strict=True))
         recall, precision = both / labels.count(kind), both / max(1, found.count(of_piece))
         report = f"{path.stem}: {of_piece} words: precision {precision:.1%}, recall {recall:.1%}"
