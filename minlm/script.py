@@ -84,7 +84,8 @@ def parse_script(text: str) -> Script:
     if not any(turn.line for turn in script.turns):
         raise ValueError(
             f"no dialogue found in {len(lines)} lines: looked for names in capitals with speech below, "
-            "indented or not (INT. ROOM - DAY / ANNA / Hello.), and for ANNA: Hello."
+            "indented or not (INT. ROOM - DAY / ANNA / Hello.), and for ANNA: Hello. A text that is no screenplay can "
+            "be continued, not answered: --preset script-lm"
         )
     return script
 
