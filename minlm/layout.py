@@ -227,8 +227,8 @@ def _cue(rows: list[Row], i: int, layout: Layout) -> tuple[str, str] | None:
     if below is None or HEADING.match(below.text):
         return None
     known = _written(row.text, layout.style) and character_name(row.text) in layout.cast
-    above = row.gap > 0 or layout.tight or EXTENSION.match(row.text)
-    if known and above and (not below.gap or layout.spaced or _is_gesture(below)):
+    above = row.gap > 0 or layout.tight
+    if known and (not below.gap or (above and (layout.spaced or _is_gesture(below)))):
         return row.text, ""
     set_off = row.gap > 0 and not below.gap
     return _written(row.text, "capitals") or _written(row.text, "colon") if set_off else None
@@ -242,18 +242,17 @@ def _is_column_cue(rows: list[Row], i: int, layout: Layout) -> bool:
     below, k = rows[i + 1], _speech_below(rows, i)
     speech = below if k is None else rows[k]
     offset = row.indent - speech.indent
-    set_off = row.gap > 0 and not below.gap
-    near = below.gap == 0 or (
-        below.gap <= MAX_GAP and (layout.depth > 0 or layout.spaced or _is_gesture(below))
-    )
     known = character_name(row.text) in layout.cast or EXTENSION.match(row.text)
-    speaks = speech.indent > layout.action + 1 or layout.depth == 0 or known
-    usual = (
-        near and speaks and (offset in layout.offsets if k is not None else 0 < offset <= max(layout.offsets))
-    )
-    elsewhere = set_off and offset > 0 and layout.depth > 0 and speech.indent > layout.action
-    flush = set_off and abs(offset) <= 1 and known and not SENTENCE_END.search(row.text)
-    return bool(usual or elsewhere or flush)
+    deep = speech.indent > layout.action + 1  # no action stands there, unless other pages have other margins
+    may_be_apart = layout.depth > 0 or layout.spaced or known or _is_gesture(below)
+    near = not below.gap or (below.gap <= MAX_GAP and may_be_apart)
+    usual = offset in layout.offsets if k is not None else 0 < offset <= max(layout.offsets)
+    if near and (usual or (known and offset > 0)) and (deep or known or not layout.depth):
+        return True
+    set_off = row.gap > 0 and not below.gap
+    elsewhere = offset > 0 and layout.depth > 0 and deep
+    flush = abs(offset) <= 1 and known and not SENTENCE_END.search(row.text)
+    return bool(set_off and (elsewhere or flush))
 
 
 def _goes_on(rows: list[Row], i: int, column: int | None, layout: Layout, marks: set[int]) -> bool:
