@@ -8,28 +8,32 @@ in the column of its first line until another column, a paragraph of action or a
 
 import re
 from collections import Counter
-from functools import lru_cache
 from typing import NamedTuple
 
-HEADING = re.compile(
-    r"(?:INT|EXT|INTERIOR|EXTERIOR|I/E|E/I|EST)\b[./ :-]|(?:Int|Ext)\. |"
-    r"(?:SCENE|ACT)\s+(?:\d+|[IVX]+|ONE|TWO|THREE|FOUR|FIVE)\b"
+from minlm.rows import (
+    HEADING,
+    TRANSITION,
+    Row,
+    character_name,
+    end_of_gesture,
+    is_gesture,
+    is_name,
+    read_rows,
+    single_spaced,
+    uncentred,
 )
-TRANSITION = re.compile(r"FADE\b|(?:SMASH |MATCH |JUMP )?CUT\b|DISSOLVE\b|THE END|.* TO:$")
+
 SHOT = re.compile(
     r"(?:ANGLE|CLOSE|CLOSER|WIDE|WIDER|MED|INSERT|REVERSE|POV|SUPER|TITLE)\b|.*\bSHOT\b|.* --? "
 )
 CONTINUED = re.compile(r"(?:\d+\w? )?\(?(?:CONTINUED|CONT['’]?D|MORE)\)?:?(?: \(\d+\))?(?: \d+\w?)?")
 PAGE_NUMBER = re.compile(r"-? ?(?:Page )?\d{1,3} ?[.-]?", re.IGNORECASE)
 NO_TEXT = re.compile(f"{CONTINUED.pattern}|{PAGE_NUMBER.pattern}", re.IGNORECASE)
-SCENE_NUMBER = re.compile(r"\d+[A-Z]?\.?")
 COLON = re.compile(r"([^:()[\]]{1,40}(?:(?:\([^()]*\)|\[[^][]*\]) ?)*:)(?: (.+))?")
 EXTENSION = re.compile(r".*\((?:O\.? ?[SC]|V\.? ?O|CONT)\b", re.IGNORECASE)
 SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[JSDM]R)\.$|[,;!?-]$")  # but JOHN JR. and ERNESTO S.
 TITLE_CASE = re.compile(r"[A-Z][\w'’.-]*(?: (?:[A-Z][\w'’.-]*|#?\d+)){0,2}(?: \(.*\))?")
-MANY = 9  # blank lines thought to stand above the first line
 PAGE_WIDTH = 90  # characters; longer lines are whole paragraphs
-NEAR = 3  # rows on either side whose spacing is compared
 MAX_GAP = 2  # blank lines between a name and its speech
 
 
@@ -39,17 +43,6 @@ class Piece(NamedTuple):
     kind: str
     text: str
     line: int
-
-
-class Row(NamedTuple):
-    """A line that is not blank; gap: blank lines above it, many above the first; left, right: its margins."""
-
-    line: int
-    gap: int
-    indent: int
-    text: str
-    left: str
-    right: str
 
 
 class Layout(NamedTuple):
@@ -77,10 +70,10 @@ class Layout(NamedTuple):
 
 def label(lines: list[str]) -> list[Piece]:
     """Label every word of the lines, in order."""
-    rows = _rows(lines)
+    rows = read_rows(lines)
     layout = learn_layout([row for row in rows if not NO_TEXT.fullmatch(row.text)])
     if layout.offsets:
-        rows = _single_spaced(_uncentred(rows))
+        rows = single_spaced(uncentred(rows))
     marks = {row.line for i, row in enumerate(rows) if _is_mark(rows, i, layout)}
     body = [row for row in rows if row.line not in marks]
     labels = {row.line: [("mark", row.text)] for row in rows}
@@ -95,7 +88,7 @@ def label(lines: list[str]) -> list[Piece]:
             labels[row.line] = [("cue", cue[0]), ("dialogue", cue[1])]
             continue
         if speaking:
-            gesture_end = max(gesture_end, _gesture_end(body, i))
+            gesture_end = max(gesture_end, end_of_gesture(body, i))
         if speaking and i >= gesture_end and column is None:
             column = row.indent
         spoken = "parenthetical" if i < gesture_end else "dialogue"
@@ -108,26 +101,9 @@ def label(lines: list[str]) -> list[Piece]:
     ]
 
 
-@lru_cache(1 << 16)
-def character_name(cue: str) -> str:
-    """REGGIE for `REGGIE'S VOICE (O.S.)`, `"REGGIE"`, `REGGIE (CONT'D):`, `REGGIE [laughs]:`."""
-    name = re.sub(r"\([^)]*\)?|\[[^\]]*\]?", " ", cue).strip(' :"“”')
-    return " ".join(re.sub(r"['’]S VOICE$", "", name).split())
-
-
-@lru_cache(1 << 16)
-def is_name(text: str) -> bool:
-    """Mostly capitals (McCOY and REGGIE and ADAM pass), short, no heading and no transition."""
-    name = character_name(text)
-    letters = [character for character in name if character.isalpha()]
-    in_capitals = letters and sum(letter.isupper() for letter in letters) >= 0.7 * len(letters)
-    no_other = not (text.startswith(("(", "[")) or HEADING.match(name) or TRANSITION.match(text))
-    return bool(in_capitals and no_other and len(name) <= 45)
-
-
 def learn_layout(rows: list[Row]) -> Layout:
     """Learn how names and speeches stand: indented if most names are, else flat."""
-    single = _single_spaced(_uncentred(rows))
+    single = single_spaced(uncentred(rows))
     found = Counter()  # how far a name stands to the right of the speech below it
     for i, row in enumerate(single):
         k = _speech_below(single, i) if is_name(row.text) else None
@@ -157,13 +133,14 @@ def _learn_columns(rows: list[Row], offsets: tuple[int, ...]) -> Layout:
         if i in speeches:
             column, below = rows[speeches[i]].indent, speeches[i] + 1
             columns[column] += 1
-        elif i < below or row.left or _is_gesture(row) or is_name(row.text):
+        elif i < below or row.left or is_gesture(row) or is_name(row.text):
             continue
-        elif row.gap or row.indent < column - 1:
+        cut_by_page = i > 0 and row.line - row.gap - 1 > rows[i - 1].line  # speech may go on here
+        if (row.gap and not cut_by_page) or row.indent < column - 1:
             actions[row.indent] += 1
             depths[column - row.indent] += 1
     count = Counter(character_name(rows[i].text) for i in speeches)
-    cast = frozenset(name for name in count if count[name] > 1)
+    cast = frozenset(name for name in count if count[name] > 1 and not SENTENCE_END.search(name))
     spaced = 2 * sum(rows[i + 1].gap > 0 and k == i + 1 for i, k in speeches.items()) > len(speeches)
     [(speech, _)] = columns.most_common(1)
     deep = [depth for depth, _ in depths.most_common() if depth > 1]
@@ -228,7 +205,7 @@ def _cue(rows: list[Row], i: int, layout: Layout) -> tuple[str, str] | None:
         return None
     known = _written(row.text, layout.style) and character_name(row.text) in layout.cast
     above = row.gap > 0 or layout.tight
-    if known and (not below.gap or (above and (layout.spaced or _is_gesture(below)))):
+    if known and (not below.gap or (above and (layout.spaced or is_gesture(below)))):
         return row.text, ""
     set_off = row.gap > 0 and not below.gap
     return _written(row.text, "capitals") or _written(row.text, "colon") if set_off else None
@@ -244,7 +221,7 @@ def _is_column_cue(rows: list[Row], i: int, layout: Layout) -> bool:
     offset = row.indent - speech.indent
     known = character_name(row.text) in layout.cast or EXTENSION.match(row.text)
     deep = speech.indent > layout.action + 1  # no action stands there, unless other pages have other margins
-    may_be_apart = layout.depth > 0 or layout.spaced or known or _is_gesture(below)
+    may_be_apart = layout.depth > 0 or layout.spaced or known or is_gesture(below)
     near = not below.gap or (below.gap <= MAX_GAP and may_be_apart)
     usual = offset in layout.offsets if k is not None else 0 < offset <= max(layout.offsets)
     if near and (usual or (known and offset > 0)) and (deep or known or not layout.depth):
@@ -266,7 +243,7 @@ def _goes_on(rows: list[Row], i: int, column: int | None, layout: Layout, marks:
         return row.gap <= MAX_GAP or bool(unfinished)
     if not layout.offsets:
         return (row.gap == 0 and not _ends_above(rows, i, layout)) or bool(unfinished)
-    if _is_gesture(row) and row.gap <= 1 and row.indent > column + 1:
+    if is_gesture(row) and row.gap <= 1 and row.indent > column + 1:
         return True
     if row.gap == 0:
         return 2 * (column - row.indent) < max(layout.depth, 2) and not _ends_above(rows, i, layout)
@@ -279,7 +256,7 @@ def _ends_above(rows: list[Row], i: int, layout: Layout) -> bool:
     """Whether a line of speech was the last: the next is too wide, or would have begun on that line."""
     row, above = rows[i], rows[i - 1]
     finished = re.search(r"[.!?…\"”*-]\)?$", above.text) and not row.text[0].islower()
-    if not (layout.width and finished) or _is_gesture(row) or _is_gesture(above):
+    if not (layout.width and finished) or is_gesture(row) or is_gesture(above):
         return False
     return len(row.text) > layout.width or len(above.text) + len(row.text.split()[0]) + 3 < layout.width
 
@@ -293,7 +270,7 @@ def _width(rows: list[Row], layout: Layout) -> int:
         widest = max((len(row.text) for row in rows), default=0)
         return widest if widest > PAGE_WIDTH else 0
     cues = [i for i in range(len(rows) - 1) if (cue := _cue(rows, i, layout)) and not cue[1]]
-    first = sorted(len(rows[i + 1].text) for i in cues if not _is_gesture(rows[i + 1]))
+    first = sorted(len(rows[i + 1].text) for i in cues if not is_gesture(rows[i + 1]))
     if len(first) < 10:  # too few to tell
         return 0
     width = first[(len(first) - 1) * 9 // 10] + 2
@@ -310,24 +287,11 @@ def _speech_below(rows: list[Row], i: int) -> int | None:
     """The first row of speech below a name: gestures are skipped, and single blank lines."""
     k = i + 1
     while k < len(rows) and rows[k].gap <= MAX_GAP:
-        end = _gesture_end(rows, k)
+        end = end_of_gesture(rows, k)
         if end == k:
             return None if HEADING.match(rows[k].text) else k
         k = end
     return None
-
-
-def _is_gesture(row: Row) -> bool:
-    return row.text.startswith(("(", "["))
-
-
-def _gesture_end(rows: list[Row], i: int) -> int:
-    """The row after the one that closes the parenthesis of row i; i itself where speech follows in that."""
-    close = {"(": ")", "[": "]"}.get(rows[i].text[0])
-    for j in range(i, len(rows) if close else i):
-        if (j > i and rows[j].gap) or close in rows[j].text:
-            return j + 1 if rows[j].text.find(close) == len(rows[j].text) - 1 else i
-    return i
 
 
 def _is_mark(rows: list[Row], i: int, layout: Layout) -> bool:
@@ -337,76 +301,8 @@ def _is_mark(rows: list[Row], i: int, layout: Layout) -> bool:
         return True
     if not PAGE_NUMBER.fullmatch(row.text):
         return False
-    set_off = row.gap > 0 and (i + 1 == len(rows) or rows[i + 1].gap > 0)
-    if not layout.depth:
-        return set_off
     speech = layout.action + layout.depth
-    return abs(row.indent - speech) > 1 and (row.gap > 0 or row.indent > speech + min(layout.offsets))
-
-
-def _rows(lines: list[str]) -> list[Row]:
-    rows, last = [], -1 - MANY
-    for number, line in enumerate(lines):
-        text = line.strip()
-        if not text:
-            continue
-        body = text.rstrip("*")
-        stars = text[len(body) :] if body.endswith("  ") else ""
-        body = body.strip() if stars else text
-        left, middle, right = _margins(body)
-        if not (HEADING.match(middle) or (left and left == right)):
-            left, middle, right = "", body, ""
-        rows.append(
-            Row(
-                number,
-                number - last - 1,
-                len(line) - len(line.lstrip()),
-                " ".join(middle.split()),
-                left,
-                f"{right} {stars}".strip(),
-            )
-        )
-        last = number
-    return rows
-
-
-def _margins(text: str) -> tuple[str, str, str]:
-    """(scene number on the left, text, scene number on the right)."""
-    left, middle = [*text.split(maxsplit=1), ""][:2]
-    if not (SCENE_NUMBER.fullmatch(left) and middle):
-        left, middle = "", text
-    body, right = (["", *middle.rsplit(maxsplit=1)])[-2:]
-    if not (SCENE_NUMBER.fullmatch(right) and middle.removesuffix(right).endswith("  ")):
-        body, right = middle, ""
-    return left, body, right
-
-
-def _single_spaced(rows: list[Row]) -> list[Row]:
-    """Take away the blank lines that stand between all lines of a stretch, as in typescript with double spacing."""
-    gaps = [row.gap for row in rows]
-    least = [min(gaps[max(0, i - NEAR) : i + NEAR + 1]) for i in range(len(rows))]
-    return [row._replace(gap=row.gap - gap) for row, gap in zip(rows, least, strict=True)]
-
-
-def _uncentred(rows: list[Row]) -> list[Row]:
-    """Where names and speeches are centred on one axis, give them columns as if they were indented."""
-    axes = Counter(_middle(row) for row in rows if is_name(row.text) and row.indent)
-    if not axes:
-        return rows
-    axis = axes.most_common(1)[0][0]
-    centred = [row.indent > 0 and abs(_middle(row) - axis) <= 1 for row in rows]
-    pairs = [i for i in range(len(rows) - 1) if centred[i] and is_name(rows[i].text)]
-    below = [rows[i + 1].indent for i in pairs if centred[i + 1]]
-    usual = Counter(below).most_common(1)[0][1] if below else 0
-    if 2 * len(below) < len(pairs) or len(below) < 4 or 2 * usual > len(below):
-        return rows
-    return [
-        row._replace(indent=axis - (0 if is_name(row.text) else 5 if _is_gesture(row) else 10))
-        if middle
-        else row
-        for row, middle in zip(rows, centred, strict=True)
-    ]
-
-
-def _middle(row: Row) -> int:
-    return row.indent + len(row.text) // 2
+    if layout.offsets and abs(row.indent - speech) > 1:
+        return row.gap > 0 or row.indent > speech + min(layout.offsets)
+    set_off = row.gap > 0 and (i + 1 == len(rows) or rows[i + 1].gap > 0)
+    return set_off and not layout.depth

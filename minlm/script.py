@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 
-from minlm.layout import Piece, character_name, label
+from minlm.layout import Piece, label
+from minlm.rows import character_name
 
 CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")  # none is white space
 

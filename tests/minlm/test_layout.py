@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from minlm.layout import character_name, label
+from minlm.layout import label
+from minlm.rows import character_name
 from minlm.script import parse_script
 
 SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.txt"))
