@@ -155,16 +155,22 @@ def _learn_flat(rows: list[Row]) -> Layout:
     """Learn how names are written, who recurs, and whether blank lines stand above and below names."""
     layouts = []
     for style in ("capitals", "colon", "inline", "title"):
-        found = [
-            (i, character_name(cue[0])) for i, row in enumerate(rows) if (cue := _written(row.text, style))
-        ]
-        count = Counter(name for _, name in found)
-        cast = frozenset(name for name in count if count[name] >= (3 if style == "title" else 2))
-        places = [i for i, name in found if name in cast and i + 1 < len(rows)]
+        at_all = {
+            i: character_name(cue[0]) for i, row in enumerate(rows) if (cue := _written(row.text, style))
+        }
+        set_off = {i: name for i, name in at_all.items() if rows[i].gap}
+        tight = style != "inline" and 2 * len(_recurring(set_off, style)) < len(_recurring(at_all, style))
+        cast = frozenset(_recurring(at_all if tight or style == "inline" else set_off, style).values())
+        places = [i for i, name in at_all.items() if name in cast and i + 1 < len(rows)]
         spaced = 2 * sum(rows[i + 1].gap > 0 for i in places) > len(places)
-        tight = 2 * sum(rows[i].gap == 0 for i in places) > len(places)
         layouts.append((len(places), Layout(style=style, cast=cast, spaced=spaced, tight=tight)))
     return max(layouts, key=lambda counted: counted[0])[1]
+
+
+def _recurring(names: dict[int, str], style: str) -> dict[int, str]:
+    """Of the names of rows, those that recur; `Title Case` is so common that it must do so more often."""
+    count = Counter(names.values())
+    return {i: name for i, name in names.items() if count[name] >= (3 if style == "title" else 2)}
 
 
 def _written(text: str, style: str) -> tuple[str, str] | None:
