@@ -20,7 +20,7 @@ from minclip.data.records import Record, open_image, warn_of_missing
 from minclip.embed import embed_images
 from minclip.transforms import ImageTransform
 
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+IMAGE_ENDINGS = (".avif", ".bmp", ".gif", ".jpeg", ".jpg", ".png", ".ppm", ".tif", ".tiff", ".webp")
 CACHE_NAME = "search-cache"
 
 

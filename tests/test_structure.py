@@ -92,6 +92,7 @@ PART_OF = {
         "grammar": "minlm/test_screenplay",
         "scene": "minlm/test_screenplay",
         "continuity": "minlm/test_screenplay",
+        "rows": "minlm/test_layout",
     },
     **{"shapes_scene": "minclip/test_shapes", "shapes_text": "minclip/test_shapes"},
     **{

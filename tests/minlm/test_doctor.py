@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minlm.data import TextFileConfig
-from minlm.doctor import examine, examine_leakage
+from minlm.doctor import examine, examine_leakage, examine_script
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
 from minlm.runs import make_tokenizer
@@ -106,6 +106,40 @@ def test_a_plain_text_is_a_problem_only_for_replies(tmp_path):
         found.extend(examine(config))
     first = [finding for _, finding in zip(range(5), examine(config), strict=False)]
     assert ("problem", said) in first
+
+
+MISREAD = {
+    "only": (
+        "The sea is grey and nobody is there to see it. " * 40 + "\n\nADA\nYes.\n\n",
+        "only 0% of its words are",
+    ),
+    "empty": ("ADA\n(nods)\n\nBEN\nYes.\n\n" * 10, "10 of 20 turns are empty"),
+    "giant": (
+        "ADA\n" + "and so on\n" * 250 + "\nBEN\nYes.\n\n",
+        "ADA says 750 words in one turn, from 'and so on",
+    ),
+}
+
+
+@pytest.mark.parametrize("needed, level", [(True, "problem"), (False, "note")])
+@pytest.mark.parametrize("text, message", MISREAD.values(), ids=MISREAD)
+def test_a_script_that_was_misread_is_told(text, message, needed, level):
+    first, *others = examine_script(text, needed)
+    assert first[0] == "ok"
+    assert [(found, said[: len(message)]) for found, said in others] == [(level, message)]
+    assert others[0][1].endswith("is its layout read right?")
+
+
+@pytest.mark.parametrize("n_scenes, told_of", [(3, 1), (40, 0)])
+def test_scenes_too_few_for_a_split_are_told(tmp_path, n_scenes, told_of):
+    path = tmp_path / "text.txt"
+    data = TextFileConfig(path=str(path), split="scenes", validation_fraction=0.1)
+    found, _ = findings(tmp_path, "\n".join(map(scene, range(n_scenes))), data=data)
+    note = (
+        "note",
+        "its scenes are too few or too long to hold out 10%: the end of the text is held out instead",
+    )
+    assert found.count(note) == told_of
 
 
 def test_a_context_longer_than_the_text_is_told(tmp_path):
