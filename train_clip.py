@@ -31,7 +31,7 @@ from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
 from minclip.runs import check_splits, classes_of, data_digest, make_model, make_tokenizer
 from minclip.tokenizer import load_tokenizer
 from minclip.zero_shot import zero_shot
-from minlm.training.batches import Batches
+from minlm.training.batches import Batches, fit_batch
 from minlm.training.checkpoint import check_digest, check_same_data, write_json
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
@@ -56,7 +56,10 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     else:
         tokenizer = make_tokenizer(config, records)
         config = config.with_tokenizer(tokenizer)
-    settings = config.train
+    settings = fit_batch(config.train, len(records), world())
+    if settings.batch_size < config.train.batch_size and rank() == 0:
+        print(f"--train.batch_size is lowered to {settings.batch_size}: there are no more training items")
+    config = replace(config, train=settings)
     torch.manual_seed(settings.seed)
     model = make_model(config, run, resume)
     config = replace(config, image=model.config.image, text=model.config.text)

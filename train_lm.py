@@ -28,7 +28,7 @@ from minlm.screenplay import ScreenplayConfig, entropy_rate, floor_of
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import load_tokenizer
-from minlm.training.batches import Batches
+from minlm.training.batches import Batches, fit_batch
 from minlm.training.checkpoint import check_digest, check_same_data, replace_text, write_json
 from minlm.training.command import run_main, run_training
 from minlm.training.config import files_beside_weights
@@ -68,7 +68,10 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         config = replace(config, model=replace(config.model, context_length=length))
         task = Continuation(config, tokenizer, splits)
 
-    settings = config.train
+    settings = fit_batch(config.train, len(task.dataset), world())
+    if settings.batch_size < config.train.batch_size and rank() == 0:
+        print(f"--train.batch_size is lowered to {settings.batch_size}: there are no more training items")
+    config = replace(config, train=settings)
     drawn, which = (settings.batch_size, settings.seed, settings.workers), {"rank": rank(), "world": world()}
     batches = Batches(task.dataset, *drawn, settings.neighbours, **which)
     torch.manual_seed(settings.seed)

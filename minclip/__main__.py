@@ -12,12 +12,17 @@ Face's, with CLIP's merges file beside it or given with --vocabulary.
 """
 
 import inspect
-from collections.abc import Callable
+import warnings
+from argparse import Namespace
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import get_args
 
+import torch
+
 from minclip import pretrained
+from minclip.clip import CLIP
 from minclip.data.records import Record, open_image
 from minclip.data.sources import read_text
 from minclip.doctor import examine
@@ -25,11 +30,15 @@ from minclip.embed import embed_classes, embed_images, embed_texts
 from minclip.evaluate import evaluate_all, format_figures
 from minclip.plots import SHOWN, search_results
 from minclip.presets import FULL, PRESETS, RunConfig
-from minclip.pretrained import Format
+from minclip.pretrained import Format, is_published
 from minclip.runs import classes_of, load
+from minclip.search import embed_folder, image_files
+from minclip.tokenizer import Tokenizer, WordPiece
+from minclip.transforms import ImageTransform
 from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (
     OneLineParser,
+    add_device,
     add_options,
     call_command,
     checkpoint_parser,
@@ -39,8 +48,7 @@ from minlm.training.command import (
 )
 from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
-
-IMAGE_ENDINGS = (".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+from minlm.training.loop import choose_device
 
 
 def parser_of(command: Callable) -> OneLineParser:
@@ -49,6 +57,24 @@ def parser_of(command: Callable) -> OneLineParser:
         "--vocabulary", type=Path, metavar="FILE", help="of published weights without one beside them"
     )
     return parser
+
+
+def load_on_device(given: Namespace) -> tuple[CLIP, Tokenizer, ImageTransform]:
+    """The model, tokenizer and transform that the options name, the model on the device that they name."""
+    device = choose_device(given.device)
+    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
+    return model.to(device), tokenizer, transform
+
+
+def warn_of_unfamiliar(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
+    """Warn in one line of words that the vocabulary spells from letters: nothing was learned of them."""
+    if isinstance(tokenizer, WordPiece) and (words := tokenizer.unfamiliar(" ".join(texts))):
+        more = f" and {len(words) - 5} more" if len(words) > 5 else ""
+        warnings.warn(
+            f"{', '.join(map(repr, words[:5]))}{more}: hardly ever, or never, in the captions that this model was "
+            "trained with; scores of texts with such words mean little",
+            stacklevel=2,
+        )
 
 
 def pictures(paths: list[Path]) -> list[Record]:
@@ -62,8 +88,12 @@ def check_top(top: int) -> None:
 
 
 def classify(arguments: list[str]) -> None:
-    """Probabilities of labels: softmax of exp(logit_scale) * cosine (Radford et al. 2021, section 3.1)."""
+    """Probabilities of labels: the softmax of their logits (Radford et al. 2021, section 3.1).
+
+    A model of the sigmoid loss gives each label a probability of its own instead: they need not sum to one.
+    """
     parser = parser_of(classify)
+    add_device(parser)
     parser.add_argument("--image", type=Path, nargs="+", required=True)
     parser.add_argument("--labels", required=True, help="separated by commas")
     parser.add_argument(
@@ -73,10 +103,18 @@ def classify(arguments: list[str]) -> None:
     labels = [label.strip() for label in given.labels.split(",")]
     if not all(labels):
         raise ValueError(f"--labels {given.labels!r} has an empty label: give names separated by commas")
-    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
+    model, tokenizer, transform = load_on_device(given)
+    warn_of_unfamiliar(tokenizer, [*labels, *(template.replace("{}", " ") for template in given.templates)])
     classes = embed_classes(model, tokenizer, labels, given.templates)  # (labels, E)
     images = embed_images(model, pictures(given.image), transform)  # (N, E)
-    probabilities = (model.logit_scale.exp().item() * images @ classes.T).softmax(dim=-1)  # (N, labels)
+    with torch.inference_mode():
+        logits = model.cpu().logits(images, classes)  # (N, labels)
+    if model.logit_bias is None:
+        probabilities = logits.softmax(dim=-1)  # (N, labels)
+        print("probability that the label is the right one of these; they sum to 1")
+    else:
+        probabilities = logits.sigmoid()  # (N, labels)
+        print("probability that the label fits the image, each label by itself")
     for path, row in zip(given.image, probabilities, strict=True):
         print(path)
         for i in row.argsort(descending=True).tolist():
@@ -84,8 +122,12 @@ def classify(arguments: list[str]) -> None:
 
 
 def search(arguments: list[str]) -> None:
-    """The images of a folder, and of the folders in it, that are closest to a text."""
+    """The images of a folder, and of the folders in it, that are closest to a text.
+
+    Embeddings of the images are kept in RUN/search-cache, which may be deleted at any time.
+    """
     parser = parser_of(search)
+    add_device(parser)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--top", type=int, default=5, help="how many to name")
@@ -93,29 +135,30 @@ def search(arguments: list[str]) -> None:
     given = parser.parse_args(arguments)
     check_top(given.top)
     check_file(given.picture, "--picture")
+    if given.picture and given.picture.suffix != ".png":
+        raise ValueError(f"--picture {given.picture} must end in .png: the picture is a PNG file")
     if not given.text.strip():
         raise ValueError(f"--text {given.text!r} is empty: say what to search for")
-    if not given.folder.is_dir():
-        raise ValueError(f"no folder {given.folder}: name one that holds images with --folder")
-    paths = sorted(path for path in given.folder.rglob("*") if path.suffix.lower() in IMAGE_ENDINGS)
-    if not paths:
-        raise ValueError(f"no image in {given.folder}: looked for names ending in {', '.join(IMAGE_ENDINGS)}")
-    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
-    records = pictures(paths)
+    paths = image_files(given.folder)
+    model, tokenizer, transform = load_on_device(given)
+    warn_of_unfamiliar(tokenizer, [given.text])
     text = embed_texts(model, tokenizer, [given.text])[0]  # (E)
-    cosines = embed_images(model, records, transform) @ text  # (N)
+    paths, images = embed_folder(model, transform, given.folder, paths, given.checkpoint)  # (N, E)
+    cosines = images @ text  # (N)
     best = cosines.argsort(descending=True)[: given.top].tolist()
     for i in best:
         print(f"{cosines[i]:.4f}  {paths[i]}")
     if given.picture:
         shown = best[:SHOWN]
-        search_results(given.text, [records[i].open() for i in shown], cosines[shown].tolist(), given.picture)
+        opened = [open_image(paths[i]) for i in shown]
+        search_results(given.text, opened, cosines[shown].tolist(), given.picture)
         print(f"picture: {given.picture}")
 
 
 def caption(arguments: list[str]) -> None:
     """The best of given captions for an image."""
     parser = parser_of(caption)
+    add_device(parser)
     parser.add_argument("--image", type=Path, required=True)
     parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="one caption a line")
     parser.add_argument("--top", type=int, default=5, help="how many to name")
@@ -124,7 +167,8 @@ def caption(arguments: list[str]) -> None:
     captions = [line.strip() for line in read_text(given.captions).splitlines() if line.strip()]
     if not captions:
         raise ValueError(f"no caption in {given.captions}: give one a line")
-    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
+    model, tokenizer, transform = load_on_device(given)
+    warn_of_unfamiliar(tokenizer, captions)
     image = embed_images(model, pictures([given.image]), transform)[0]  # (E)
     cosines = embed_texts(model, tokenizer, captions) @ image  # (M)
     for i in cosines.argsort(descending=True)[: given.top].tolist():
@@ -137,6 +181,7 @@ def evaluate(arguments: list[str]) -> None:
     On the data that the model was trained with, or on a preset's: of published weights no data is known.
     """
     parser = parser_of(evaluate)
+    add_device(parser)
     parser.add_argument("--preset", choices=PRESETS, help="evaluate on this preset's kind of data")
     parser.add_argument("--split", default="dev")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
@@ -144,6 +189,11 @@ def evaluate(arguments: list[str]) -> None:
     check_file(given.json, "--json")
     if given.preset:
         config = PRESETS[given.preset]
+    elif given.checkpoint.exists() and is_published(given.checkpoint):
+        raise ValueError(
+            f"{given.checkpoint} is no run of train_clip.py and names no data: say which with --preset, one of "
+            f"{', '.join(PRESETS)}"
+        )
     else:
         config = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
     add_options(parser, config, only="data")
@@ -152,7 +202,7 @@ def evaluate(arguments: list[str]) -> None:
     splits = config.data.read()
     if given.split not in splits:
         raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
-    model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
+    model, tokenizer, transform = load_on_device(given)
     names, templates = classes_of(config.data)
     # A probe is not judged on what it fitted.
     fitted = splits.get("train", ()) if given.split != "train" else ()

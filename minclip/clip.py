@@ -27,7 +27,6 @@ from minclip.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.distributed import gather, world
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
-FIRST_LOGIT_BIAS = -10.0  # Zhai et al. 2023, section 3.2: nearly every pair is a negative, and called one
 TOWERS = {
     VisionTransformerConfig: VisionTransformer,
     ResNetConfig: ResNet,
@@ -67,7 +66,10 @@ class CLIPConfig:
 
 
 class CLIP(nn.Module):
-    """encode_image and encode_text give unit vectors; their cosines, times exp(logit_scale), are the logits."""
+    """Two towers whose embeddings have unit length; their cosines, times exp(logit_scale), are the logits.
+
+    With the sigmoid loss logit_bias is added to the logits. It is 0 until `init_logit_bias` or weights set it.
+    """
 
     def __init__(self, config: CLIPConfig):
         super().__init__()
@@ -81,8 +83,7 @@ class CLIP(nn.Module):
         )
         self.text_projection = make_projection(config.projection, self.text_tower.width, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(log(1 / config.temperature)))
-
-        self.logit_bias = nn.Parameter(torch.tensor(FIRST_LOGIT_BIAS)) if config.loss == "sigmoid" else None
+        self.logit_bias = nn.Parameter(torch.zeros(())) if config.loss == "sigmoid" else None
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> embeddings (B, E) of unit length."""
@@ -101,8 +102,23 @@ class CLIP(nn.Module):
         return F.normalize(full_precision(self.text_projection(features)), dim=-1)  # (B, E)
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """-> logits_per_image (images, texts)."""
-        return clip_logits(self.encode_image(images), self.encode_text(tokens, token_mask), self.logit_scale)
+        """Compute logits_per_image (images, texts)."""
+        return self.logits(self.encode_image(images), self.encode_text(tokens, token_mask))
+
+    def logits(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
+        """Compute logits_per_image (N, M) of embeddings (N, E) and (M, E), with logit_bias where there is one."""
+        logits = clip_logits(image_embeddings, text_embeddings, self.logit_scale)  # (N, M)
+        return logits if self.logit_bias is None else logits + self.logit_bias
+
+    @torch.no_grad()
+    def init_logit_bias(self, batch_size: int) -> None:
+        """Set the sigmoid loss's bias to its best value for cosines of zero: -ln(B - 1) in batches of B.
+
+        One pair in B is a positive, and sigmoid(-ln(B - 1)) = 1/B. Zhai et al. 2023 (SigLIP), section 3.2, start
+        at -10, which is right for their batches of 32,768: -ln(32,767) = -10.4.
+        """
+        if self.logit_bias is not None:
+            self.logit_bias.fill_(-log(max(1, batch_size - 1)))
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:

@@ -29,6 +29,7 @@ from pathlib import Path
 N_MERGES = 49_152 - 256 - 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 WORD_END = "</w>"
+MAX_BYTES = 2**26  # of a vocabulary, decompressed; CLIP's has three million
 CACHE_LIMIT = 2**16  # chunks of text between spaces whose ids are remembered
 
 # White space as Unicode defines it; Python's \s holds four separators more, \x1c to \x1f.
@@ -56,11 +57,15 @@ def read_lines(path: str | Path, file_names: Sequence[str]) -> list[str]:
         path = path / found[0]
     if not path.is_file():
         raise ValueError(f"{path} is missing: give a vocabulary file or its folder ({', '.join(file_names)})")
-    data = path.read_bytes()
-    try:
-        text = (gzip.decompress(data) if data[:2] == b"\x1f\x8b" else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    with path.open("rb") as file:
+        zipped = file.peek(2)[:2] == b"\x1f\x8b"
+        try:
+            data = (gzip.GzipFile(fileobj=file) if zipped else file).read(MAX_BYTES + 1)
+            text = data.decode("utf-8")
+        except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+            raise ValueError(f"{path} is damaged ({error}): fetch it again") from error
+    if len(data) > MAX_BYTES:
+        raise ValueError(f"{path} is longer than {MAX_BYTES} bytes, as no vocabulary is: give another file")
     if not text.strip():
         raise ValueError(f"{path} is empty: fetch it again")
     return text.replace("\r\n", "\n").removesuffix("\n").split("\n")

@@ -3,13 +3,13 @@
 import hashlib
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from itertools import combinations
 from math import log
 
 from tqdm import tqdm
 
 from minclip.clip import CLIP
+from minclip.data.dataset import in_threads
 from minclip.data.records import Record
 from minclip.presets import RunConfig
 from minclip.pretrained.start import pretrained_towers
@@ -40,7 +40,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
         advice = ", too few to see much: use a smaller patch_size or larger images" if few else ""
         yield "problem" if few else "ok", f"the image tower sees {n} patches{advice}"
     yield from examine_schedule(config.train, len(splits["train"]), "training images")
-    size = config.train.batch_size
+    size = min(config.train.batch_size, len(splits["train"]))
     chance = f"ln({size}) = {log(size):.3f}"
     yield "ok", f"the loss of a model that knows nothing is {chance}: a run that stays there does not learn"
     yield from examine_images(splits)
@@ -78,16 +78,15 @@ def examine_captions(records: Sequence[Record], tokenizer: Tokenizer, length: in
 def examine_images(splits: dict[str, list[Record]]) -> Iterator[Finding]:
     """Decode every image once: damaged files by name, and pictures that stand in two splits."""
     digests: dict[str, set[str]] = {}
-    with ThreadPoolExecutor(2) as pool:
-        for name, records in splits.items():
-            bar = tqdm(pool.map(look, records), f"decoding {name}", len(records), unit="image", leave=False)
-            found = list(bar)
-            damaged = [message for digest, message in found if not digest]
-            digests[name] = {digest for digest, _ in found if digest}
-            text = f"split {name}: {len(damaged):,} of {len(records):,} images cannot be decoded"
-            text += "".join(f"; {message}" for message in damaged[:3])
-            bearable = 0 if name == "dev" else MAX_SHARE * len(records)  # as in training
-            yield "problem" if len(damaged) > bearable else "note" if damaged else "ok", text
+    for name, records in splits.items():
+        looks = in_threads(look, records)
+        found = list(tqdm(looks, f"decoding {name}", len(records), unit="image", leave=False))
+        damaged = [message for digest, message in found if not digest]
+        digests[name] = {digest for digest, _ in found if digest}
+        text = f"split {name}: {len(damaged):,} of {len(records):,} images cannot be decoded"
+        text += "".join(f"; {message}" for message in damaged[:3])
+        bearable = 0 if name == "dev" else MAX_SHARE * len(records)  # as in training
+        yield "problem" if len(damaged) > bearable else "note" if damaged else "ok", text
     for first, second in combinations(digests, 2):
         both = len(digests[first] & digests[second])
         yield "problem" if both else "ok", f"{both:,} pictures stand both in {first} and in {second}"

@@ -7,6 +7,7 @@ nor order nor kernel changes a score, and equal embeddings tie exactly.
 Shapes: N images, M texts, E embed_dim, D width of the image tower.
 """
 
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -50,13 +51,18 @@ def embed_images(
 
 
 def image_features(
-    model: nn.Module, records: Sequence[Record], transform: ImageTransform, batch_size: int = 128
+    model: nn.Module,
+    records: Sequence[Record],
+    transform: ImageTransform,
+    batch_size: int = 128,
+    damaged: dict[str, str] | None = None,
 ) -> Tensor:
     """The pictures of N records through the image tower alone -> (N, D), before any projection.
 
-    Errors as `embed_images`.
+    damaged: where given, images that cannot be decoded have no row and are noted here: image_id -> reason.
+    Without it, errors as `embed_images`.
     """
-    return _over_pictures(model, model.image_tower, records, transform, batch_size)
+    return _over_pictures(model, model.image_tower, records, transform, batch_size, damaged)
 
 
 def _over_pictures(
@@ -65,10 +71,20 @@ def _over_pictures(
     records: Sequence[Record],
     transform: ImageTransform,
     batch_size: int,
+    damaged: dict[str, str] | None = None,
 ) -> Tensor:
     def embed(batch: Sequence[Record]) -> Tensor:
-        images = torch.stack([transform(record.open()) for record in batch])  # (B, C, h, w)
-        return encode(images.to(model.logit_scale.device))
+        images = []
+        for record in batch:
+            try:
+                images.append(transform(record.open()))
+            except ValueError as error:
+                if damaged is None:
+                    raise
+                damaged[record.image_id] = str(error)
+        if not images:
+            return torch.empty(0)  # which torch.cat skips
+        return encode(torch.stack(images).to(model.logit_scale.device))  # (B, C, h, w) -> (B, E or D)
 
     return _in_batches(model, embed, records, batch_size, "images")
 
@@ -79,15 +95,26 @@ def embed_texts(
     """M texts through the text tower -> (M, E), unit length, float32, on the CPU.
 
     A text that occurs twice is embedded once: the two tie exactly, whatever they are batched with.
-    ValueError: no text.
+    Warns in one line of texts that are longer than the context and therefore cut. ValueError: no text.
     """
+    length, n_cut = model.config.text.context_length, 0
 
     def embed(batch: Sequence[str]) -> Tensor:
-        tokens, token_mask, _ = encode_batch(tokenizer, batch, model.config.text.context_length)
+        nonlocal n_cut
+        tokens, token_mask, n_truncated = encode_batch(tokenizer, batch, length)
+        n_cut += n_truncated
         return model.encode_text(tokens.to(model.logit_scale.device), token_mask.to(model.logit_scale.device))
 
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-    return _in_batches(model, embed, list(row_of), batch_size, "texts")[[row_of[text] for text in texts]]
+    embeddings = _in_batches(model, embed, list(row_of), batch_size, "texts")
+    if n_cut:
+        first = next(text for text in row_of if encode_batch(tokenizer, [text], length)[2])
+        warnings.warn(
+            f"{n_cut:,} of {len(row_of):,} texts are cut to context_length={length} tokens, {first[:60]!r} among "
+            "them: what follows is not read",
+            stacklevel=2,
+        )
+    return embeddings[[row_of[text] for text in texts]]
 
 
 def _in_batches(model: nn.Module, embed: Callable, items: Sequence, batch_size: int, name: str) -> Tensor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from minclip.data.records import Question, Record
+from minclip.data.records import Question, Record, warn_of_missing
 from minclip.embed import embed_classes, embed_images, embed_texts, image_features
 from minclip.linear_probe import linear_probe
 from minclip.retrieval import retrieval
@@ -70,8 +70,9 @@ def evaluate_all(
 
     "caption_choice": which of three captions is the image's, where there are three groups. With `class_names`,
     positions in which are the records' groups: "class_zero_shot", by prompts made from the templates, and, with
-    `train_records` that show every class, one of them three times, "linear_probe" on the image tower's features.
-    Errors as those functions'.
+    `train_records` that show every class, one of them three times, "linear_probe" on the image tower's features;
+    a warning counts and names training images that cannot be decoded, which the probe leaves out. Errors as those
+    functions'.
     """
     start = time.perf_counter()
     look = {"transform": transform, "batch_size": batch_size}
@@ -88,10 +89,14 @@ def evaluate_all(
     if class_names and train_records:
         step = -(-len(train_records) // PROBE_IMAGES)
         fitted = train_records[::step]
-        shown = Counter(record.group for record in fitted)
-        if len(shown) == len(class_names) and max(shown.values()) >= 3:  # of which one is held out
+        if _can_be_probed(fitted, class_names):
+            damaged: dict[str, str] = {}
+            train_features = image_features(model, fitted, **look, damaged=damaged)
+            warn_of_missing(damaged, "training images of the linear probe", "which cannot be decoded")
+            fitted = [record for record in fitted if record.image_id not in damaged]
+        if _can_be_probed(fitted, class_names):
             figures["linear_probe"] = linear_probe(
-                image_features(model, fitted, **look),
+                train_features,
                 torch.tensor([record.group for record in fitted]),
                 image_features(model, records, **look),
                 labels,
@@ -99,6 +104,12 @@ def evaluate_all(
             )
     seconds = time.perf_counter() - start
     return Evaluation(figures, seconds, found.image_embeddings, found.text_embeddings, found.image_of_text)
+
+
+def _can_be_probed(records: Sequence[Record], class_names: Sequence[str]) -> bool:
+    """True where the records show every class, and one of them three times: one of three is held out."""
+    shown = Counter(record.group for record in records)
+    return len(shown) == len(class_names) and max(shown.values()) >= 3
 
 
 def _choose_captions(

@@ -11,7 +11,8 @@ from torch import nn
 class TowerConfig:
     """Where a tower's weights come from, and which of them are trained.
 
-    weights: file or folder of pretrained weights; none = random ones
+    weights: file or folder of pretrained weights, or a run of this project; the tower has its sizes, heads and
+        activation; none = random weights
     trained_blocks: how many of the last Blocks are trained, with what follows them; 0 = none, a frozen tower;
         -1 = the whole tower
     lr_factor: learning rate of this tower, as a share of the rest's

@@ -43,7 +43,7 @@ class RunConfig(CLIPConfig):
 
     vocabulary: vocab.txt of a WordPiece, CLIP's merges file, or GPT-2's files; none = a WordPiece of
         text.vocab_size tokens is trained on the training captions
-    cache_gib: decoded training images are kept in memory where they fit into this many GiB
+    cache_gib: up to this many GiB of decoded training images, and of frozen towers' features, are kept in memory
     transform: from pictures to tensors
     data: pictures and captions
     train: how the model is trained

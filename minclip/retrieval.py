@@ -14,18 +14,21 @@ from torch import Tensor
 
 from minclip.embed import exact_pair
 
+MOST_SCORES = 2**23  # computed at a time: 64 MiB of float64
+
 
 def retrieval_ranks(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
     image_of_text: Tensor,
     groups: Tensor | None = None,
-    chunk: int = 256,
+    most_scores: int = MOST_SCORES,
 ) -> tuple[Tensor, Tensor]:
     """Ranks, from 1, of the best right answers: (N, E), (M, E), (M,), (N,) -> images' (N,), texts' (M,).
 
     image_of_text: the row of each text's image. groups: of each image; None = each image its own. The rank is
-    one more than the number of wrong answers that score no less. At most `chunk` x M scores exist at a time.
+    one more than the number of wrong answers that score no less. Scores are computed in blocks of whole rows, at
+    most `most_scores` or one row at a time.
     ValueError: those of `exact_pair`; positions or groups of a wrong shape or range; an image without a text.
     """
     images, texts = exact_pair(image_embeddings, text_embeddings, "text")
@@ -34,6 +37,7 @@ def retrieval_ranks(
     if bare:
         raise ValueError(f"image {bare[0]} and {len(bare) - 1} more of {len(images)} have no text: drop them")
     image_groups, text_groups = _groups_of_both(len(images), image_of_text, groups)
+    chunk = max(1, most_scores // len(texts))  # images per block
     parts = list(zip(images.split(chunk), image_groups.split(chunk), strict=True))
 
     best_of_text = torch.full((len(texts),), -math.inf, dtype=images.dtype)
@@ -71,7 +75,7 @@ def retrieval(
     image_of_text: Tensor,
     groups: Tensor | None = None,
     ks: Sequence[int] = (1, 5, 10),
-    chunk: int = 256,
+    most_scores: int = MOST_SCORES,
 ) -> dict[str, dict]:
     """Retrieval both ways; arguments and errors as `retrieval_ranks`.
 
@@ -79,11 +83,15 @@ def retrieval(
     "chance": {"image_to_text": {"recall@1", ...}, "text_to_image": {...}}}. Recall@k is the share of queries
     with a right answer among the first k (Karpathy and Fei-Fei 2015, section 4.2), also called top-k accuracy.
     """
-    image_ranks, text_ranks = retrieval_ranks(image_embeddings, text_embeddings, image_of_text, groups, chunk)
-    of_images, of_texts = _groups_of_both(len(image_ranks), image_of_text, groups)
-    right_texts = (of_images[:, None] == of_texts).sum(dim=1).tolist()
-    right_images = (of_texts[:, None] == of_images).sum(dim=1).tolist()
+    image_ranks, text_ranks = retrieval_ranks(
+        image_embeddings, text_embeddings, image_of_text, groups, most_scores
+    )
     n_images, n_texts = len(image_ranks), len(text_ranks)
+    of_images, _ = _groups_of_both(n_images, image_of_text, groups)
+    _, numbers = of_images.unique(return_inverse=True)  # (N,), groups numbered from 0
+    of_texts = numbers[image_of_text]  # (M,)
+    right_texts = torch.bincount(of_texts)[numbers].tolist()  # every image has a text
+    right_images = torch.bincount(numbers)[of_texts].tolist()
     return {
         "image_to_text": _recalls(image_ranks, ks),
         "text_to_image": _recalls(text_ranks, ks),

@@ -44,6 +44,7 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
         return load_into(CLIP(config), last_checkpoint(run)).train()
     config, weights = pretrained_towers(config)
     model = CLIP(config)
+    model.init_logit_bias(config.train.batch_size)
     model.load_state_dict(weights, strict=False)  # strict where they were read; here the heads are missing
     return model
 

@@ -1,7 +1,8 @@
-"""Texts to token ids: BERT's uncased WordPiece, trained here or loaded; CLIP's BPE and GPT-2's; batches of each.
+"""Texts to token ids: BERT's WordPiece, trained here or loaded; CLIP's BPE and GPT-2's; batches of each.
 
-WordPiece follows Google's BERT code (Devlin et al. 2019): control characters out, lower case, accents out, cut
-at white space, around punctuation and CJK characters, then the longest known piece first (Wu et al. 2016).
+WordPiece follows Google's BERT code (Devlin et al. 2019): control characters out, lower case and no accents (unless
+the vocabulary is cased), cut at white space, around punctuation and CJK characters, then the longest known piece
+first (Wu et al. 2016).
 
 No text gives a special token, except [UNK] for a word that the vocabulary cannot spell: a literal "[SEP]" reads as
 "[", "sep", "]", as in Google's code. Hugging Face's tokenizers turn it into the control token: whoever writes a
@@ -22,12 +23,16 @@ import torch
 from torch import Tensor
 
 from minclip.clip_bpe import CACHE_LIMIT, WORD_END, ClipBPE, caption_ids, merge_pair, read_lines
+from minlm.pretrained.facts import option
+from minlm.pretrained.weight_files import read_object
 from minlm.tokenizer import FILE_NAME as BYTE_LEVEL_FILE
 from minlm.tokenizer import GPT2_FILES, BPETokenizer
 from minlm.tokenizer import load_tokenizer as load_byte_level
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100  # characters; BERT calls longer words unknown
+CONFIG_NAME = "tokenizer_config.json"  # of Hugging Face
+CASED = '{"tokenizer_class": "BertTokenizer", "do_lower_case": false}\n'
 CONTINUES = "##"  # how a piece that does not start a word begins
 # The blocks that BERT calls Chinese characters; Hangul and kana are written with spaces or as words, and stay whole.
 CJK_BLOCKS = (
@@ -57,12 +62,16 @@ def stands_alone(character: str) -> bool:
     return unicodedata.category(character)[0] == "P" or any(ord(character) in block for block in CJK_BLOCKS)
 
 
+def remove_case(text: str) -> str:
+    """`text` in lower case, without accents; doing it twice changes nothing more."""
+    decomposed = unicodedata.normalize("NFD", text.lower())
+    return "".join(character for character in decomposed if unicodedata.category(character) != "Mn")
+
+
 def split_words(chunk: str) -> list[str]:
-    """Lower-cased words without accents of a `chunk` that has no white space."""
+    """Words of a `chunk` that has no white space."""
     words, inside = [], False
-    for character in unicodedata.normalize("NFD", chunk.lower()):
-        if unicodedata.category(character) == "Mn":  # an accent
-            continue
+    for character in chunk:
         alone = stands_alone(character)
         if inside and not alone:
             words[-1] += character
@@ -73,11 +82,11 @@ def split_words(chunk: str) -> list[str]:
 
 
 def count_words(texts: Iterable[str]) -> Counter[str]:
-    """How often each word that WordPiece can spell (up to 100 characters) occurs in `texts`."""
+    """How often each lower-cased word that WordPiece can spell (up to 100 characters) occurs in `texts`."""
     chunks = Counter(chunk for text in texts for chunk in remove_controls(text).split())
     words = Counter()
     for chunk, count in chunks.items():
-        for word in split_words(chunk):
+        for word in split_words(remove_case(chunk)):
             if len(word) <= MAX_WORD:
                 words[word] += count
     return words
@@ -125,16 +134,17 @@ def learn_pieces(words: Counter[str], n_pieces: int) -> list[str]:
 
 
 class WordPiece:
-    """BERT's uncased tokenizer over a list of tokens; a token's id is its place in the list.
+    """BERT's tokenizer over a list of tokens; a token's id is its place in the list.
 
-    Attributes: pad_id, unk_id, start_id ([CLS]), end_id ([SEP]), vocab_size, digest (sha256 of the saved file).
+    lower_case: whether texts are lower-cased and lose their accents (an uncased vocabulary)
+    Attributes: pad_id, unk_id, start_id ([CLS]), end_id ([SEP]), vocab_size, digest (sha256 of the saved files).
     Raises ValueError when a special token is missing, or a token is empty, repeated or holds a line end.
     """
 
     FILE_NAMES = ("vocab.txt",)
 
-    def __init__(self, tokens: Sequence[str]):
-        self.tokens = list(tokens)
+    def __init__(self, tokens: Sequence[str], lower_case: bool = True):
+        self.tokens, self.lower_case = list(tokens), lower_case
         missing = [token for token in SPECIAL_TOKENS if token not in self.tokens]
         if missing:
             raise ValueError(f"the vocabulary of {len(self.tokens)} tokens misses {', '.join(missing)}")
@@ -151,7 +161,8 @@ class WordPiece:
         self.pad_id, self.unk_id = self._ids[PAD], self._ids[UNK]
         self.start_id, self.end_id = self._ids[CLS], self._ids[SEP]
         self.vocab_size = len(self.tokens)
-        self.digest = hashlib.sha256(self._file_text().encode("utf-8")).hexdigest()
+        saved = self._file_text() + ("" if lower_case else CASED)
+        self.digest = hashlib.sha256(saved.encode("utf-8")).hexdigest()
         self._cache: dict[str, list[int]] = {}
 
     @classmethod
@@ -180,10 +191,13 @@ class WordPiece:
 
     @classmethod
     def load(cls, path: str | Path) -> "WordPiece":
-        """From a vocab.txt with one token a line, or from a folder holding it."""
+        """From a vocab.txt with one token per line, or from a folder holding it.
+
+        The tokenizer_config.json beside it says whether it is cased; without one, its tokens do.
+        """
         tokens = read_lines(path, cls.FILE_NAMES)
         try:
-            return cls(tokens)
+            return cls(tokens, lower_case_beside(Path(path), tokens))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error
 
@@ -194,9 +208,12 @@ class WordPiece:
             if chunk not in self._cache:
                 if len(self._cache) >= CACHE_LIMIT:
                     self._cache.clear()
-                self._cache[chunk] = [i for word in split_words(chunk) for i in self._word_ids(word)]
+                self._cache[chunk] = [i for word in self._words(chunk) for i in self._word_ids(word)]
             ids += self._cache[chunk]
         return ids
+
+    def _words(self, chunk: str) -> list[str]:
+        return split_words(remove_case(chunk) if self.lower_case else chunk)
 
     def _word_ids(self, word: str) -> list[int]:
         if len(word) > MAX_WORD:
@@ -214,6 +231,20 @@ class WordPiece:
             start = end
         return ids
 
+    def unfamiliar(self, text: str) -> list[str]:
+        """Words of the text that are [UNK] or have two or more tokens of at most two characters on average.
+
+        The captions that the vocabulary was made from have such words rarely or never. Each is listed once, in
+        order; punctuation and symbols are not words here.
+        """
+        words = dict.fromkeys(word for chunk in remove_controls(text).split() for word in self._words(chunk))
+        spelled = {word: self._word_ids(word) for word in words if word[0].isalnum()}
+        return [
+            word
+            for word, ids in spelled.items()
+            if ids == [self.unk_id] or (len(ids) > 1 and len(word) <= 2 * len(ids))
+        ]
+
     def decode(self, ids: Iterable[int]) -> str:
         """The text of a row up to its first end id: words between spaces ("hi !"), pads left out, [UNK] as such."""
         words = []
@@ -226,12 +257,40 @@ class WordPiece:
         return " ".join(words)
 
     def save(self, folder: str | Path) -> None:
-        """Write vocab.txt into `folder`."""
+        """Write vocab.txt into `folder`, and tokenizer_config.json where it is cased."""
         Path(folder).mkdir(parents=True, exist_ok=True)
+        if not self.lower_case:
+            (Path(folder) / CONFIG_NAME).write_text(CASED, encoding="utf-8")
         (Path(folder) / "vocab.txt").write_text(self._file_text(), encoding="utf-8", newline="\n")
 
     def _file_text(self) -> str:
         return "".join(f"{token}\n" for token in self.tokens)
+
+
+def lower_case_beside(path: Path, tokens: Sequence[str]) -> bool:
+    """Whether the vocabulary `tokens`, read from `path`, is uncased.
+
+    tokenizer_config.json says so; where it does not, an uncased vocabulary has no capitals and no accents, and a cased
+    one has capitals. Raises ValueError for anything between, and for options that WordPiece here does not have.
+    """
+    where = (path if path.is_dir() else path.parent) / CONFIG_NAME
+    options = read_object(where) if where.is_file() else {}
+    lower_case = option(options, "do_lower_case", bool, where)
+    if lower_case is None:
+        words = [token.removeprefix(CONTINUES) for token in tokens if not re.fullmatch(r"\[\w+\]", token)]
+        marked = [word for word in words if word != remove_case(word)]
+        lower_case = not any(word != word.lower() for word in marked)
+        if lower_case and marked:
+            raise ValueError(
+                f"it has accents ({marked[0]!r}) and no capitals, so it may be cased or not: put a {CONFIG_NAME} with "
+                f"do_lower_case beside it"
+            )
+    for name, value in (("strip_accents", lower_case), ("tokenize_chinese_chars", True)):
+        if option(options, name, bool, where, value) != value:
+            raise ValueError(
+                f"{where} has {name}={not value}: with do_lower_case={lower_case} it must be {value}"
+            )
+    return lower_case
 
 
 Tokenizer = WordPiece | ClipBPE | BPETokenizer

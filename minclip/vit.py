@@ -38,6 +38,11 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
         TowerConfig.__post_init__(self)
         if not 0 <= self.patch_dropout < 1:
             raise ValueError(f"patch_dropout={self.patch_dropout} must lie in [0, 1)")
+        if self.patch_dropout and self.trained_blocks != -1:
+            raise ValueError(
+                f"patch_dropout={self.patch_dropout} acts before the Blocks that trained_blocks={self.trained_blocks} "
+                f"freezes: give trained_blocks -1 or patch_dropout 0"
+            )
         if self.patch_dropout and self.pool == "last":
             raise ValueError(
                 f"patch_dropout={self.patch_dropout} would drop the last patch, which is pooled: "
@@ -142,11 +147,15 @@ def drop_patches(x: Tensor, share: float, n_extra: int) -> Tensor:
     return torch.cat([x[:, :n_extra], x[:, n_extra:].gather(1, kept)], dim=1)  # (B, T', D)
 
 
-def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int]) -> Tensor:
+def resize_positions(
+    positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False
+) -> Tensor:
     """Position vectors for another grid of patches (Dosovitskiy et al. 2021, section 3.2).
 
     positions (T, D) for old_grid (rows, columns), with any extra tokens (class) first -> (T', D) for new_grid.
-    Bicubic in float32; the extra tokens are kept; the identity where the grids are equal.
+    Bicubic in float32; the extra tokens are kept; the identity where the grids are equal. antialias: as in timm and
+    open_clip, which average what they shrink and take Keys' cubic with a = -0.5; without, as in Hugging Face's
+    models, each new position comes from its 16 nearest old ones, with a = -0.75.
     Raises ValueError where the table is smaller than the old grid.
     """
     n_extra = len(positions) - old_grid[0] * old_grid[1]
@@ -158,6 +167,6 @@ def resize_positions(positions: Tensor, old_grid: tuple[int, int], new_grid: tup
         return positions
     extra, grid = positions[:n_extra], positions[n_extra:]
     picture = grid.float().T.reshape(1, -1, *old_grid)  # (1, D, rows, columns)
-    picture = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False)
+    picture = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
     resized = picture.flatten(2)[0].T.to(positions.dtype)  # (N', D)
     return torch.cat([extra, resized])  # (T', D)

@@ -28,6 +28,7 @@ from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (
+    add_device,
     add_options,
     call_command,
     checkpoint_parser,
@@ -37,6 +38,7 @@ from minlm.training.command import (
 )
 from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
+from minlm.training.loop import choose_device
 from minlm.writing import stream_text, write, write_best
 
 parser_of = partial(checkpoint_parser, package="minlm")
@@ -45,6 +47,7 @@ parser_of = partial(checkpoint_parser, package="minlm")
 def generate(arguments: list[str]) -> None:
     """Continue a prompt; or, from an encoder-decoder, reply to it."""
     parser = parser_of(generate)
+    add_device(parser)
     parser.add_argument("--prompt", nargs="+", required=True, help="one text, or several")
     parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="end at the first of these")
     parser.add_argument("--stream", action="store_true", help="print each piece as soon as it is drawn")
@@ -59,7 +62,9 @@ def generate(arguments: list[str]) -> None:
         raise ValueError(
             "--beam finds the likeliest text: of the other options it takes --max_new_tokens only"
         )
+    device = choose_device(given["device"])
     model, tokenizer, run = load(given["checkpoint"])
+    model.to(device)
     replies = isinstance(run.model, Seq2SeqConfig)  # its prompt is what is replied to, and is not repeated
     prompts = given["prompt"]
     if given["stream"]:
@@ -81,6 +86,7 @@ def generate(arguments: list[str]) -> None:
 def evaluate(arguments: list[str]) -> None:
     """The loss on the whole validation text, of the run's own data or of another file."""
     parser = parser_of(evaluate)
+    add_device(parser)
     parser.add_argument("--stride", type=int, help="tokens between windows (default: half the context)")
     parser.add_argument(
         "--random_batches",
@@ -100,9 +106,11 @@ def evaluate(arguments: list[str]) -> None:
     add_options(parser, config, only="data")
     options = vars(parser.parse_args(arguments))
     config = override(config, {name: text for name, text in options.items() if name.startswith("data.")})
+    device = choose_device(given.device)
     started = time.monotonic()
     texts = config.data.read()
     model, tokenizer, _ = load(given.checkpoint)
+    model.to(device)
     if isinstance(config.model, Seq2SeqConfig):
         if given.stride is not None or given.random_batches:
             raise ValueError(

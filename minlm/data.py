@@ -9,6 +9,7 @@ import hashlib
 import os
 import random
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,7 @@ from torch.utils.data import Dataset
 
 from minlm.script import parse_script, read_script
 from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.training.distributed import rank
 
 ID_TYPE = np.uint32  # any vocabulary; four bytes per token
 PIECE = 1 << 18  # characters that are encoded at once
@@ -35,6 +37,8 @@ class TextFileConfig:
     split: what is held out: whole scenes of a script, drawn by the seed, or the end of the text
     validation_fraction: share of the characters held out
     split_seed: draws the scenes that are held out
+
+    A text whose scenes are too few or too long for that share, or that has none, is split at its end instead.
     """
 
     path: str = ""
@@ -47,28 +51,45 @@ class TextFileConfig:
             raise ValueError(f"validation_fraction={self.validation_fraction} must lie in (0, 1)")
 
     def read(self) -> dict[str, str]:
-        """{"train", "validation"}: two texts. ValueError: no such file, nothing in it, nobody speaks in it."""
+        """{"train", "validation"}: two texts. ValueError: no such file, or nothing in it."""
         if not self.path:
             raise ValueError("no text to learn from: give a script or any plain text with --data.path FILE")
         text = read_script(self.path)
-        if self.split == "scenes":
-            scenes = [scene.text + "\n" for scene in parse_script(text).scenes]
-            return split_scenes(scenes, self.validation_fraction, self.split_seed)
+        splits = self.scene_splits(text) if self.split == "scenes" else None
+        if self.split == "scenes" and splits is None and rank() == 0:
+            print(
+                f"the scenes of {self.path} cannot be split into {1 - self.validation_fraction:.0%} and "
+                f"{self.validation_fraction:.0%}: its end is held out instead",
+                file=sys.stderr,
+            )
         end = int((1 - self.validation_fraction) * len(text))
-        return checked_splits({"train": text[:end], "validation": text[end:]})
+        return checked_splits(splits or {"train": text[:end], "validation": text[end:]})
+
+    def scene_splits(self, text: str) -> dict[str, str] | None:
+        """{"train", "validation"}, split by scenes; None where that comes nowhere near the fraction."""
+        try:
+            scenes = [scene.text + "\n" for scene in parse_script(text).scenes]
+        except ValueError:  # nobody speaks: a plain text
+            return None
+        return split_scenes(scenes, self.validation_fraction, self.split_seed)
 
 
-def split_scenes(scenes: Sequence[str], fraction: float, seed: int) -> dict[str, str]:
-    """Scenes drawn one by one until they have `fraction` of the characters are validation; the others train."""
+def split_scenes(scenes: Sequence[str], fraction: float, seed: int) -> dict[str, str] | None:
+    """Scenes drawn one by one until they have `fraction` of the characters are validation; the others train.
+
+    None where validation is then more than twice, or training less than half, of what is wanted.
+    """
     order = list(range(len(scenes)))
     random.Random(f"{seed}/scenes").shuffle(order)
-    wanted, held_out, size = fraction * sum(map(len, scenes)), set(), 0
+    total, held_out, size = sum(map(len, scenes)), set(), 0
     for i in order:
-        if size < wanted:
+        if size < fraction * total:
             held_out.add(i)
             size += len(scenes[i])
+    if size > 2 * fraction * total or total - size < (1 - fraction) * total / 2:
+        return None
     train = "".join(scene for i, scene in enumerate(scenes) if i not in held_out)
-    return checked_splits({"train": train, "validation": "".join(scenes[i] for i in sorted(held_out))})
+    return {"train": train, "validation": "".join(scenes[i] for i in sorted(held_out))}
 
 
 def checked_splits(splits: dict[str, str]) -> dict[str, str]:

@@ -6,16 +6,19 @@ from math import log
 
 import numpy as np
 
-from minlm.data import encoded, fit_context
+from minlm.data import TextFileConfig, encoded, fit_context
 from minlm.presets import RunConfig
 from minlm.runs import MODELS, make_tokenizer
-from minlm.script import parse_script
+from minlm.script import parse_script, read_script
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tasks import Continuation, Replies, Task
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
 MAX_SHARE = 0.05  # of replies cut, before it is a problem
+MIN_SPOKEN = 0.1  # of a script's words
+MAX_EMPTY = 0.05  # of its turns
+LONG_TURN = 600  # words
 LONG_LINE = 30  # characters; a shorter line may stand in two splits by chance
 
 
@@ -26,7 +29,9 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     for name, text in texts.items():
         yield "ok", f"split {name}: {len(text):,} characters"
     yield examine_leakage(texts)
-    yield examine_script(texts["train"], needed=isinstance(config.model, Seq2SeqConfig))
+    if isinstance(config.data, TextFileConfig):
+        yield from examine_scenes(config.data)
+    yield from examine_script(texts["train"], needed=isinstance(config.model, Seq2SeqConfig))
     tokenizer = make_tokenizer(config, texts)
     config = config.with_tokenizer(tokenizer)
     yield examine_model(lambda: MODELS[type(config.model)](config.model))
@@ -45,17 +50,34 @@ def examine_leakage(texts: dict[str, str]) -> Finding:
     return "problem" if 2 * len(both) > len(lines) > 0 else "note" if both else "ok", text
 
 
-def examine_script(text: str, needed: bool) -> Finding:
-    """Whether the text is a script, and who speaks in it."""
+def examine_script(text: str, needed: bool) -> Iterator[Finding]:
+    """Who speaks in a script, and signs that it was misread. Problems only where the script is `needed`."""
+    level = "problem" if needed else "note"
     try:
         script = parse_script(text)
     except ValueError as error:
-        return "problem" if needed else "note", f"read as plain text: {error}"
-    names = {turn.character for turn in script.turns}
-    return (
-        "ok",
-        f"a script of {len(script.scenes):,} scenes, {len(script.turns):,} turns, {len(names):,} characters",
-    )
+        yield level, f"read as plain text: {error}"
+        return
+    turns, names = script.turns, {turn.character for turn in script.turns}
+    lengths = [len(turn.line.split()) for turn in turns]
+    share = sum(lengths) / len(text.split())
+    counts = f"{len(script.scenes):,} scenes, {len(turns):,} turns, {len(names):,} characters"
+    yield "ok", f"a script of {counts}; {share:.0%} of its words are spoken"
+    if share < MIN_SPOKEN:
+        yield level, f"only {share:.0%} of its words are spoken: is its layout read right?"
+    n_empty, longest = lengths.count(0), lengths.index(max(lengths))
+    if n_empty > MAX_EMPTY * len(turns):
+        yield level, f"{n_empty:,} of {len(turns):,} turns are empty: is its layout read right?"
+    if lengths[longest] > LONG_TURN:
+        text = f"{turns[longest].character} says {lengths[longest]:,} words in one turn"
+        yield level, f"{text}, from {turns[longest].line[:40]!r} on: is its layout read right?"
+
+
+def examine_scenes(data: TextFileConfig) -> Iterator[Finding]:
+    """Scenes too few or too long to be split by."""
+    if data.split == "scenes" and data.scene_splits(read_script(data.path)) is None:
+        text = f"its scenes are too few or too long to hold out {data.validation_fraction:.0%}"
+        yield "note", f"{text}: the end of the text is held out instead"
 
 
 def examine_windows(

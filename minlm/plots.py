@@ -7,6 +7,7 @@ import json
 import math
 import os
 import re
+import warnings
 from collections.abc import Sequence
 from itertools import cycle
 from pathlib import Path
@@ -15,6 +16,8 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -22,6 +25,7 @@ from torch import Tensor
 # Okabe and Ito (2008): told apart with every kind of colour vision.
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"
+PLAIN = ("normal", 400)  # style and weight of a font
 MOST_TOKENS = 64  # what an attention map can show with a label each
 MOST_HEADS = 16  # maps in one image
 
@@ -40,13 +44,51 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     if path.suffix != ".png":
         raise ValueError(f"pictures are PNG files: {str(path)!r} must end in .png")
     path.parent.mkdir(parents=True, exist_ok=True)
+    add_fallback_fonts(figure)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        figure.savefig(temporary, format="png")
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, in one line
+            figure.savefig(temporary, format="png")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
     return figure
+
+
+def characters_of(path: str) -> set[str]:
+    """The characters that a font file has glyphs for; none where it is not a font of outlines."""
+    try:
+        return set(map(chr, get_font(path).get_charmap()))
+    except RuntimeError:
+        return set()
+
+
+def add_fallback_fonts(figure: Figure) -> None:
+    """Let each text fall back to installed fonts that have the characters its own font lacks, Chinese for example.
+
+    Warn in one line of the characters that no installed font has: they are drawn as boxes.
+    """
+    lacking = {}
+    for text in figure.findobj(Text):
+        drawn = {c for c in text.get_text() if c.isprintable() and not c.isascii()}
+        if drawn and (lacked := drawn - characters_of(findfont(text.get_fontproperties()))):
+            lacking[text] = lacked
+    missing, fallback = set().union(*lacking.values()), []
+    fonts = {font.name: font.fname for font in fontManager.ttflist if (font.style, font.weight) == PLAIN}
+    for name in sorted(fonts):
+        if missing and not name.startswith("Last Resort"):  # whose glyphs are boxes
+            covered = missing & characters_of(fonts[name])
+            fallback += [name] if covered else []
+            missing -= covered
+    for text in lacking:  # in the weight that was looked at: a font's bold may lack what its plain form has
+        text.set(fontfamily=[*text.get_fontfamily(), *fallback], fontweight="normal")
+    if missing:
+        warnings.warn(
+            f"no installed font has {''.join(sorted(missing)[:20])!r} ({len(missing)} characters): they are drawn as "
+            "boxes; install a font of that script",
+            stacklevel=3,
+        )
 
 
 def read_metrics(run: str | Path) -> list[dict]:

@@ -55,6 +55,15 @@ def test_imports_go_one_way(path):
             assert top != "minlm" or rest[0] == "training", f"minlm/training imports {module}"
 
 
+def test_what_is_imported_is_installed():
+    """Every package is in requirements.txt, but for pyarrow, which is optional."""
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    listed = {re.match(r"\w+", line)[0] for line in lines}
+    packages = {module.split(".")[0] for path in SOURCES for module in imports(path)} & ALLOWED
+    renamed = {"PIL": "pillow"}
+    assert {renamed.get(package, package) for package in packages} - listed == {"minlm", "minclip", "pyarrow"}
+
+
 def telling_lines(path: Path) -> list[tuple[int, str]]:
     """(number, line) without blanks, comments, imports, docstrings' quotes and lone brackets."""
     text = path.read_text(encoding="utf-8")
@@ -83,6 +92,7 @@ PART_OF = {
         "grammar": "minlm/test_screenplay",
         "scene": "minlm/test_screenplay",
         "continuity": "minlm/test_screenplay",
+        "rows": "minlm/test_layout",
     },
     **{"shapes_scene": "minclip/test_shapes", "shapes_text": "minclip/test_shapes"},
     **{

@@ -129,7 +129,7 @@ def test_a_run_is_not_continued_with_another_text(tmp_path, monkeypatch):
 
 
 def test_what_cannot_be_computed_here_leaves_no_folder(tmp_path, monkeypatch):
-    with pytest.raises(ValueError, match="precision=fp16 needs a GPU"):
+    with pytest.raises(ValueError, match=r"--train.precision fp16 needs a GPU"):
         train(monkeypatch, "--train.precision", "fp16", "--train.device", "cpu", "--out", tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -187,10 +187,10 @@ def test_the_real_screenplay_as_characters_and_tokens(data_root, tmp_path, monke
     [
         (["--preset", "script-lm"], "no text to learn from"),
         (["--preset", "script-lm", "--data.path", "nowhere.txt"], "nowhere.txt"),
-        (["--data.n_scenes", "0"], "n_scenes is 0"),
-        (["--model.n_heads", "5"], "n_heads=5 does not divide d_model=192"),
-        (["--train.warmup", "1.5"], "warmup=1.5"),
-        (["--train.schedule", "inverse_sqrt", "--train.warmup", "0"], "schedule=inverse_sqrt"),
+        (["--data.n_scenes", "0"], "--data.n_scenes is 0"),
+        (["--model.n_heads", "5"], "--model.n_heads=5 does not divide --model.d_model=192"),
+        (["--train.warmup", "1.5"], "--train.warmup=1.5"),
+        (["--train.schedule", "inverse_sqrt", "--train.warmup", "0"], "--train.schedule=inverse_sqrt"),
         (["--tokens", "words"], "--tokens='words'"),
         (["--vocabulary", "nowhere"], "nowhere"),
         (["--resume", "nowhere"], "no config at nowhere"),

@@ -5,6 +5,7 @@ an epoch then runs the heads alone and takes seconds. B batch, D width of the fe
 """
 
 import random
+import warnings
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
@@ -25,19 +26,35 @@ def with_features(pairs: PairDataset, model: CLIP, batch_size: int = 64) -> "Pai
 
     Captions: where the text tower is frozen. Pictures: where the image tower is frozen and the transform draws
     nothing, for a frozen tower sees other pictures in each epoch where they are cropped at random. Not those of
-    shards, which are streamed: the features of all their images may be more than memory holds. The model
-    must hold the weights it will be trained with. ValueError as from `pairs` for damaged images.
+    shards, which are streamed: the features of all their images may be more than memory holds. Features take part of
+    `pairs.cache_bytes`; those that do not fit are not kept, with a warning. The model must hold the weights it will be
+    trained with. ValueError as from `pairs` for damaged images.
     """
     view = pairs.transform
     drawn, streamed = view.crops or view.flips or view.jitters, isinstance(pairs.records, ShardRecords)
     keep_images = model.image_tower.frozen and not drawn and not streamed
-    if not keep_images and not model.text_tower.frozen:
-        return pairs
-    records, image_features = pairs.records, None
-    if keep_images:
+    records, image_features, texts = pairs.records, None, None
+    if keep_images and fits(pairs, len(pairs), model.image_tower.width, "training images"):
         records, image_features = features_of_images(pairs, model, batch_size)
-    text_features = features_of_texts(pairs, model, batch_size) if model.text_tower.frozen else None
-    return FeatureDataset(pairs, records, image_features, text_features)
+    if model.text_tower.frozen:
+        texts = features_of_texts(pairs, model, batch_size)
+    if image_features is None and texts is None:
+        return pairs
+    return FeatureDataset(pairs, records, image_features, texts)
+
+
+def fits(pairs: PairDataset, count: int, width: int, what: str) -> bool:
+    """True, and that much less of `pairs.cache_bytes` is left, where features (count, width) fit; else warn."""
+    size = 4 * count * width
+    if size <= pairs.cache_bytes:
+        pairs.cache_bytes -= size
+        return True
+    warnings.warn(
+        f"features of {count:,} {what} need at least {size / 2**30:.3g} GiB, {pairs.cache_bytes / 2**30:.3g} are left "
+        "of cache_gib: the frozen tower runs in every step; raise cache_gib to run it once",
+        stacklevel=3,
+    )
+    return False
 
 
 @torch.no_grad()
@@ -55,15 +72,29 @@ def features_of_images(pairs: PairDataset, model: CLIP, batch_size: int) -> tupl
 
 
 @torch.no_grad()
-def features_of_texts(pairs: PairDataset, model: CLIP, batch_size: int) -> dict[str, Tensor]:
-    """Each caption's features (D,); captions of about equal length go through the tower together."""
-    device, features = model.logit_scale.device, {}
-    captions = dict.fromkeys(caption for record in pairs.records for caption in record.captions)
-    for some in in_batches(sorted(captions, key=len), batch_size, "features of texts"):
+def features_of_texts(
+    pairs: PairDataset, model: CLIP, batch_size: int
+) -> tuple[dict[str, int], Tensor] | None:
+    """Each caption's row and the features (M, D), or None where they do not fit.
+
+    Captions of about equal length go through the tower together.
+    """
+    device, width, captions = model.logit_scale.device, model.text_tower.width, set()
+    for record in pairs.records:
+        captions.update(record.captions)
+        if 4 * width * len(captions) > pairs.cache_bytes:  # soon known of sets that are larger than memory
+            break
+    if not fits(pairs, len(captions), width, "captions"):
+        return None
+    ordered = sorted(captions, key=lambda caption: (len(caption), caption))
+    features, start = torch.empty(len(ordered), width), 0
+    for some in in_batches(ordered, batch_size, "features of texts"):
         tokens, token_mask, _ = encode_batch(pairs.tokenizer, some, pairs.context_length)
-        rows = model.text_tower(tokens.to(device), token_mask.to(device)).float().cpu()  # (B, D)
-        features |= dict(zip(some, rows, strict=True))
-    return features
+        features[start : start + len(some)] = model.text_tower(
+            tokens.to(device), token_mask.to(device)
+        )  # (B, D)
+        start += len(some)
+    return {caption: row for row, caption in enumerate(ordered)}, features
 
 
 def in_batches(items: Sequence, batch_size: int, name: str) -> tqdm:
@@ -83,10 +114,10 @@ class FeatureDataset(Dataset):
         pairs: PairDataset,
         records: list[Record],
         image_features: Tensor | None,
-        text_features: dict[str, Tensor] | None,
+        texts: tuple[dict[str, int], Tensor] | None,
     ):
         self.pairs, self.records = pairs, records
-        self.image_features, self.text_features = image_features, text_features
+        self.image_features, self.texts = image_features, texts
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -110,7 +141,8 @@ class FeatureDataset(Dataset):
         batch = {"groups": torch.tensor([item["group"] for item in items])}
         batch[side] = torch.stack([item["image"] for item in items])  # (B, C, h, w) or (B, D)
         captions = [item["caption"] for item in items]
-        if self.text_features is not None:
-            return batch | {"text_features": torch.stack([self.text_features[text] for text in captions])}
+        if self.texts is not None:
+            row_of, features = self.texts
+            return batch | {"text_features": features[[row_of[text] for text in captions]]}  # (B, D)
         tokens, token_mask, _ = encode_batch(self.pairs.tokenizer, captions, self.pairs.context_length)
         return batch | {"tokens": tokens, "token_mask": token_mask}

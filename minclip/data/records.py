@@ -3,33 +3,26 @@
 import itertools
 import random
 import re
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
+from math import inf
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-# All that Pillow was seen to raise on missing, damaged, foreign and oversized files of fourteen formats.
-UNREADABLE = (
-    OSError,  # missing, truncated; UnidentifiedImageError is one of them
-    Image.DecompressionBombError,
-    SyntaxError,  # Pillow's own word for a broken PNG or TIFF header
-    ValueError,
-    RuntimeError,  # AVIF; NotImplementedError, of DDS, is one of them
-    TypeError,
-    ArithmeticError,
-    LookupError,
-    EOFError,
-    MemoryError,
-    struct.error,
-    zlib.error,
-)
+# What is decoded, whatever a file is called: of the other formats that Pillow knows, some start programs.
+Image.init()
+FORMATS = [
+    name
+    for name in ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF")
+    if name in Image.OPEN  # AVIF: only in Pillow from 11.3 on
+]
+# Pillow's own warning of large images names no file; decode() warns with the name.
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
 @dataclass(frozen=True)
@@ -66,10 +59,11 @@ class Question:
 
 
 def open_image(path: str | Path) -> Image.Image:
-    """Decode an image file to RGB, upright, on white where it is transparent.
+    """Decode an image file of one of FORMATS to RGB, upright, on white where it is transparent.
 
-    Upright: the EXIF orientation is applied. 16-bit grey is scaled to 8 bits (Pillow would clip it).
-    Raises ValueError, one line naming the file, when it is missing, truncated, too large or not an image.
+    Upright: the EXIF orientation is applied. 16-bit grey is scaled to 8 bits (Pillow would clip it). Of an animation,
+    the first frame. Raises ValueError, one line naming the file, when it is missing, truncated, not of these formats,
+    or larger than twice `Image.MAX_IMAGE_PIXELS`; above that number itself, warns with the file's name.
     """
     return decode(path, str(path))
 
@@ -81,20 +75,29 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
 def decode(file: str | Path | BinaryIO, name: str) -> Image.Image:
     try:
-        with Image.open(file) as image:
+        with Image.open(file, formats=FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > (Image.MAX_IMAGE_PIXELS or inf):
+                warnings.warn(f"image {name!r} has {pixels:,} pixels: shrink it to save memory", stacklevel=3)
             return to_rgb(ImageOps.exif_transpose(image))
-    except UNREADABLE as error:
+    except UnidentifiedImageError as error:
+        raise ValueError(
+            f"cannot decode image {name!r}: cannot identify it as {', '.join(FORMATS)}; "
+            "repair, convert or remove the file"
+        ) from error
+    except Exception as error:  # a damaged file can raise anything in Pillow's decoders
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot decode image {name!r}: {reason}; repair or remove the file") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """Any of Pillow's modes -> RGB. Transparency is shown on white, deep grey scaled to 8 bits."""
+    if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B or, as some files are decoded, I
+        grey = np.asarray(image) / 65535
+        return grey_to_rgb(np.where(np.asarray(image) == image.info.get("transparency"), 1, grey))
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
-    if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B or, as some files are decoded, I
-        return grey_to_rgb(np.asarray(image) / 65535)
     if image.mode == "F":
         return grey_to_rgb(np.asarray(image))
     return image.convert("RGB")

@@ -8,7 +8,7 @@ from minclip.clip import CLIP, CLIPConfig
 from minclip.pretrained import huggingface, native
 from minclip.pretrained.beside import tokenizer_beside, transform_beside
 from minclip.pretrained.resize import resize_image
-from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, antialiased, plan_tower, read_source
 from minclip.text import GPTTextConfig
 from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
@@ -37,7 +37,9 @@ def load_clip(path: str | Path, vocabulary: str | Path | None = None, **given: A
             f"model in {source.path} has {text.vocab_size} and {text.end_id}: give the vocabulary it was trained with"
         )
     model.config = replace(model.config, text=replace(text, vocab_digest=tokenizer.digest))
-    transform = ImageTransform(transform_beside(source), model.config.image.image_size, train=False)
+    published = plan_tower(source, IMAGE_LAYOUTS, tower_given(given, "image", source)).config
+    preparation = transform_beside(source, published.image_size)
+    transform = ImageTransform(preparation, model.config.image.image_size, train=False)
     return model, tokenizer, transform
 
 
@@ -63,7 +65,7 @@ def build_clip(source: WeightFile, given: dict[str, Any]) -> CLIP:
     tower = {
         name.removeprefix("image_tower."): x for name, x in weights.items() if name.startswith("image_tower.")
     }
-    image, tower = resize_image(plan.config.image, tower, image_size)
+    image, tower = resize_image(plan.config.image, tower, image_size, antialiased(source))
     weights |= {f"image_tower.{name}": x for name, x in tower.items()}
     return filled(on_meta(lambda: CLIP(replace(plan.config, image=image))), weights)
 
@@ -126,6 +128,5 @@ def is_published(path: str | Path) -> bool:
 
 
 def is_run_config(folder: Path) -> bool:
-    """Whether the folder's config.json is that of a run: it has the options of a CLIPConfig."""
-    source = WeightFile(folder / "config.json", {})
-    return {"image", "text", "embed_dim"} <= source.read_json("config.json").keys()
+    """Whether the folder's config.json is that of a run: it says how the model was trained."""
+    return "train" in WeightFile(folder / "config.json", {}).read_json("config.json")

@@ -39,7 +39,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokenizer.tokens)})
         write_json(folder / "tokenizer_config.json", {"tokenizer_class": "CLIPTokenizer"})
     else:
-        options = {"tokenizer_class": "BertTokenizer", "do_lower_case": True}
+        options = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lower_case}
         write_json(folder / "tokenizer_config.json", options)
 
 

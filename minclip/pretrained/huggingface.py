@@ -5,7 +5,7 @@ from typing import Any
 from minclip.pretrained.vits import picture_size, without_bias
 from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import complete, expect, option, our_activation
+from minlm.pretrained.facts import HF_SIZES, agree, complete, expect, option, our_activation
 from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
 from minlm.pretrained.weight_files import WeightFile
 
@@ -95,6 +95,7 @@ def vision_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "norm_input": True,
         **picture_size(patches, n_positions - 1, options.get("image_size"), source.path),
     }
+    agree(options, facts | {"patch_side": patches[-1]}, HF_SIZES | {"patch_size": "patch_side"}, source.path)
     config = complete(VisionTransformerConfig, facts, given, source.path)
     ignored = {**NUMBERS, **PAIR, r"text_model\..*": "the text tower"}
     return Plan(config, prefixed(vision_rows(config), theirs=prefix), ignored)
@@ -116,6 +117,7 @@ def text_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         **common_facts(source, prefix, options),
         "end_id": vocab_size - 1 if end_id == LEGACY_END else end_id,
     }
+    agree(options, facts, HF_SIZES, source.path)
     config = complete(GPTTextConfig, facts, given, source.path)
     ignored = {**NUMBERS, **PAIR, r"vision_model\..*": "the image tower"}
     return Plan(config, prefixed(text_rows(config), theirs=prefix), ignored)

@@ -16,7 +16,7 @@ from minclip.pretrained.resnets import count_depths, visual_resnet_rows
 from minclip.pretrained.vits import picture_size, without_bias
 from minclip.text import GPTTextConfig
 from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import complete, expect, option
+from minlm.pretrained.facts import agree, complete, expect, known, option
 from minlm.pretrained.key_map import (
     TRANSPOSED,
     Plan,
@@ -63,10 +63,27 @@ SAME_BLOCKS = {
     **{name: False for name in ("qk_norm", "scaled_cosine_attn", "scale_heads", "scale_attn_inner")},
     **{name: False for name in ("scale_attn", "scale_fc")},
 }
+SIZES = {
+    "width": "d_model",
+    "layers": "n_layers",
+    "vocab_size": "vocab_size",
+    "context_length": "context_length",
+}
+# Options that are read, or that change nothing for towers of these kinds; any other may be of another function.
+TOWER_OPTIONS = {"width", "layers", "mlp_ratio", "head_width", "norm_kwargs", "output_tokens"}
+MODEL_OPTIONS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "multimodal_cfg"}
+MODEL_OPTIONS |= {"nonscalar_logit_scale", "init_logit_scale", "init_logit_bias", "output_dict", "cast_dtype"}
+# Those of timm's towers, of attentional pooling and of training.
+UNUSED_VISION = {
+    f"timm_{name}" for name in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path")
+}
+UNUSED_VISION |= {"attn_pooler_queries", "attn_pooler_heads", "patch_dropout"}
+UNUSED_TEXT = {"hf_model_pretrained", "hf_proj_type", "hf_pooler_type", "hf_tokenizer_name", "pad_id"}
 VISION_WANTED = {
     **SAME_BLOCKS,
     "timm_model_name": None,
     "attentional_pool": False,
+    "global_average_pool": False,
     "pos_embed_type": "learnable",
     "pool_type": "tok",
 }
@@ -77,6 +94,19 @@ TEXT_WANTED = {
     "no_causal_mask": False,
     "proj_bias": False,
     "proj_type": "linear",
+}
+VISION_OPTIONS = (
+    TOWER_OPTIONS | UNUSED_VISION | VISION_WANTED.keys() | {"patch_size", "image_size", "no_ln_pre"}
+)
+TEXT_OPTIONS = TOWER_OPTIONS | UNUSED_TEXT | TEXT_WANTED.keys()
+TEXT_OPTIONS |= {
+    "context_length",
+    "vocab_size",
+    "heads",
+    "pool_type",
+    "eos_id",
+    "tokenizer_mode",
+    "tokenizer_kwargs",
 }
 
 
@@ -122,9 +152,23 @@ def text_prefix(tensors: dict[str, Tensor]) -> str:
 
 
 def model_options(source: WeightFile) -> dict[str, Any]:
-    """model_cfg of open_clip_config.json; empty where there is none."""
-    options = option(source.read_json(CONFIG_NAME), "model_cfg", dict, source.path, {})
+    """model_cfg of open_clip_config.json; empty where there is none. ValueError for options that are not known."""
+    config = source.read_json(CONFIG_NAME)
+    where = source.folder / CONFIG_NAME
+    known(config, {"model_cfg", "preprocess_cfg"}, where)
+    options = option(config, "model_cfg", dict, source.path, {})
     expect(options, {"multimodal_cfg": None, "nonscalar_logit_scale": False}, source.path)
+    known(options, MODEL_OPTIONS, where)
+    return options
+
+
+def tower_options(
+    source: WeightFile, name: str, known_names: set[str], wanted: dict[str, Any]
+) -> dict[str, Any]:
+    """vision_cfg or text_cfg. ValueError for options of another function, and for those that are not known."""
+    options = option(model_options(source), name, dict, source.path, {})
+    expect(options, wanted, source.path)
+    known(options, known_names, source.folder / CONFIG_NAME)
     return options
 
 
@@ -150,7 +194,9 @@ def heads(source: WeightFile, width: int, options: dict[str, Any]) -> int | None
 
 
 def epsilon(options: dict[str, Any], where: Any) -> float:
-    return option(options, "norm_kwargs", dict, where, {}).get("eps", EPS)
+    given = option(options, "norm_kwargs", dict, where, {})
+    known(given, {"eps"}, where)
+    return given.get("eps", EPS)
 
 
 def hint(source: WeightFile, width: int) -> str:
@@ -162,8 +208,7 @@ def hint(source: WeightFile, width: int) -> str:
 
 def vit_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     """The image tower of a CLIP with a ViT; features are the class token before the projection."""
-    options = option(model_options(source), "vision_cfg", dict, source.path, {})
-    expect(options, VISION_WANTED, source.path)
+    options = tower_options(source, "vision_cfg", VISION_OPTIONS, VISION_WANTED)
     patches = source.shape("visual.conv1.weight", 4)
     facts = {
         "d_model": patches[0],
@@ -181,6 +226,9 @@ def vit_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
             source.path,
         ),
     }
+    more = {"patch_side": patches[-1], "no_norm": not facts["norm_input"]}
+    names = SIZES | {"patch_size": "patch_side", "no_ln_pre": "no_norm"}
+    agree(options, facts | more, names, source.path)
     config = complete(VisionTransformerConfig, facts, given, source.path, hint(source, patches[0]))
     projection = {r"visual\.proj": "the projection, which follows the features"}
     return Plan(config, vit_rows(config), {**IGNORED, **TEXT_IGNORED, **projection})
@@ -188,8 +236,7 @@ def vit_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 def modified_resnet_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     """The image tower of a CLIP with a ResNet; features are those before the attention pooling's c_proj."""
-    options = option(model_options(source), "vision_cfg", dict, source.path, {})
-    expect(options, {"timm_model_name": None}, source.path)
+    options = tower_options(source, "vision_cfg", VISION_OPTIONS, {"timm_model_name": None})
     n_positions, width = source.shape("visual.attnpool.positional_embedding", 2)
     depths = count_depths(source.tensors, r"visual\.")
     rows, columns = square_grid(n_positions - 1, source.path)
@@ -200,6 +247,7 @@ def modified_resnet_plan(source: WeightFile, prefix: str, given: dict[str, Any])
         "d_model": source.shape("visual.layer1.0.conv1.weight", 4)[0],
         "n_heads": heads(source, width, options),
     }
+    agree(options, facts | {"n_layers": list(depths)}, SIZES, source.path)
     config = complete(ModifiedResNetConfig, facts, given, source.path, hint(source, width))
     projection = {r"visual\.attnpool\.c_proj\.(weight|bias)": "the projection, which follows the features"}
     return Plan(config, image_rows(config), {**IGNORED, **TEXT_IGNORED, **projection})
@@ -211,8 +259,7 @@ def text_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     OpenAI's and open_clip's code finds the end of text as the largest id, which is the last of the vocabulary; where
     open_clip's config says pool_type eos, the id is its eos_id.
     """
-    options = option(model_options(source), "text_cfg", dict, source.path, {})
-    expect(options, TEXT_WANTED, source.path)
+    options = tower_options(source, "text_cfg", TEXT_OPTIONS, TEXT_WANTED)
     vocab_size, width = source.shape(f"{prefix}token_embedding.weight", 2)
     pool = options.get("pool_type", "argmax")
     if pool not in ("argmax", "eos"):
@@ -231,6 +278,7 @@ def text_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "norm_eps": epsilon(options, source.path),
         "end_id": options.get("eos_id", 2) if pool == "eos" else vocab_size - 1,
     }
+    agree(options, facts, SIZES, source.path)
     config = complete(GPTTextConfig, facts, given, source.path, hint(source, width))
     rest = {r"(text\.)?text_projection": "the projection, which follows the features", **IMAGE_IGNORED}
     scale = {r"logit_scale|logit_bias": "of the pair of towers"}

@@ -35,18 +35,20 @@ def grid_of(config: Any) -> Size:
     return config.image_size[0] // config.stride, config.image_size[1] // config.stride
 
 
-def resize_image(config: Any, weights: Weights, image_size: Size | None) -> tuple[Any, Weights]:
+def resize_image(
+    config: Any, weights: Weights, image_size: Size | None, antialias: bool
+) -> tuple[Any, Weights]:
     """An image tower's config and weights for another image_size; None = as they are.
 
-    Position vectors are interpolated, bicubic in float32 (Dosovitskiy et al. 2021, section 3.2). A tower without
-    positions takes any size.
+    Position vectors are interpolated, bicubic in float32 (Dosovitskiy et al. 2021, section 3.2), as the owner of the
+    weights does it (`resize_positions`). A tower without positions takes any size.
     """
     if image_size is None or tuple(image_size) == config.image_size:
         return config, weights
     resized = replace(config, image_size=tuple(image_size))
     if type(config) in POSITIONS:
         name = POSITIONS[type(config)]
-        positions = resize_positions(weights[name], grid_of(config), grid_of(resized))
+        positions = resize_positions(weights[name], grid_of(config), grid_of(resized), antialias)
         weights = weights | {name: positions}
     return resized, weights
 

@@ -6,20 +6,30 @@ from typing import Any
 from torch import Tensor
 
 from minclip.clip import CLIPConfig
+from minclip.presets import PRESETS
 from minclip.pretrained.resize import resize_image, resize_text
-from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, import_tower, plan_tower, read_source
+from minclip.pretrained.towers import (
+    IMAGE_LAYOUTS,
+    TEXT_LAYOUTS,
+    antialiased,
+    import_tower,
+    plan_tower,
+    read_source,
+)
 
-# What a run's config decides although the weights come from a file.
-KEPT = ("weights", "trained_blocks", "lr_factor", "dropout", "patch_dropout", "vocab_digest", "end_id")
+# What a run's config decides although the weights come from a file: how the tower is trained, and the vocabulary.
+TRAINING = ("weights", "trained_blocks", "lr_factor", "dropout", "attention_dropout", "patch_dropout")
+KEPT = (*TRAINING, "vocab_digest", "end_id")
+POOLED_OVER_PATCHES = {"mean", "last"}  # poolings of the same weights
 
 
 def pretrained_towers(config: CLIPConfig) -> tuple[CLIPConfig, dict[str, Tensor]]:
     """(config, weights): the config with the sizes of the towers whose `weights` it names, and those weights.
 
     The weights are {name in CLIP's state dict: tensor}, for load_state_dict(weights, strict=False); empty where no file
-    is named. The picture's size, the context, the pooling of a BERT and everything about training stay the config's:
-    positions are resized to them. Raises ValueError as load_image_tower does, and where the text tower is of another
-    kind or vocabulary than the config's.
+    is named. The picture's size, the context, the pooling and everything about training stay the config's: positions
+    are resized to them. Raises ValueError as load_image_tower does, where the text tower is of another kind or
+    vocabulary than the config's, and where the file's tower has no place for what the config asks for.
     """
     weights: dict[str, Tensor] = {}
     if config.image.weights is not None:
@@ -34,16 +44,30 @@ def pretrained_towers(config: CLIPConfig) -> tuple[CLIPConfig, dict[str, Tensor]
 
 
 def keep(wanted: Any, found: Any) -> Any:
-    """The config of a file's tower with what the run decides."""
-    names = [name for name in KEPT if hasattr(wanted, name) and hasattr(found, name)]
-    return replace(found, **{name: getattr(wanted, name) for name in names})
+    """The config of a file's tower with what the run decides. ValueError for an option that this tower lacks."""
+    names = [name for name in KEPT if hasattr(wanted, name)]
+    for name in names:
+        value = getattr(wanted, name)
+        if name in TRAINING and not hasattr(found, name) and value:
+            raise ValueError(
+                f"{wanted.weights} is a tower for {type(found).__name__}, which has no {name}={value}: leave {name} out"
+            )
+    return replace(found, **{name: getattr(wanted, name) for name in names if hasattr(found, name)})
 
 
 def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
     """(config, weights) of the file that an image tower's config names, at its image_size."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, IMAGE_LAYOUTS, {})
-    found, weights = resize_image(plan.config, import_tower(source, plan), wanted.image_size)
+    weights = import_tower(source, plan)
+    found, weights = resize_image(plan.config, weights, wanted.image_size, antialiased(source))
+    pools = getattr(wanted, "pool", None), getattr(found, "pool", None)
+    if None not in pools and pools[0] != pools[1]:
+        if not POOLED_OVER_PATCHES.issuperset(pools):
+            raise ValueError(
+                f"image.pool={pools[0]} needs other weights than {source.path} has: give --image.pool {pools[1]}"
+            )
+        found = replace(found, pool=wanted.pool)
     return keep(wanted, found), weights
 
 
@@ -51,18 +75,23 @@ def read_text(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
     """(config, weights) of the file that a text tower's config names; it must be of that kind and vocabulary."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, TEXT_LAYOUTS, {})
-    if type(plan.config) is not type(wanted):
+    kind = type(plan.config)
+    if kind is not type(wanted):
         raise ValueError(
-            f"{source.path} is a tower for {type(plan.config).__name__}, the config has {type(wanted).__name__}"
+            f"{source.path} is a tower for {kind.__name__}, the config has {type(wanted).__name__}: take one of "
+            f"--preset {', '.join(name for name, preset in PRESETS.items() if type(preset.text) is kind)}, or a "
+            f'--config FILE with "type": "{kind.__name__}" in its "text"'
         )
     if hasattr(wanted, "pool"):
         plan = plan_tower(source, TEXT_LAYOUTS, {"pool": wanted.pool})
     found, weights = resize_text(
         plan.config, import_tower(source, plan), context_length=wanted.context_length
     )
+    way_out = "give the one that belongs to these weights with --vocabulary"
     if found.vocab_size != wanted.vocab_size:
         raise ValueError(
-            f"{source.path} knows {found.vocab_size} tokens, the vocabulary has {wanted.vocab_size}: give the one that "
-            f"belongs to these weights with --vocabulary"
+            f"{source.path} knows {found.vocab_size} tokens, the vocabulary has {wanted.vocab_size}: {way_out}"
         )
+    if found.vocab_digest not in ("", wanted.vocab_digest):  # of a run of this project
+        raise ValueError(f"{source.path} was trained with another vocabulary: {way_out} {source.folder}")
     return keep(wanted, found), weights

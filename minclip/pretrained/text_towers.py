@@ -4,7 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 from minclip.text import BertTextConfig, GPTTextConfig
-from minlm.pretrained.facts import complete, expect, our_activation
+from minlm.pretrained.facts import HF_SIZES, agree, complete, expect, our_activation
 from minlm.pretrained.gpt2 import HINT, gpt2_facts, gpt2_rows
 from minlm.pretrained.gpt2 import IGNORED as GPT2_IGNORED
 from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
@@ -93,6 +93,7 @@ def bert_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "token_types": source.shape(f"{prefix}embeddings.token_type_embeddings.weight", 2)[0],
         "pool": "pooler" if f"{prefix}pooler.dense.weight" in source.tensors else "first",
     }
+    agree(options, facts, HF_SIZES, source.path)
     config = complete(BertTextConfig, facts, given, source.path)
     ignored = IGNORED if config.pool == "pooler" else IGNORED | POOLER_IGNORED
     return Plan(config, prefixed(bert_rows(config), theirs=prefix), ignored)
@@ -111,6 +112,12 @@ def distilbert_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> P
         "norm_eps": EPS,
         "pool": "first",
     }
+    agree(
+        options,
+        facts,
+        HF_SIZES | {"dim": "d_model", "n_layers": "n_layers", "hidden_dim": "d_ff"},
+        source.path,
+    )
     config = complete(BertTextConfig, facts, given, source.path)
     return Plan(config, prefixed(distilbert_rows(config), theirs=prefix), IGNORED)
 

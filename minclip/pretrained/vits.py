@@ -1,13 +1,14 @@
 """Vision Transformers in the names of timm and of Hugging Face's ViT."""
 
 import re
+from math import prod
 from typing import Any
 
 import torch
 
 from minclip.pretrained.resize import square_grid
 from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import complete, expect, option, our_activation
+from minlm.pretrained.facts import HF_SIZES, agree, complete, expect, option, our_activation
 from minlm.pretrained.key_map import (
     BATCHED,
     JOINED,
@@ -88,6 +89,11 @@ def picture_size(patches: torch.Size, n_patches: int, stated: Any, where: Any) -
         size = (rows * patch[0], columns * patch[1])
     else:
         size = tuple(stated) if isinstance(stated, list | tuple) else (stated, stated)
+        n_stated = prod(side // step for side, step in zip(size, patch, strict=False) if type(side) is int)
+        if n_stated != n_patches:
+            raise ValueError(
+                f"{where}: its config says image_size={stated!r}, its positions are for {n_patches} patches"
+            )
     return {"patch_size": patch, "image_size": size}
 
 
@@ -182,5 +188,6 @@ def hf_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "pool": "class",
         **picture_size(patches, n_positions - 1, options.get("image_size"), source.path),
     }
+    agree(options, facts | {"patch_side": patches[-1]}, HF_SIZES | {"patch_size": "patch_side"}, source.path)
     config = complete(VisionTransformerConfig, facts, given, source.path)
     return Plan(config, prefixed(hf_rows(config), theirs=prefix), HF_IGNORED)

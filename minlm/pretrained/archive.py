@@ -3,15 +3,19 @@
 Such a .pt file is a zip of code, a pickle of the module's attributes (data.pkl) and the tensors' bytes (data/0, ...).
 torch.jit.load runs it. Here only data.pkl is read, by an unpickler that knows tensors, containers and empty objects,
 and the code is never looked at.
+
+Zip files, and the pickles in any file, are checked before they are unpickled: a small file must not unfold into a
+large one, and a pickle must not be nested so deeply that the interpreter crashes.
 """
 
 import io
 import pickle
+import pickletools
 import zipfile
 from collections import OrderedDict
 from math import prod
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 from torch import Tensor
@@ -28,6 +32,11 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
+MAX_NESTING = (
+    200  # of a pickle's containers; hashing a tuple some 100,000 deep overflows the interpreter's stack
+)
+# Opcodes that put objects into the container below them, which stays the same object.
+FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 
 
 class ScriptObject:
@@ -39,6 +48,62 @@ def script_roots(archive: zipfile.ZipFile) -> list[str]:
     return [name.split("/")[0] for name in archive.namelist() if name.split("/")[1:] == ["constants.pkl"]]
 
 
+def check_zip(path: Path) -> None:
+    """Refuse a zip file that unfolds into more than its own size, or whose data.pkl is nested too deeply.
+
+    PyTorch compresses code only, which is not read here. Raises pickle.UnpicklingError.
+    """
+    with zipfile.ZipFile(path) as archive:
+        records = [record for record in archive.infolist() if record.filename.split("/")[1:2] != ["code"]]
+        compressed = [record.filename for record in records if record.compress_type != zipfile.ZIP_STORED]
+        if compressed:
+            raise pickle.UnpicklingError(f"{compressed[0]!r} in it is compressed: save the weights anew")
+        size, limit = sum(record.file_size for record in records), path.stat().st_size
+        if size > limit:
+            raise pickle.UnpicklingError(f"it unfolds from {limit} bytes to {size}: refused")
+        for record in records:
+            if record.filename.endswith("data.pkl"):
+                check_nesting(io.BytesIO(archive.read(record)))
+
+
+def check_nesting(file: IO[bytes]) -> None:
+    """Refuse the next pickle in `file` where its containers are nested more than MAX_NESTING deep.
+
+    Follows the unpickler's stack with the depth of each object in the object's place; nothing is built.
+    """
+    stack: list[int] = []
+    marks: list[int] = []  # lengths of the stack
+    memo: dict[int, int] = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        match opcode.name:
+            case "MARK":
+                marks.append(len(stack))
+                continue
+            case "PUT" | "BINPUT" | "LONG_BINPUT":
+                memo[argument] = stack[-1]
+                continue
+            case "MEMOIZE":
+                memo[len(memo)] = stack[-1]
+                continue
+            case "GET" | "BINGET" | "LONG_BINGET":
+                stack.append(memo[argument])
+                continue
+        needed = opcode.stack_before
+        start = len(stack) - len(needed)
+        if pickletools.markobject in needed:
+            start = marks.pop() - needed.index(pickletools.markobject)
+        if start < 0:
+            raise IndexError("its stack is empty")
+        taken = stack[start:]
+        del stack[start:]
+        depth = 1 + max(taken[1:] if opcode.name in FILLING else taken, default=-1)
+        if opcode.name in FILLING:
+            depth = max(depth, taken[0])
+        if opcode.stack_after and depth > MAX_NESTING:
+            raise pickle.UnpicklingError(f"it is nested more than {MAX_NESTING} deep: refused")
+        stack += [depth] * len(opcode.stack_after)
+
+
 def is_torchscript(path: Path) -> bool:
     """Whether a zip file holds a TorchScript module. Raises zipfile.BadZipFile where it is no whole zip file."""
     with zipfile.ZipFile(path) as archive:
@@ -48,18 +113,12 @@ def is_torchscript(path: Path) -> bool:
 def read_torchscript(path: Path) -> dict[str, Tensor]:
     """{name: tensor}: parameters and buffers, those that a state dict leaves out too.
 
-    Raises pickle.UnpicklingError where the archive asks for anything but tensors, or is damaged.
+    The archive has passed check_zip. Raises pickle.UnpicklingError where it asks for anything but tensors, and
+    anything where it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
-        try:
-            module = TensorUnpickler(archive, script_roots(archive)[0]).load()
-            return dict(named_tensors(module, "", set()))
-        except pickle.UnpicklingError:
-            raise
-        except Exception as error:  # a damaged or hostile pickle makes the unpickler raise anything
-            raise pickle.UnpicklingError(
-                f"the archive is damaged ({type(error).__name__}: {error})"
-            ) from None
+        module = TensorUnpickler(archive, script_roots(archive)[0]).load()
+        return dict(named_tensors(module, "", set()))
 
 
 class TensorUnpickler(pickle.Unpickler):
@@ -98,8 +157,7 @@ class TensorUnpickler(pickle.Unpickler):
         if key not in self.storages:
             record = self.archive.getinfo(f"{self.root}/data/{key}")
             size = count * dtype.itemsize
-            # PyTorch stores numbers uncompressed: a small file cannot unfold into a large one.
-            if record.file_size != size or record.compress_type != zipfile.ZIP_STORED:
+            if record.file_size != size:
                 raise pickle.UnpicklingError(f"data/{key} has {record.file_size} bytes, not {size}: damaged")
             data = bytearray(self.archive.read(record))
             self.storages[key] = torch.frombuffer(data, dtype=dtype) if size else torch.empty(0, dtype=dtype)

@@ -50,8 +50,39 @@ def hf_options(config: TransformerConfig) -> dict[str, Any]:
 def expect(options: dict[str, Any], wanted: dict[str, Any], where: Any) -> None:
     """ValueError where an option that changes the function has another value than the one that ours is built for."""
     for name, value in wanted.items():
-        if options.get(name, value) != value:
+        if options.get(name) not in (None, value):
             raise ValueError(f"{where} has {name}={options[name]!r}: only {value!r} can be loaded")
+
+
+# Sizes as most of Hugging Face's configs call them.
+HF_SIZES = {
+    "hidden_size": "d_model",
+    "num_hidden_layers": "n_layers",
+    "intermediate_size": "d_ff",
+    "vocab_size": "vocab_size",
+    "max_position_embeddings": "context_length",
+    "type_vocab_size": "token_types",
+}
+
+
+def agree(options: dict[str, Any], facts: dict[str, Any], names: dict[str, str], where: Any) -> None:
+    """ValueError where a config says another size than the tensors have: one of the two is of another model.
+
+    names: {a size in the options: the same one in the facts}.
+    """
+    for name in names:
+        value = facts.get(names[name])
+        if value is not None and options.get(name) not in (None, value):
+            raise ValueError(f"{where}: its config says {name}={options[name]!r}, its tensors say {value}")
+
+
+def known(options: dict[str, Any], names: Iterable[str], where: Any) -> None:
+    """ValueError where a config has options that are neither used nor known to change nothing."""
+    strangers = sorted(name for name in options.keys() - set(names) if options[name] is not None)
+    if strangers:
+        raise ValueError(
+            f"{where} has options that are not known: {', '.join(strangers)}; remove what changes nothing"
+        )
 
 
 def complete(

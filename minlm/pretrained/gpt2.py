@@ -10,7 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minlm.lm import LMConfig, TransformerLM
-from minlm.pretrained.facts import complete, expect, first_prefix, our_activation, their_activation
+from minlm.pretrained.facts import agree, complete, expect, first_prefix, our_activation, their_activation
 from minlm.pretrained.key_map import (
     TRANSPOSED,
     Plan,
@@ -50,6 +50,13 @@ WANTED = {
     "scale_attn_by_inverse_layer_idx": False,
     "add_cross_attention": False,
 }
+SIZES = {
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "d_model",
+    "n_layer": "n_layers",
+    "n_inner": "d_ff",
+}
 HINT = " (GPT-2's own: activation='gelu_tanh' and n_heads=12, 16, 20 or 25)"
 
 
@@ -68,7 +75,7 @@ def gpt2_facts(source: WeightFile, prefix: str) -> dict[str, Any]:
     config = source.read_json("config.json")
     expect(config, WANTED, source.path)
     vocab_size, d_model = source.shape(f"{prefix}wte.weight", 2)
-    return {
+    facts = {
         "vocab_size": vocab_size,
         "context_length": source.shape(f"{prefix}wpe.weight", 2)[0],
         "d_model": d_model,
@@ -78,6 +85,8 @@ def gpt2_facts(source: WeightFile, prefix: str) -> dict[str, Any]:
         "activation": our_activation(config.get("activation_function"), source.path),
         "norm_eps": config.get("layer_norm_epsilon", 1e-5),
     }
+    agree(config, facts, SIZES, source.path)
+    return facts
 
 
 def load_gpt2(path: str | Path, **given: Any) -> TransformerLM:

@@ -7,18 +7,16 @@ safetensors; PyTorch's zip and older pickle files through the unpickler that bui
 import json
 import pickle
 import re
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from minlm.pretrained.archive import is_torchscript, read_torchscript
+from minlm.pretrained.archive import check_nesting, check_zip, is_torchscript, read_torchscript
 
 # What a folder's weights are called, Hugging Face's names and open_clip's; the first that is there is read.
 FILE_NAMES = (
@@ -32,6 +30,8 @@ FILE_NAMES = (
 ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MAX_DEPTH = 4  # of wrappers in wrappers
+MAX_MESSAGE = 300  # characters of another library's error
+MAX_REUSE = 2  # tensors that share numbers, as tied heads do, have at most this many times the file's bytes
 
 
 @dataclass(frozen=True)
@@ -100,13 +100,13 @@ def read_file(path: Path) -> Any:
         if head[4:9] == b"\0\0\0\0{":
             return load_file(path)
         if head.startswith(b"PK\x03\x04"):
+            check_zip(path)
             return read_torchscript(path) if is_torchscript(path) else read_pickle(path)
         if head.startswith(b"\x80"):
+            check_pickles(path)
             return read_pickle(path)
-    except zipfile.BadZipFile:
-        raise ValueError(f"{path} cannot be read: it is cut short or damaged, fetch it again") from None
-    except (OSError, SafetensorError, pickle.UnpicklingError) as error:
-        raise ValueError(f"{path} cannot be read: {first_line(error)}") from None
+    except Exception as error:  # a damaged or hostile file makes the readers raise anything
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from None
     if head.startswith(b"version https://git-lfs"):
         raise ValueError(
             f"{path} is a Git LFS pointer of {path.stat().st_size} bytes: fetch the file it stands for"
@@ -114,18 +114,28 @@ def read_file(path: Path) -> Any:
     raise ValueError(f"{path} is neither safetensors nor a file of PyTorch: it begins with {head[:12]!r}")
 
 
+def check_pickles(path: Path) -> None:
+    """check_nesting for the five pickles that a file of PyTorch before 1.6 begins with."""
+    with path.open("rb") as file:
+        for _ in range(5):
+            if file.peek(1):  # a bare pickle ends after one
+                check_nesting(file)
+
+
 def read_pickle(path: Path) -> Any:
-    """torch.load that builds tensors and containers and nothing else; UnpicklingError names what was asked for."""
-    try:
-        with path.open("rb") as file:  # given a path, torch.load would look at its ending
-            return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or hostile pickle makes the unpickler raise anything
-        asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
-        if asked:
-            reason = f"it asks to run {asked[1]}, which tensors do not need: refused"
-        else:
-            reason = f"it is damaged or no pickle of tensors ({first_line(error)})"
-        raise pickle.UnpicklingError(reason) from None
+    """torch.load that builds tensors and containers and nothing else."""
+    with path.open("rb") as file:  # given a path, torch.load would look at its ending
+        return torch.load(file, map_location="cpu", weights_only=True)
+
+
+def reason(error: Exception) -> str:
+    """Why a weights file cannot be read, in one line."""
+    asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
+    if asked:  # by torch.load
+        return f"it asks to run {asked[1]}, which tensors do not need: refused"
+    if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" not in str(error):
+        return first_line(error)
+    return f"it is cut short or damaged ({type(error).__name__}: {first_line(error)}): fetch it again"
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
@@ -159,11 +169,24 @@ def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
     strangers = [
         str(name)
         for name, value in loaded.items()
-        if not (isinstance(name, str) and isinstance(value, Tensor) and value.layout == torch.strided)
+        if not (isinstance(name, str) and name.isprintable() and is_plain(value))
     ]
     if strangers or not loaded:
         raise ValueError(f"{path} is no state dict: not tensors by name are {strangers or 'all 0 entries'}")
+    size, limit = sum(value.numel() * value.itemsize for value in loaded.values()), path.stat().st_size
+    if size > MAX_REUSE * limit:
+        raise ValueError(f"{path} has {limit} bytes for tensors of {size} in all: refused")
     return dict(loaded)
+
+
+def is_plain(value: Any) -> bool:
+    """Whether this is a tensor of numbers in memory: not sparse, quantised, complex or on the meta device."""
+    return (
+        isinstance(value, Tensor)
+        and value.layout == torch.strided
+        and value.device.type == "cpu"
+        and not (value.is_quantized or value.is_complex())
+    )
 
 
 def plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
@@ -192,4 +215,4 @@ def read_object(path: Path) -> dict[str, Any]:
 def first_line(error: Exception) -> str:
     """What an error says in its first line; of torch.load's many lines, the one about the file."""
     lines = str(error).splitlines() or [type(error).__name__]
-    return next((line.strip() for line in lines if "Unpickler error" in line), lines[0])
+    return next((line.strip() for line in lines if "Unpickler error" in line), lines[0])[:MAX_MESSAGE]

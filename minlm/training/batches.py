@@ -7,9 +7,13 @@ several processes, each draws an equal share of that batch.
 
 import random
 from collections.abc import Iterator
+from dataclasses import replace
+from math import lcm
 
 import torch
 from torch.utils.data import DataLoader, Dataset
+
+from minlm.training.state import TrainConfig
 
 Key = tuple[int, int]  # (epoch, index): what a dataset needs to draw an item again exactly
 
@@ -27,6 +31,30 @@ def epoch_order(n_items: int, seed: int, epoch: int, neighbours: int = 1) -> lis
     if missing and end < n_items:
         order[end:] = order[-missing:] + order[end:-missing]
     return order
+
+
+def fit_batch(config: TrainConfig, n_items: int, world: int = 1) -> TrainConfig:
+    """The config with a batch that `n_items` training items fill: a small set is one batch, in as many parts at most.
+
+    Where it is lowered, the batch stays a multiple of `neighbours` and of the `world` processes that share it. A run
+    that keeps the returned config in its folder draws the same batches when it is resumed. Raises ValueError where
+    not even one such batch can be filled, or where the processes cannot share the batch equally.
+    """
+    if config.batch_size % world:
+        raise ValueError(
+            f"--train.batch_size {config.batch_size} cannot be shared equally by {world} processes: "
+            f"give a multiple of {world}"
+        )
+    if n_items >= config.batch_size:
+        return config
+    unit = lcm(config.neighbours, world)
+    size = n_items - n_items % unit
+    if not size:
+        raise ValueError(
+            f"{n_items} training items are too few for one batch: a batch is a multiple of {unit} with "
+            f"--train.neighbours {config.neighbours} and {world} processes; give more data, or lower them"
+        )
+    return replace(config, batch_size=size, micro_batches=min(config.micro_batches, size))
 
 
 class Batches:

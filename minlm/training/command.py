@@ -6,23 +6,33 @@ then options override it. Errors are one line and exit status 2.
 
 import argparse
 import difflib
+import errno
 import inspect
+import io
+import os
+import re
 import sys
 import time
 import warnings
-from collections.abc import Callable
-from contextlib import ExitStack
-from dataclasses import dataclass, fields, is_dataclass
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin, get_type_hints
+from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
+from minlm.training.checkpoint import has_checkpoint
 from minlm.training.config import check_folder, field_help, from_dict, load_config, read_text, to_dict
-from minlm.training.distributed import from_first_process, processes
+from minlm.training.distributed import from_first_process, processes, rank
 from minlm.training.files import run_folder
 from minlm.training.loop import Interrupted
 
 SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
+LIMITS = {"train.minutes", "train.steps", "train.epochs"}  # the options that --resume takes
+RESUME_ALONE = (
+    "--resume continues a run with its own config: beside it stand only --steps, --minutes and --epochs, "
+    "to train it longer"
+)
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,7 @@ def command_line(
     """Read the command line of a training script; the first preset is the default.
 
     full: the presets that have published shapes, too large for a laptop, under the same names (`--size full`).
+    A run that is resumed keeps its own config, but for its limits: with later ones it is trained longer.
     Raises ValueError for values that cannot be; exits with status 2 for options that are not there.
     """
     first = OneLineParser(add_help=False)
@@ -66,30 +77,40 @@ def command_line(
     choice.add_argument(
         "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
     )
-    chosen, rest = first.parse_known_args(arguments)
+    chosen, _ = first.parse_known_args(arguments)
     cls = type(presets[default])
     if chosen.resume:
-        if rest or chosen.config or chosen.out or chosen.preset or chosen.size:
-            raise ValueError("--resume continues a run with its own config: give no other option beside it")
+        if chosen.config or chosen.out or chosen.preset or chosen.size:
+            raise ValueError(RESUME_ALONE)
         if (chosen.resume / "model.safetensors").is_file():
             raise ValueError(
                 f"--resume {chosen.resume} is a checkpoint: give its run, {chosen.resume.parent}"
             )
-        return Command(
-            chosen.resume.name, load_config(cls, chosen.resume / "config.json"), chosen.resume, True
-        )
     if chosen.config and (chosen.preset or chosen.size):
         raise ValueError("--config FILE stands in place of a preset: give no --preset or --size beside it")
     sized = (full or {}) if chosen.size == "full" else presets
     preset = chosen.preset or default
     if preset not in sized:
         raise ValueError(f"preset {preset} has no --size full: there are {', '.join(full or {}) or 'none'}")
-    config = load_config(cls, chosen.config) if chosen.config else sized[preset]
-    usage = "%(prog)s [--preset NAME [--size SIZE] | --config FILE | --resume RUN] [--out DIR] [--OPTION VALUE ...]"
-    parser = OneLineParser(usage=usage, description=description, parents=[first])
+    saved = chosen.resume / "config.json" if chosen.resume else chosen.config
+    config = load_config(cls, saved) if saved else sized[preset]
+    usage = (
+        "%(prog)s [--preset NAME [--size SIZE] | --config FILE] [--out DIR] [--OPTION VALUE ...]\n"
+        "       %(prog)s --resume RUN [--steps N] [--minutes X] [--epochs X]"
+    )
+    elsewhere: dict[str, list[str]] = {}
+    for name, other in sized.items():
+        for option in option_names(other):
+            elsewhere.setdefault(option, []).append(name)
+    parser = OneLineParser(elsewhere, usage=usage, description=description, parents=[first])
     add_options(parser, config)
     options = vars(parser.parse_args(arguments))
-    config = override(config, {k: v for k, v in options.items() if k not in vars(chosen)})
+    given = {name: text for name, text in options.items() if name not in vars(chosen)}
+    if chosen.resume:
+        if given.keys() - LIMITS:
+            raise ValueError(RESUME_ALONE)
+        return Command(chosen.resume.name, override(config, given), chosen.resume, True)
+    config = override(config, given)
     run = chosen.out or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     if chosen.out:
         check_folder(run, f", or continue it with --resume {run}")
@@ -97,11 +118,15 @@ def command_line(
 
 
 class OneLineParser(argparse.ArgumentParser):
-    """argparse without the pages of usage before an error, and without abbreviated options."""
+    """argparse without the pages of usage before an error, and without abbreviated options.
 
-    def __init__(self, **arguments: Any):
+    elsewhere: the presets that have an option, by its name; for an option that the chosen one lacks.
+    """
+
+    def __init__(self, elsewhere: dict[str, list[str]] | None = None, **arguments: Any):
         layout = partial(argparse.RawDescriptionHelpFormatter, width=115, max_help_position=38)
         super().__init__(allow_abbrev=False, formatter_class=layout, **arguments)
+        self.elsewhere = elsewhere or {}
 
     def error(self, message: str) -> NoReturn:
         self.exit(2, f"{self.prog}: error: {message}; --help lists the options\n")
@@ -109,10 +134,33 @@ class OneLineParser(argparse.ArgumentParser):
     def parse_args(self, args: list[str] | None = None) -> argparse.Namespace:  # type: ignore[override]
         known, unknown = self.parse_known_args(args)
         if unknown:
-            options = [name for name in self._option_string_actions if name.startswith("--")]
-            close = difflib.get_close_matches(unknown[0].partition("=")[0], options, n=1)
-            self.error(f"unknown option {unknown[0]}" + (f": did you mean {close[0]}?" if close else ""))
+            self.error(f"unknown option {unknown[0]}{self.meant_by(unknown[0].partition('=')[0])}")
         return known
+
+    def meant_by(self, typed: str) -> str:
+        """The nearest options, here or of other presets. Without a dot, last parts are compared: --lr, --train.lr."""
+        own = [name for name in self._option_string_actions if name.startswith("--")]
+        by_word: dict[str, list[str]] = {}
+        for option in dict.fromkeys([*own, *self.elsewhere]):
+            word = option if "." in typed else option.removeprefix("--").rpartition(".")[2]
+            by_word.setdefault(word, []).append(option)
+        close = difflib.get_close_matches(typed if "." in typed else typed.lstrip("-"), by_word, n=1)
+        meant = by_word[close[0]] if close else []
+        if here := [option for option in meant if option in own]:
+            return f": did you mean {' or '.join(here)}?"
+        return "".join(
+            f": {option} is an option of --preset {' | '.join(self.elsewhere[option])}" for option in meant
+        )
+
+
+def option_names(config: Any, prefix: str = "--") -> Iterator[str]:
+    """The long names of all options that a config has."""
+    for field in fields(config):
+        value = getattr(config, field.name)
+        if is_dataclass(value):
+            yield from option_names(value, f"{prefix}{field.name}.")
+        else:
+            yield prefix + field.name
 
 
 def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") -> None:
@@ -168,7 +216,7 @@ def override(config: Any, options: dict[str, str]) -> Any:
         for part in path:
             place, owner = place[part], getattr(owner, part)
         place[last] = read_text(get_type_hints(type(owner))[last], text, f"--{name}")
-    return from_dict(type(config), values)
+    return from_dict(type(config), values, "--")
 
 
 def checkpoint_parser(command: Callable, package: str) -> OneLineParser:
@@ -178,6 +226,12 @@ def checkpoint_parser(command: Callable, package: str) -> OneLineParser:
     )
     parser.add_argument("--checkpoint", type=Path, required=True, metavar="RUN", help="a run's folder")
     return parser
+
+
+def add_device(parser: OneLineParser) -> None:
+    """Add --device to a command that runs a model."""
+    names = ("auto", "cpu", "cuda", "mps")
+    parser.add_argument("--device", choices=names, default="auto", help="auto: a GPU where there is one")
 
 
 def call_command(commands: dict[str, Callable[[list[str]], None]], description: str) -> None:
@@ -194,35 +248,164 @@ def call_command(commands: dict[str, Callable[[list[str]], None]], description: 
 def run_training(
     train: Callable[[Any, Path, bool], Any], presets: dict[str, Any], description: str, full: dict[str, Any]
 ) -> None:
-    """What a training script does: train(config, run, resume) as the command line asks, in every process of it."""
+    """Call train(config, run, resume) as the command line asks, in every process; errors name the way out."""
     with processes(), ExitStack() as held:
-        command = from_first_process(partial(command_line, presets, description, full=full))
-        folder = partial(run_folder, command.run, new=not command.resume, numbered=command.numbered)
-        run = from_first_process(lambda: held.enter_context(folder()))
-        train(command.config, run, command.resume)
+
+        def begin() -> Command:
+            command = command_line(presets, description, full=full)
+            folder = run_folder(command.run, new=not command.resume, numbered=command.numbered)
+            return replace(command, run=held.enter_context(folder))
+
+        command = agreed_command(begin)
+        run = command.run
+        try:
+            train(command.config, run, command.resume)
+        except Interrupted:
+            raise
+        except KeyboardInterrupt:
+            if rank() == 0 and has_checkpoint(run):
+                print(f"\n--resume {run} continues from the last checkpoint", file=sys.stderr)
+            raise
+        except Exception as error:
+            if out_of_memory(error):
+                raise ValueError(
+                    f"out of memory: start again with a larger --train.micro_batches (it is "
+                    f"{command.config.train.micro_batches}), which computes a batch in more parts, or with a "
+                    f"smaller --train.batch_size (it is {command.config.train.batch_size})"
+                ) from error
+            if disk_full(error):
+                resumable = (run / "config.json").is_file()
+                way_out = f"continue with --resume {run}" if resumable else "start again"
+                raise ValueError(f"no space left on the device: free some and {way_out}") from error
+            raise
+
+
+def agreed_command(read: Callable[[], Command]) -> Command:
+    """Read the command line in the first process for all. Where that ends it, all end with its status, silently."""
+    ended: list[BaseException] = []
+
+    def attempt() -> Command | SystemExit:
+        try:
+            return read()
+        except SystemExit as error:
+            ended.append(error)
+            return SystemExit(error.code)
+        except Exception as error:
+            ended.append(error)
+            return SystemExit(2 if one_line(error) else 1)
+
+    command = from_first_process(attempt)
+    if ended:  # in the first process, which speaks
+        raise ended[0]
+    if isinstance(command, SystemExit):
+        raise command
+    return command
+
+
+def out_of_memory(error: Exception) -> bool:
+    """True for the errors of Python, NumPy, torch's allocators and the system when memory runs out."""
+    told = r"out of memory|can't allocate memory|not enough memory|CUBLAS_STATUS_ALLOC_FAILED"
+    return (
+        isinstance(error, MemoryError)
+        or (isinstance(error, OSError) and error.errno == errno.ENOMEM)
+        or (isinstance(error, RuntimeError) and re.search(told, str(error)) is not None)
+    )
+
+
+def disk_full(error: Exception) -> bool:
+    """True for the errors of Python, NumPy, safetensors and torch.save when the disk, or a quota, is full."""
+    told = (
+        r"No space left on device|Not enough free space|Disk quota exceeded"
+        r"|^\d+ requested and \d+ written|unexpected pos \d+|PytorchStreamWriter failed writing"
+    )
+    return getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or (
+        not isinstance(error, ValueError) and re.search(told, str(error)) is not None
+    )
+
+
+def one_line(error: Exception) -> str | None:
+    """The line for an error that the user can mend, or None for a fault of the code."""
+    if out_of_memory(error):
+        return "out of memory"
+    if disk_full(error):
+        return "no space left on the device: free some and try again"
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, ValueError | OSError | RecursionError):
+        # An error raised in a loader's worker arrives below its traceback.
+        return (str(error).splitlines() or [type(error).__name__])[-1]
+    return None
+
+
+class Outlet:
+    """A text stream that can always be written to.
+
+    Characters that its encoding lacks are escaped. After its reader has gone, as `| head -1` does, text is dropped.
+    """
+
+    def __init__(self, stream: TextIO):
+        self.stream = stream
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+    def write(self, text: str) -> int:
+        with self.reader_may_leave():
+            self.stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with self.reader_may_leave():
+            self.stream.flush()
+
+    @contextmanager
+    def reader_may_leave(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:  # what the stream still holds must not raise again when Python ends
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self.stream.fileno())
+            os.close(nowhere)
+
+
+@contextmanager
+def outlets() -> Iterator[None]:
+    """Make stdout and stderr streams to which printing cannot fail."""
+    streams = sys.stdout, sys.stderr  # None where one was closed before Python began
+    made = [stream and Outlet(stream) for stream in streams]
+    sys.stdout, sys.stderr = made
+    try:
+        yield
+    finally:
+        for outlet in filter(None, made):
+            outlet.flush()
+        sys.stdout, sys.stderr = streams
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Run a command line: what is the user's to mend, a ValueError or a file, is one line and exit status 2."""
+    """Run a command line. An error that the user can mend is one line and exit status 2; others are tracebacks."""
     script = Path(sys.argv[0])
     name = f"python -m {script.parent.name}" if script.name == "__main__.py" else script.name
     shown, warnings.formatwarning = (
         warnings.formatwarning,
         lambda message, *_: f"{name}: warning: {message}\n",
     )
-    try:
-        main()
-    except (ValueError, OSError, RecursionError) as error:
-        line = str(error).splitlines()[-1]  # one raised in a loader's worker arrives below its traceback
-        if isinstance(error, OSError) and error.filename is not None:
-            line = f"{error.filename}: {error.strerror}"
-        print(f"{name}: error: {line}", file=sys.stderr)
-        sys.exit(2)
-    except Interrupted as error:
-        print(f"\n{name}: {error}", file=sys.stderr)
-        sys.exit(128 + error.number)
-    except KeyboardInterrupt:
-        print(f"\n{name}: stopped", file=sys.stderr)
-        sys.exit(130)
-    finally:
-        warnings.formatwarning = shown
+    with outlets():
+        try:
+            main()
+        except Exception as error:
+            line = one_line(error)
+            if line is None:
+                raise
+            print(f"{name}: error: {line}", file=sys.stderr)
+            sys.exit(2)
+        except Interrupted as error:
+            print(f"\n{name}: {error}", file=sys.stderr)
+            sys.exit(128 + error.number)
+        except KeyboardInterrupt:
+            print("\nstopped", file=sys.stderr)
+            sys.exit(130)
+        finally:
+            warnings.formatwarning = shown

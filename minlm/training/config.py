@@ -7,6 +7,7 @@ values are one-line ValueErrors. The command line made from the same fields: min
 import difflib
 import inspect
 import json
+import re
 from collections.abc import Callable
 from dataclasses import fields, is_dataclass
 from math import isfinite
@@ -16,6 +17,12 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from minlm.training.checkpoint import replace_text
 from minlm.training.files import has_content
+
+# An option that the configs of one kind of run have, and what to say where another kind is asked for.
+OWNERS = {
+    "model": "of a language model's run: use train_lm.py or python -m minlm",
+    "image": "of a CLIP's run: use train_clip.py or python -m minclip",
+}
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -50,7 +57,8 @@ def to_dict(config: Any) -> dict[str, Any]:
 def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
     """The config of class cls with these values; fields left out keep their defaults.
 
-    Raises ValueError naming the dotted option for unknown names, wrong types and impossible values.
+    prefix: what stands before each name in errors. Raises ValueError naming the dotted option for unknown names,
+    wrong types and impossible values.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'the config'} must be an object of options, not {values!r}")
@@ -69,6 +77,22 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
         return cls(**arguments)
     except TypeError as error:  # a field without default that was not given
         raise ValueError(f"{cls.__name__}: {error}") from None
+    except ValueError as error:  # of the class's own checks, which do not know where it is nested
+        raise ValueError(with_prefix(str(error), names, prefix)) from None
+
+
+def with_prefix(message: str, names: list[str], prefix: str) -> str:
+    """The message with the prefix before each option it names: `lr=0 must ...` -> `--train.lr=0 must ...`.
+
+    A word such as `steps` counts as the name of an option where "=" follows it or the message begins with it.
+    """
+
+    def typed(found: re.Match) -> str:
+        word = found[0]
+        told = "_" in word or found.start() == 0 or message.startswith("=", found.end())
+        return prefix + word if word in names and told else word
+
+    return re.sub(r"(?<![\w.])\w+", typed, message)
 
 
 def dataclass_members(annotation: Any) -> list[type]:
@@ -162,13 +186,20 @@ def files_beside_weights(config: Any, tokenizer: Any) -> Callable[[Path], None]:
 
 
 def load_config(cls: type, path: Path) -> Any:
+    """The config of class cls that a file holds; ValueError naming the file where there is none, or it is wrong."""
     try:
         values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except OSError:
         raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not JSON: {error}") from None
-    return from_dict(cls, values)
+    for name, owner in OWNERS.items():
+        if isinstance(values, dict) and name in values and name not in get_type_hints(cls):
+            raise ValueError(f"{path} is {owner}")
+    try:
+        return from_dict(cls, values)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from None
 
 
 def nearest(name: str, names: list[str]) -> str:

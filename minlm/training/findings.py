@@ -7,6 +7,7 @@ from math import ceil
 import torch
 from torch import nn
 
+from minlm.training.batches import fit_batch
 from minlm.training.loop import check_hardware, choose_device
 from minlm.training.state import TrainConfig
 
@@ -15,10 +16,15 @@ Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
 
 def examine_schedule(train: TrainConfig, n_items: int, name: str) -> Iterator[Finding]:
     """Run length and warm-up, where there are `n_items` training items called `name`."""
-    steps_per_epoch = n_items // train.batch_size
-    if not steps_per_epoch:
-        yield "problem", f"batch_size={train.batch_size} is more than the {n_items:,} {name}: lower it"
+    try:
+        fitted = fit_batch(train, n_items)
+    except ValueError as error:
+        yield "problem", str(error)
         return
+    if fitted.batch_size < train.batch_size:
+        text = f"--train.batch_size {train.batch_size} would be lowered to {fitted.batch_size}"
+        yield "note", f"{text}: there are {n_items:,} {name}"
+    steps_per_epoch = n_items // fitted.batch_size
     limits = [n for n in (train.steps, ceil(train.epochs * steps_per_epoch)) if n]
     if limits:
         steps = min(limits)

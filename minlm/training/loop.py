@@ -36,7 +36,7 @@ def choose_device(name: str) -> torch.device:
         name = next(device for device, present in there.items() if present)
     if not there[name]:
         raise ValueError(
-            f"device={name}, but torch sees no such GPU: use device=cpu, or install a build of torch that has it"
+            f"device={name}, but torch sees no such GPU: use cpu, or a build of torch that has it"
         )
     return torch.device(name)
 
@@ -48,7 +48,7 @@ def forward_precision(precision: str, device: torch.device) -> Any:
     if precision == "float32":
         return nullcontext()
     if precision == "fp16" and device.type == "cpu":
-        raise ValueError("precision=fp16 needs a GPU: use bf16 or float32 on a CPU")
+        raise ValueError("--train.precision fp16 needs a GPU: use bf16 or float32 on a CPU")
     return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
 
 
@@ -169,7 +169,7 @@ def fit(
             )
             if not torch.isfinite(value):
                 raise ValueError(
-                    f"the loss is {value.item()} at step {state.step + 1}: lower --train.lr={config.lr}"
+                    f"the loss is {value.item()} at step {state.step + 1}: lower --train.lr (it is {config.lr})"
                 )
             norm = state.optimize(factor)
             if after_step:

@@ -68,9 +68,12 @@ def test_the_towers_are_the_configs(config):
     assert model.text_projection.bias is None
 
 
-@given(clip_configs, sizes, sizes, seeds)
-def test_forward_is_the_matrix_of_scaled_cosines(config, n_images, n_texts, seed):
-    model = model_of(config, seed)
+@given(clip_configs, sizes, sizes, seeds, st.sampled_from(LOSSES), st.floats(-12, 5))
+def test_forward_is_the_matrix_of_scaled_cosines(config, n_images, n_texts, seed, loss, bias):
+    """And of logit_bias, where the loss has one."""
+    model = model_of(replace(config, loss=loss), seed)
+    if loss == "sigmoid":
+        model.logit_bias.data.fill_(bias)
     batch = batch_of(config, max(n_images, n_texts), seed)
     images, tokens, token_mask = (
         batch["images"][:n_images],
@@ -81,7 +84,8 @@ def test_forward_is_the_matrix_of_scaled_cosines(config, n_images, n_texts, seed
     assert logits.shape == (n_images, n_texts)
     rows, columns = model.encode_image(images), model.encode_text(tokens, token_mask)
     cosines = F.cosine_similarity(rows[:, None], columns[None], dim=-1)
-    torch.testing.assert_close(logits, cosines / config.temperature, atol=1e-3, rtol=1e-4, check_dtype=False)
+    expected = cosines / config.temperature + (bias if loss == "sigmoid" else 0)
+    torch.testing.assert_close(logits, expected, atol=1e-3, rtol=1e-4, check_dtype=False)
 
 
 @given(clip_configs, sizes, seeds)
@@ -101,10 +105,9 @@ def test_the_batchs_loss_is_the_loss_of_its_encodings(config, n, seed):
 
 @given(clip_configs, sizes, seeds, st.sampled_from(LOSSES), st.sampled_from(PROJECTIONS))
 def test_loss_and_heads_are_the_configs(config, n, seed, loss, projection):
-    """logit_bias is there for the sigmoid loss alone, and starts at SigLIP's -10."""
+    """logit_bias is there for the sigmoid loss alone."""
     config = replace(config, loss=loss, projection=projection)
-    started = CLIP(config).state_dict()
-    assert started.get("logit_bias") == (-10 if loss == "sigmoid" else None)
+    assert (CLIP(config).logit_bias is not None) == (loss == "sigmoid")
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     pair, groups = pair_of(model, batch), batch["groups"]
     for embeddings in pair:
@@ -137,6 +140,30 @@ def test_the_scale_starts_at_the_configs_temperature(config):
     assert scale.shape == ()
     same(scale, torch.tensor(math.log(1 / config.temperature)))
     assert CLIPConfig().temperature == 0.07  # Radford et al. 2021, section 2.5
+
+
+@given(st.integers(1, 5000))
+def test_the_bias_starts_where_one_pair_in_a_batch_is_a_positive(batch_size):
+    model = CLIP(replace(SMALL, loss="sigmoid"))
+    model.init_logit_bias(batch_size)
+    same(model.logit_bias.sigmoid(), torch.tensor(1 / max(2, batch_size)))
+    model = CLIP(SMALL)
+    model.init_logit_bias(batch_size)  # no bias, nothing to set
+    assert model.logit_bias is None
+
+
+def test_the_sigmoid_loss_starts_near_chance():
+    """At 256 random pairs in 128 dimensions: 7.8 with the batch's own bias, 10.0 with SigLIP's -10, chance 6.5."""
+    model = CLIP(replace(SMALL, embed_dim=128, loss="sigmoid"))
+    generator = torch.Generator().manual_seed(0)
+    pair = [F.normalize(torch.randn(256, 128, generator=generator), dim=-1) for _ in range(2)]
+    model.init_logit_bias(256)
+    started = contrastive_loss(model, *pair)[0].item() / 256
+    chance = contrastive_figures(*pair, model.logit_scale, torch.arange(256), model.logit_bias)["chance"]
+    model.logit_bias.data.fill_(-10.0)
+    assert chance == pytest.approx(6.54, abs=0.01)
+    assert started == pytest.approx(7.5, abs=0.4)
+    assert contrastive_loss(model, *pair)[0].item() / 256 == pytest.approx(10.0, abs=0.2)
 
 
 @given(st.floats(-10, 10))
@@ -192,8 +219,11 @@ VIT = {"type": "VisionTransformerConfig"}
         ({"temperature": 0.009}, r"temperature=0.009 must lie in \[0.01, 1\]"),
         ({"temperature": 1.1}, r"temperature=1.1 must lie in \[0.01, 1\]"),
         ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
-        ({"image": VIT | {"n_heads": 5}}, "n_heads=5 does not divide d_model=128"),
-        ({"image": VIT | {"patch_size": [7, 8]}}, "patch_size height 7 does not divide image_size height 64"),
+        ({"image": VIT | {"n_heads": 5}}, "image.n_heads=5 does not divide image.d_model=128"),
+        (
+            {"image": VIT | {"patch_size": [7, 8]}},
+            "image.patch_size height 7 does not divide image.image_size height 64",
+        ),
         ({"image": VIT | {"pool": "max"}}, "image.pool='max' must be one of class, mean, mean_norm, last"),
         ({"text": {"type": "GPTTextConfig", "vocab_size": 0}}, "vocab_size=0 must be at least 1"),
         ({"text": {"type": "BertTextConfig", "end_id": 3}}, "unknown option text.end_id"),

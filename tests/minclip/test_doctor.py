@@ -196,5 +196,5 @@ def test_towers_of_weights_have_the_files_sizes(folder):
 def test_a_precision_that_the_machine_lacks_is_a_problem(folder):
     train = TrainConfig(steps=100, batch_size=5, device="cpu", precision="fp16")
     assert problems(findings(folder, train=train)) == [
-        "precision=fp16 needs a GPU: use bf16 or float32 on a CPU"
+        "--train.precision fp16 needs a GPU: use bf16 or float32 on a CPU"
     ]

@@ -33,13 +33,17 @@ def test_a_row_may_be_as_far_from_unit_length_as_rounding_takes_it(length, fits)
         exact_pair(torch.eye(3), rows, "text")
 
 
-def test_a_text_longer_than_the_context_is_cut():
+def test_a_text_longer_than_the_context_is_cut_and_named(recwarn):
     model = TinyCLIP()
     model.config.text.context_length = 5
-    long, cut = (
-        embed_texts(model, TOKENIZER, [text]) for text in ("a photo of red green star", "a photo of")
+    cut = embed_texts(model, TOKENIZER, ["a photo of"])
+    assert not recwarn
+    long = embed_texts(model, TOKENIZER, ["red star", "a photo of red green star", "a photo of blue"], 2)
+    assert torch.equal(long[1], cut[0])
+    (warning,) = recwarn  # one line for all batches
+    assert str(warning.message).startswith(
+        "2 of 3 texts are cut to context_length=5 tokens, 'a photo of red green star' among them"
     )
-    assert torch.equal(long, cut)
 
 
 @given(st.lists(phrases, min_size=1, max_size=12), st.integers(1, 5))

@@ -1,12 +1,15 @@
 """The figures of a model on records are those of the functions they are made of."""
 
+from dataclasses import replace
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip import evaluate
-from minclip.data.records import Question
+from minclip.data.records import Question, decode_image
 from minclip.embed import embed_classes, embed_images, embed_texts, image_features
 from minclip.evaluate import (
     choice_accuracy,
@@ -105,6 +108,34 @@ def test_the_probe_is_fitted_on_evenly_spaced_images(monkeypatch, n_train, every
     torch.testing.assert_close(features, image_features(model, train[::every], transform))
     assert labels.tolist() == [some.group for some in train[::every]]
     assert found.figures["linear_probe"]["n_train"] == len(train[::every])
+
+
+def test_the_probe_leaves_out_damaged_training_images():
+    """As training does; in dev a damaged image is an error."""
+    model, (names, records) = TinyCLIP(), class_records(24)
+    broken = [replace(some, open=partial(decode_image, b"no image", some.image_id)) for some in records]
+    train, dev = [*records[:5], *broken[5:8], *records[8:15]], records[15:]
+    with pytest.warns(
+        UserWarning, match="left out 3 training images .* cannot be decoded: image 5, image 6, im"
+    ):
+        found = evaluate_all(model, dev, transform, TOKENIZER, names, train_records=train, batch_size=3)
+    readable = [*records[:5], *records[8:15]]
+    expected = evaluate_all(model, dev, transform, TOKENIZER, names, train_records=readable, batch_size=3)
+    assert found.figures == expected.figures
+    assert found.figures["linear_probe"]["n_train"] == 12
+    with pytest.raises(ValueError, match="cannot decode image 'image 5'"):
+        evaluate_all(model, train, transform, TOKENIZER, names)
+
+
+@pytest.mark.parametrize("left", [0, 2])
+def test_there_is_no_probe_where_damage_leaves_out_a_class(left):
+    model, (names, records) = TinyCLIP(), class_records(24)
+    broken = [replace(some, open=partial(decode_image, b"no image", some.image_id)) for some in records]
+    with pytest.warns(UserWarning, match=f"left out {15 - left} training images"):
+        found = evaluate_all(
+            model, records, transform, TOKENIZER, names, train_records=[*records[:left], *broken[left:15]]
+        )
+    assert "linear_probe" not in found.figures
 
 
 def test_prompts_and_choices_are_embedded_as_they_are(monkeypatch):

@@ -2,6 +2,7 @@
 
 import copy
 import itertools
+import warnings
 from dataclasses import replace
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIP, CLIPConfig, batch_loss, embed_batch
 from minclip.data.dataset import PairDataset
-from minclip.data.features import FeatureDataset, with_features
+from minclip.data.features import FeatureDataset, features_of_texts, with_features
 from minclip.gradcache import cached_backward
 from minlm.training.batches import Batches
 from tests.minclip.drawn import LOSSES
@@ -39,7 +40,7 @@ def model_of(frozen: tuple[str, ...], image=IMAGES[1], text=TEXTS[1], **fields) 
 
 def pairs_of(n: int, seed: int = 0, damaged: tuple[int, ...] = ()) -> PairDataset:
     records = make_records(n, damaged)
-    return make(records, train=True, fields=FIXED_VIEW, seed=seed, max_corrupt=0.9)
+    return make(records, train=True, fields=FIXED_VIEW, seed=seed, max_corrupt=0.9, cache_bytes=10**6)
 
 
 def trained(model: CLIP, dataset, steps: int, micro_batches: int) -> dict[str, torch.Tensor]:
@@ -132,8 +133,43 @@ def test_equal_captions_are_computed_once():
     records = [replace(record, captions=("a cat", "a dog")) for record in make_records(20)]
     model, lengths = model_of(("text",)), []
     model.text_tower.register_forward_pre_hook(lambda module, inputs: lengths.append(len(inputs[0])))
-    with_features(make(records, fields=FIXED_VIEW), model)
+    with_features(make(records, fields=FIXED_VIEW, cache_bytes=10**6), model)
     assert lengths == [2]
+
+
+@given(st.integers(0, 3000))
+def test_features_share_the_memory_of_the_cache(cache_bytes):
+    """Images first, then captions, of which no more are looked at than fit; pictures may take what is left."""
+    model, pairs = model_of(("image", "text")), pairs_of(8)
+    pairs.cache_bytes, looked_at = cache_bytes, []
+    sizes = {"image": 4 * 8 * model.image_tower.width, "text": 4 * 40 * model.text_tower.width}
+    kept, left = set(), cache_bytes
+    for side, size in sizes.items():
+        if size <= left:
+            kept.add(side)
+            left -= size
+    with warnings.catch_warnings(record=True) as warned:
+        warnings.simplefilter("always")
+        found = with_features(pairs, model)
+    assert [" captions " in str(one.message) for one in warned] == [
+        s == "text" for s in sizes if s not in kept
+    ]
+    assert all("raise cache_gib" in str(one.message) for one in warned)
+    assert pairs.cache_bytes == left
+    batch = found.collate([found[(0, index)] for index in range(8)])
+    assert {side for side in sizes if f"{side}_features" in batch} == kept
+    pairs.records = (looked_at.append(record) or record for record in make_records(8))
+    pairs.cache_bytes = min(left, 4 * 6 * model.text_tower.width)
+    with pytest.warns(UserWarning, match="captions need at least"):
+        assert features_of_texts(pairs, model, 4) is None
+    assert len(looked_at) <= 2
+
+
+def test_the_features_of_captions_are_one_tensor():
+    row_of, features = with_features(pairs_of(6), model_of(("text",))).texts
+    assert sorted(row_of.values()) == list(range(30))
+    assert features.shape[0] == 30
+    assert features.untyped_storage().nbytes() == features.nbytes
 
 
 VIEWS = [{"crop_scale": (0.5, 1.0)}, {"flip": True}, {"jitter": 0.2}]
@@ -141,7 +177,7 @@ VIEWS = [{"crop_scale": (0.5, 1.0)}, {"flip": True}, {"jitter": 0.2}]
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: next(iter(view)))
 def test_where_pictures_are_drawn_anew_the_tower_sees_them_anew(view):
-    pairs = make(make_records(6), fields=FIXED_VIEW | view)
+    pairs = make(make_records(6), fields=FIXED_VIEW | view, cache_bytes=10**6)
     assert with_features(pairs, model_of(("image",))) is pairs
     both = with_features(pairs, model_of(("image", "text")))
     assert set(both.collate([both[(0, 0)]])) == {"images", "text_features", "groups"}
@@ -156,6 +192,6 @@ def test_without_a_frozen_tower_nothing_is_kept():
 
 
 def test_too_many_damaged_images_stop_it():
-    pairs = make(make_records(6, damaged=(0, 3)), fields=FIXED_VIEW, max_corrupt=0.1)
-    with pytest.raises(ValueError, match=r"of the 6 images cannot be decoded, max_corrupt is 0\.1"):
+    pairs = make(make_records(6, damaged=(0, 3)), fields=FIXED_VIEW, max_corrupt=0.1, cache_bytes=10**6)
+    with pytest.raises(ValueError, match=r"of the 6 images cannot be decoded, at most 10% may be"):
         with_features(pairs, model_of(("image",)))

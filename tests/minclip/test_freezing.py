@@ -22,7 +22,7 @@ seeds = st.integers(0, 10**6)
 stack = {"d_model": 8, "n_heads": 2, "n_layers": 3, "dropout": 0.2}
 patches = {"image_size": (16, 16), "patch_size": (8, 8)}
 IMAGES = [
-    VisionTransformerConfig(**stack, **patches, patch_dropout=0.5),
+    VisionTransformerConfig(**stack, **patches),
     VisionTransformerConfig(**stack, **patches, norm_input=True, pool="mean"),
     ResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, stem="small"),
     ModifiedResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, n_heads=2),

@@ -1,18 +1,24 @@
 """python -m minclip: each command on a trained folder, against the same figures computed here."""
 
 import json
+import shutil
 import subprocess
 import sys
+from contextlib import nullcontext
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
 
+import minlm.presets
 from minclip import load
 from minclip.__main__ import COMMANDS, main
 from minclip.data.shapes import ShapesConfig
 from minclip.evaluate import embed_images, embed_texts
+from minlm.training.checkpoint import last_checkpoint
+from minlm.training.config import save_config
 
 
 @pytest.fixture(scope="module")
@@ -60,15 +66,112 @@ def test_classify_gives_the_softmax_over_the_labels(tiny_run, files, capsys):
     )
     scores, scale = cosines(tiny_run, pictures_in(files)[:1], ["a red circle", "a blue star"])
     expected = (scale * scores[0]).softmax(dim=0)
-    assert said[0] == str(files / "a.png")
-    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[1:]}
+    assert said[0] == "probability that the label is the right one of these; they sum to 1"
+    assert said[1] == str(files / "a.png")
+    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[2:]}
     assert shown["red circle"] == pytest.approx(expected[0].item(), abs=1e-4)
     assert shown["blue star"] == pytest.approx(expected[1].item(), abs=1e-4)
-    assert [float(line.split("%")[0]) for line in said[1:]] == sorted(shown_percent(said), reverse=True)
+    percent = [float(line.split("%")[0]) for line in said[2:]]
+    assert percent == sorted(percent, reverse=True)
 
 
-def shown_percent(said):
-    return [float(line.split("%")[0]) for line in said[1:]]
+@pytest.fixture(scope="module")
+def sigmoid_checkpoint(tiny_run, tmp_path_factory):
+    """The tiny run's checkpoint as if it had been trained with the sigmoid loss."""
+    folder = shutil.copytree(last_checkpoint(tiny_run), tmp_path_factory.mktemp("sigmoid") / "step")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"loss": "sigmoid"}))
+    weights = load_file(folder / "model.safetensors")
+    save_file(weights | {"logit_bias": torch.tensor(-1.5)}, folder / "model.safetensors")
+    return folder
+
+
+def test_classify_gives_each_label_its_own_probability_after_the_sigmoid_loss(
+    sigmoid_checkpoint, files, capsys
+):
+    asked = ["--image", files / "a.png", "--labels", "red circle,blue star", "--templates", "a {}"]
+    said = said_by(capsys, "classify", "--checkpoint", sigmoid_checkpoint, *asked)
+    scores, scale = cosines(sigmoid_checkpoint, pictures_in(files)[:1], ["a red circle", "a blue star"])
+    expected = (scale * scores[0] - 1.5).sigmoid()
+    assert said[0] == "probability that the label fits the image, each label by itself"
+    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[2:]}
+    assert shown["red circle"] == pytest.approx(expected[0].item(), abs=1e-4)
+    assert shown["blue star"] == pytest.approx(expected[1].item(), abs=1e-4)
+
+
+@pytest.mark.parametrize("command", ["classify", "search", "caption"])
+def test_words_that_are_spelled_from_letters_are_named(command, tiny_run, files, capsys, recwarn, tmp_path):
+    def ask(text):
+        (tmp_path / "captions.txt").write_text(text)
+        options = {
+            "classify": ["--image", files / "a.png", "--labels", text, "--templates", "a {}"],
+            "search": ["--folder", files / "deeper", "--text", text],
+            "caption": ["--image", files / "a.png", "--captions", tmp_path / "captions.txt"],
+        }
+        said_by(capsys, command, "--checkpoint", tiny_run, *options[command])
+        return [str(warning.message) for warning in recwarn]
+
+    assert ask("red circle") == []
+    (line,) = ask("red cat")
+    assert line.startswith("'cat': hardly ever, or never, in the captions that this model was trained with")
+
+
+@pytest.mark.parametrize("command", ["classify", "evaluate"])
+def test_texts_that_are_cut_are_named(command, tiny_run, files, capsys, recwarn, tmp_path):
+    long = "red circle " * 30
+    options = {
+        "classify": ["--image", files / "a.png", "--labels", f"{long},red circle", "--templates", "a {}"],
+        "evaluate": ["--data.image_size", 32],
+    }
+    checkpoint = tiny_run
+    if command == "evaluate":  # captions of the dev split are longer than this context
+        checkpoint = shutil.copytree(last_checkpoint(tiny_run), tmp_path / "step")
+        config = json.loads((checkpoint / "config.json").read_text())
+        config["text"]["context_length"] = 4
+        (checkpoint / "config.json").write_text(json.dumps(config))
+        weights = load_file(checkpoint / "model.safetensors")
+        name = "text_tower.embedding.positions.weight"
+        save_file(weights | {name: weights[name][:4].clone()}, checkpoint / "model.safetensors")
+    said_by(capsys, command, "--checkpoint", checkpoint, *options[command])
+    lines = [
+        str(warning.message) for warning in recwarn if "are cut to context_length=" in str(warning.message)
+    ]
+    assert len(lines) == 1
+    assert lines[0].startswith("1 of 2 texts" if command == "classify" else "")
+
+
+class Moved(Exception):
+    """A model was sent to a device that this machine lacks."""
+
+
+@pytest.mark.parametrize("command", ["classify", "search", "caption", "evaluate"])
+@pytest.mark.parametrize("device, gpu", [("auto", True), ("cuda", True), ("auto", False), ("cpu", True)])
+def test_the_model_runs_on_the_device_asked_for(command, device, gpu, tiny_run, files, monkeypatch, tmp_path):
+    """With the calls replaced that a GPU would answer: auto takes one where there is one."""
+    moved = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    to = torch.nn.Module.to
+
+    def record(model, device):
+        moved.append(str(device))
+        if device.type != "cpu":
+            raise Moved
+        return to(model, device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", record)
+    (tmp_path / "captions.txt").write_text("a red circle")
+    options = {
+        "classify": ["--image", files / "a.png", "--labels", "red circle"],
+        "search": ["--folder", files, "--text", "red circle"],
+        "caption": ["--image", files / "a.png", "--captions", tmp_path / "captions.txt"],
+        "evaluate": [],
+    }
+    asked = ["--checkpoint", tiny_run, "--device", device, *options[command]]
+    expected = "cuda" if gpu and device != "cpu" else "cpu"
+    with pytest.raises(Moved) if expected == "cuda" else nullcontext():
+        COMMANDS[command]([str(argument) for argument in asked])
+    assert moved == [expected]
 
 
 @given(st.lists(st.sampled_from(["", " ", "cat", "red circle"]), min_size=1).map(",".join))
@@ -180,9 +283,9 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         said_by(capsys, "doctor", *small)
     assert "     ok: " in capsys.readouterr().out
     with pytest.raises(SystemExit) as bad:
-        said_by(capsys, "doctor", *small, "--train.batch_size", "302")
+        said_by(capsys, "doctor", *small, "--steps", "4")
     assert (good.value.code, bad.value.code) == (0, 1)
-    assert "problem: batch_size=302 is more than the 300 training images" in capsys.readouterr().out
+    assert "problem: at most 4 steps, " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -195,6 +298,22 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         (["search", "--checkpoint", "RUN", "--folder", "nowhere", "--text", "a"], "no folder nowhere"),
         (["search", "--checkpoint", "RUN", "--folder", "EMPTY", "--text", "a"], "no image in"),
         (["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", " "], "--text ' ' is empty"),
+        (
+            ["search", "--checkpoint", "nowhere", "--folder", "x", "--text", "a", "--picture", "cat.jpg"],
+            "--picture cat.jpg must end in .png: the picture is a PNG file",
+        ),
+        (
+            ["evaluate", "--checkpoint", "BLANK"],
+            "no run .* names no data: say which with --preset, one of shapes",
+        ),
+        (
+            ["evaluate", "--checkpoint", "LANGUAGE"],
+            "config.json is of a language model's run: use train_lm.py",
+        ),
+        (
+            ["classify", "--checkpoint", "LANGUAGE", "--image", "x", "--labels", "a"],
+            "config.json is of a language model's run: use train_lm.py or python -m minlm",
+        ),
         (
             ["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", "a", "--top", "0"],
             "--top 0 must be at least 1",
@@ -239,6 +358,11 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
 def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "blank.txt").write_text(" \n\n")
     places = {"RUN": str(tiny_run), "EMPTY": str(tmp_path), "BLANK": str(tmp_path / "blank.txt")}
+    if "LANGUAGE" in arguments:
+        places["LANGUAGE"] = str(tmp_path / "language")
+        (tmp_path / "language").mkdir()
+        save_config(minlm.presets.PRESETS["script-lm"], tmp_path / "language" / "config.json")
+        save_file({"a": torch.zeros(1)}, tmp_path / "language" / "model.safetensors")
     monkeypatch.setattr(sys, "argv", ["minclip", *(places.get(word, word) for word in arguments)])
     with pytest.raises(ValueError, match=message) as error:
         main()

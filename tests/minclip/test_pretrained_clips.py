@@ -195,21 +195,69 @@ def test_pictures_are_prepared_as_the_folder_says(tmp_path):
     assert load_clip(tmp_path)[2].config.mean == OPENAI_MEAN
 
 
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"size": {"shortest_edge": 20}}, r"size=\{'shortest_edge': 20\}, the model takes \(16, 16\): only"),
+        (
+            {"size": {"height": 16, "width": 16}},
+            r"size=\{'height': 16, 'width': 16\}, .* only \{'shortest_edge': 16\}",
+        ),
+        ({"size": {"shortest_edge": 16, "longest_edge": 20}}, "size=.* the model takes"),
+        (
+            {"crop_size": 14},
+            r"crop_size=14, the model takes \(16, 16\): only \{'height': 16, 'width': 16\} can be",
+        ),
+        ({"crop_size": {"height": 16, "width": 14}}, "crop_size=.* the model takes"),
+        ({"rescale_factor": 1.0}, "has rescale_factor=1.0: only 1/255 can be loaded"),
+        ({"rescale_factor": "x"}, "the option rescale_factor='x' must be float, not str"),
+        ({"do_pad": True}, "has do_pad=True: only False can be loaded"),
+        ({"size": 16, "crop_size": 16, "rescale_factor": 0.00392156862745098}, None),
+    ],
+)
+def test_pictures_prepared_otherwise_are_refused(change, message, tmp_path):
+    hf_folder(tmp_path)
+    edit_json(tmp_path / "preprocessor_config.json", lambda config: config.update(change))
+    if message is None:
+        assert load_clip(tmp_path)[2].image_size == (16, 16)
+        assert load_clip(tmp_path, image_size=(24, 24))[2].image_size == (24, 24)
+        return
+    with pytest.raises(ValueError, match=f"^{tmp_path}[^\n]*{message}"):
+        load_clip(tmp_path)
+
+
 def test_the_vocabulary_lies_beside_or_is_given(tmp_path):
     model = hf_folder(tmp_path)
     again, tokenizer, _ = load_clip(tmp_path)
     assert tokenizer.digest == WORDS.digest == again.config.text.vocab_digest
     torch.testing.assert_close(again(*batch(model)), model(*batch(model)))
     words = (tmp_path / "vocab.txt").rename(tmp_path.parent / f"{tmp_path.name}.txt")
-    with pytest.raises(ValueError, match=r"0 vocabularies beside .*: put one of vocab.txt, merges.txt"):
+    with pytest.raises(
+        ValueError,
+        match=r"0 vocabularies beside .*: put one of vocab.txt, merges.txt.* load_image_tower",
+    ):
         load_clip(tmp_path)
     assert load_clip(tmp_path, words)[1].digest == WORDS.digest
     tokens = {token: i for i, token in enumerate(WORDS.tokens)}
-    saved = {"normalizer": {"lowercase": True}, "model": {"type": "WordPiece", "vocab": tokens}}
-    (tmp_path / "tokenizer.json").write_text(json.dumps(saved))
+    normalizer = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
+    normalizer |= {"lowercase": True, "strip_accents": None}
+    saved = {"normalizer": normalizer, "model": {"type": "WordPiece", "vocab": tokens}}
+    path = tmp_path / "tokenizer.json"
+    path.write_text(json.dumps(saved))
     assert load_clip(tmp_path)[1].digest == WORDS.digest
-    (tmp_path / "tokenizer.json").write_text(json.dumps(saved | {"normalizer": {"lowercase": False}}))
-    with pytest.raises(ValueError, match="is of another tokenizer"):
+    path.write_text(json.dumps(saved | {"normalizer": normalizer | {"lowercase": False}}))
+    assert not load_clip(tmp_path)[1].lower_case
+    for change in (
+        {"strip_accents": False},
+        {"type": "Sequence"},
+        {"lowercase": "yes"},
+        {"clean_text": False},
+    ):
+        path.write_text(json.dumps(saved | {"normalizer": normalizer | change}))
+        with pytest.raises(ValueError, match="is of another tokenizer"):
+            load_clip(tmp_path)
+    path.write_text(json.dumps(saved | {"model": {"type": "WordPiece", "vocab": tokens | {"the": 90}}}))
+    with pytest.raises(ValueError, match=r"tokenizer.json is damaged \(its ids are not 0 to 35\)"):
         load_clip(tmp_path)
     WordPiece([*WORDS.tokens, "more"]).save(tmp_path)
     with pytest.raises(
@@ -309,6 +357,58 @@ def test_open_clips_options_are_of_their_kind(part, options, message, tmp_path):
 
     edit_json(tmp_path / "open_clip_config.json", change)
     with pytest.raises(ValueError, match=f"^{tmp_path}[^ ]*: {message}"):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "part, options, message",
+    [
+        (
+            "vision_cfg",
+            {"global_average_pool": True},
+            "has global_average_pool=True: only False can be loaded",
+        ),
+        ("vision_cfg", {"input_patchnorm": True}, "has options that are not known: input_patchnorm"),
+        ("text_cfg", {"b": 1, "a": 0}, "has options that are not known: a, b"),
+        ("text_cfg", {"norm_kwargs": {"bias": False}}, "has options that are not known: bias"),
+        ("model_cfg", {"moe": 4}, "has options that are not known: moe"),
+        ("model_cfg", {"nonscalar_logit_scale": True}, "has nonscalar_logit_scale=True"),
+        ("preprocess_cfg", {"size": 20}, r"size=20, the model takes \(16, 16\)"),
+        ("preprocess_cfg", {"blur": 1}, "has options that are not known: blur"),
+        ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "has tokenizer_kwargs="),
+        ("vision_cfg", {"layers": 10**9}, "its config says layers=1000000000, its tensors say 2"),
+        ("vision_cfg", {"no_ln_pre": True}, "its config says no_ln_pre=True, its tensors say False"),
+        (
+            "vision_cfg",
+            {"image_size": 10**30},
+            "its config says image_size=10+, its positions are for 4 patches",
+        ),
+        ("text_cfg", {"vocab_size": 10**9}, "its config says vocab_size=1000000000, its tensors say 36"),
+        ("text_cfg", {"heads": 10**9}, "n_heads=1000000000 does not divide d_model=64"),
+    ],
+)
+def test_every_option_of_open_clip_is_used_or_refused(part, options, message, tmp_path):
+    model = drawn()
+    export(model, WORDS, transform_of(model), tmp_path, "open_clip")
+
+    def change(config):
+        place = config if part in config else config["model_cfg"]
+        place[part] = place[part] | options
+
+    edit_json(tmp_path / "open_clip_config.json", change)
+    with pytest.raises(ValueError, match=f"^{tmp_path}[^\n]*{message}"):
+        load_clip(tmp_path)
+
+
+@pytest.mark.parametrize("part", ["vision_config", "text_config"])
+@pytest.mark.parametrize(
+    "name", ["hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads"]
+)
+def test_hugging_faces_sizes_are_those_of_the_tensors(part, name, tmp_path):
+    """Whatever a config says, nothing is built that the file has no numbers for."""
+    hf_folder(tmp_path)
+    edit_json(tmp_path / "config.json", lambda config: config[part].update({name: 10**9}))
+    with pytest.raises(ValueError, match=f"^{tmp_path}[^\n]*1000000000"):
         load_clip(tmp_path)
 
 

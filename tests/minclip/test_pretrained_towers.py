@@ -262,6 +262,33 @@ def test_timms_options_are_of_their_kind(options, message, tmp_path):
         load_image_tower(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "config", [IMAGE_CONFIGS[2], *TEXT_CONFIGS], ids=lambda config: type(config).__name__
+)
+def test_hostile_sizes_are_refused_before_anything_is_built(config, tmp_path):
+    """Each number of the config at a time: a billion Blocks, a picture of 10^60 pixels."""
+    image = isinstance(config, VisionTransformerConfig)
+    if image:
+        save_image_tower(drawn(config), TransformConfig(), tmp_path)
+    else:
+        save_text_tower(drawn(config), WORDS, tmp_path)
+    path = tmp_path / "config.json"
+    options = json.loads(path.read_text())
+    numbers = [
+        name for name, value in options.items() if type(value) is int and not name.endswith("token_id")
+    ]
+    assert len(numbers) >= 5
+    for name in numbers:
+        for hostile in (10**9, 10**30):
+            path.write_text(json.dumps(options | {name: hostile}))
+            with pytest.raises(ValueError, match=f"^{tmp_path}.*{hostile}"):
+                (load_image_tower if image else load_text_tower)(tmp_path)
+    if image:
+        path.write_text(json.dumps(options | {"image_size": [10**30, 10**30]}))
+        with pytest.raises(ValueError, match="its positions are for 6 patches"):
+            load_image_tower(tmp_path)
+
+
 @pytest.mark.parametrize("given", [{"n_heads": 4}, {"activation": "relu"}])
 def test_what_the_file_says_is_not_contradicted(given, tmp_path):
     """Other heads or another activation on the same weights are another function, and no error would show it."""

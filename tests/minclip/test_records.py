@@ -3,7 +3,11 @@
 import io
 import pickle
 import random
+import struct
+import subprocess
+import sys
 import tempfile
+import zlib
 from functools import partial
 from pathlib import Path
 
@@ -11,9 +15,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import EpsImagePlugin, Image
 
+from minclip.data import records
 from minclip.data.records import (
+    FORMATS,
     Question,
     Record,
     class_captions,
@@ -22,8 +28,6 @@ from minclip.data.records import (
     split_by_image,
     warn_of_missing,
 )
-
-FORMATS = ("PNG", "JPEG", "GIF", "TIFF", "WEBP", "BMP")
 
 
 def noise(height: int, width: int, channels: int = 3, seed: int = 0) -> np.ndarray:
@@ -62,6 +66,53 @@ def test_deep_grey_is_scaled_not_clipped(tmp_path, name):
     grey = noise(6, 4, channels=1)
     path = saved(tmp_path, Image.fromarray(grey.astype(np.uint16) * 257), name)
     np.testing.assert_array_equal(pixels(path), np.stack([grey] * 3, axis=-1))
+
+
+def test_deep_grey_keeps_its_greys_beside_a_transparent_one(tmp_path):
+    grey = np.array([[100, 200, 0, 255]], dtype=np.uint16) * 257
+    path = saved(tmp_path, Image.fromarray(grey), transparency=100 * 257)
+    assert pixels(path)[0, :, 0].tolist() == [255, 200, 0, 255]
+
+
+def test_deep_colours_keep_their_high_byte(tmp_path):
+    """16 bits per colour, which Pillow reads but cannot write: a PNG by hand, two pixels."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return (
+            struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+        )
+
+    header, row = (
+        struct.pack(">IIBBBBB", 2, 1, 16, 2, 0, 0, 0),
+        struct.pack(">x6H", 65535, 0x8080, 257, 0, 1, 2),
+    )
+    parts = [chunk(b"IHDR", header), chunk(b"IDAT", zlib.compress(row)), chunk(b"IEND", b"")]
+    (tmp_path / "deep.png").write_bytes(b"\x89PNG\r\n\x1a\n" + b"".join(parts))
+    assert pixels(tmp_path / "deep.png").tolist() == [[[255, 128, 1], [0, 0, 0]]]
+
+
+def test_the_inks_of_a_jpeg_and_the_first_frame(tmp_path):
+    """Printers' JPEGs hold inverted inks; MPO, which phones write, is a JPEG with more pictures behind it."""
+    red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
+    assert pixels(saved(tmp_path, red, "print.jpg"))[0, 0].tolist() == [255, 0, 0]
+    frames = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "blue")]}
+    for name, tolerance in (("a.gif", 0), ("a.mpo", 2)):
+        shown = pixels(saved(tmp_path, Image.new("RGB", (8, 8), "red"), name, **frames)).astype(int)
+        assert np.abs(shown - [255, 0, 0]).max() <= tolerance
+
+
+@pytest.mark.parametrize("name", ["eps", "ppm", "ico", "tga", "spider", "pcx", "jp2"])
+def test_only_the_formats_that_are_meant_are_decoded(tmp_path, monkeypatch, name):
+    """Whatever the file is called; of the others, some start programs (EPS), some raise anything (SPIDER)."""
+    monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("a program is started"))
+    image = Image.new("L" if name == "spider" else "RGB", (20, 20))
+    buffer = io.BytesIO()
+    image.save(buffer, {"jp2": "JPEG2000"}.get(name, name.upper()))
+    (tmp_path / "a.jpg").write_bytes(buffer.getvalue())
+    if name == "ppm":
+        assert open_image(tmp_path / "a.jpg").size == (20, 20)
+    else:
+        assert "cannot identify it as JPEG, PNG, WEBP" in refusal(tmp_path / "a.jpg")
 
 
 def test_32_bit_and_float_grey(tmp_path):
@@ -157,6 +208,24 @@ def test_a_decompression_bomb(tmp_path, monkeypatch):
     assert "decompression bomb" in refusal(path)
 
 
+SCRIPT = """
+import sys
+exec(open(sys.argv[1]).read())  # alone: importing the package imports torch
+Image.MAX_IMAGE_PIXELS = 1000
+print(open_image(sys.argv[2]).size)
+"""
+
+
+def test_a_large_image_is_warned_of_by_name(tmp_path):
+    """In a process of its own: pytest resets the filters of warnings."""
+    path = saved(tmp_path, Image.new("RGB", (40, 40)))
+    command = [sys.executable, "-c", SCRIPT, records.__file__, path]
+    ran = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert ran.stdout == "(40, 40)\n"
+    assert ran.stderr.count("Warning") == 1
+    assert f"image {str(path)!r} has 1,600 pixels: shrink it" in ran.stderr
+
+
 @pytest.mark.filterwarnings("ignore")  # Pillow's own, on damaged metadata and on large pictures
 @given(st.sampled_from(FORMATS), st.integers(0, 2**32), st.integers(1, 20), st.booleans())
 def test_a_damaged_file_gives_a_picture_or_one_line(name, seed, changes, cut):
@@ -179,13 +248,14 @@ def test_a_damaged_file_gives_a_picture_or_one_line(name, seed, changes, cut):
 @pytest.mark.parametrize(
     "error, reason",
     [
+        (AttributeError("no attribute 'seek'"), ": no attribute 'seek';"),
         (RuntimeError("Failed\nto decode"), ": Failed to decode;"),
         (EOFError(), ": EOFError;"),
         (NotImplementedError("flags"), ": flags;"),
     ],
 )
 def test_what_decoders_raise_becomes_one_line(tmp_path, monkeypatch, error, reason):
-    def fail(*args):
+    def fail(*args, **options):
         raise error
 
     monkeypatch.setattr(Image, "open", fail)

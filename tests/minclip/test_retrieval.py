@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minclip.retrieval import chance_recalls, retrieval, retrieval_ranks
 from tests.minclip.tiny_clip import SEEDS, dot, units, units_with_ties
@@ -42,8 +43,8 @@ def rank_of(query, group, answers, groups):
 # retrieval
 
 
-@given(pairings(), SEEDS, st.integers(1, 12), st.data())
-def test_retrieval_is_brute_force_with_ties_and_groups(image_of_text, seed, chunk, data):
+@given(pairings(), SEEDS, st.integers(1, 400), st.data())
+def test_retrieval_is_brute_force_with_ties_and_groups(image_of_text, seed, most, data):
     n_images = max(image_of_text) + 1
     images, texts = units_with_ties(n_images, seed), units_with_ties(len(image_of_text), seed + 1)
     pairs = torch.tensor(image_of_text)
@@ -52,19 +53,19 @@ def test_retrieval_is_brute_force_with_ties_and_groups(image_of_text, seed, chun
         image_ranks, text_ranks, wanted = brute_force(
             images.tolist(), texts.tolist(), image_of_text, groups, (1, 2, 5)
         )
-        got_images, got_texts = retrieval_ranks(images, texts, pairs, given_groups, chunk)
+        got_images, got_texts = retrieval_ranks(images, texts, pairs, given_groups, most)
         assert got_images.tolist() == image_ranks
         assert got_texts.tolist() == text_ranks
-        got = retrieval(images, texts, pairs, given_groups, (1, 2, 5), chunk)
+        got = retrieval(images, texts, pairs, given_groups, (1, 2, 5), most)
         assert {key: got[key] for key in wanted} == wanted
 
 
-@given(pairings(), SEEDS, st.integers(1, 64), st.integers(1, 12))
-def test_any_chunk_gives_the_same_ranks_of_real_numbers(image_of_text, seed, width, chunk):
+@given(pairings(), SEEDS, st.integers(1, 64), st.integers(1, 400))
+def test_any_block_gives_the_same_ranks_of_real_numbers(image_of_text, seed, width, most):
     images, texts = units(max(image_of_text) + 1, width, seed), units(len(image_of_text), width, seed + 1)
     texts[0] = texts[-1]  # equal embeddings, at both ends of the matrix product
-    whole = retrieval_ranks(images, texts, torch.tensor(image_of_text), chunk=len(images))
-    parts = retrieval_ranks(images, texts, torch.tensor(image_of_text), chunk=chunk)
+    whole = retrieval_ranks(images, texts, torch.tensor(image_of_text))
+    parts = retrieval_ranks(images, texts, torch.tensor(image_of_text), most_scores=most)
     assert all(torch.equal(a, b) for a, b in zip(whole, parts, strict=True))
 
 
@@ -105,6 +106,29 @@ def test_low_precision_embeddings_are_accepted():
     images = units(64, 3, 0).bfloat16()
     assert (images.double().norm(dim=1) - 1).abs().max() > 0.002  # bfloat16 is that coarse
     assert retrieval(images, images, torch.arange(64))["text_to_image"]["recall@10"] == 1.0
+
+
+class LargestTensor(TorchDispatchMode):
+    """Inside, `numel` becomes the number of elements of the largest tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.numel())
+        return result
+
+
+@given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 9), st.integers(1, 20_000), SEEDS)
+def test_no_tensor_holds_the_scores_of_all_images_with_all_texts(n_images, captions, width, most, seed):
+    pairs = torch.arange(n_images).repeat(captions)
+    images, texts = units(n_images, width, seed), units(len(pairs), width, seed + 1)
+    groups = 10**15 * (torch.arange(n_images) // 2)  # numbers of any size are groups
+    with LargestTensor() as largest:
+        retrieval(images, texts, pairs, groups, most_scores=most)
+    assert largest.numel <= max(most, len(pairs) * width), "a block is larger than it may be"
 
 
 # chance

@@ -1,6 +1,7 @@
 """A run's checkpoint is the model again, with its own vocabulary and transform; damaged ones are refused."""
 
 import json
+import math
 import shutil
 from dataclasses import replace
 
@@ -83,6 +84,11 @@ def test_a_run_starts_from_the_towers_that_its_config_names(saved, tmp_path):
     shutil.rmtree(tmp_path / "out")
     continued = make_model(config, run, resume=True)
     assert all(torch.equal(continued.state_dict()[name], value) for name, value in model.state_dict().items())
+
+
+def test_a_run_with_the_sigmoid_loss_starts_at_its_batchs_bias(tmp_path):
+    config = replace(TINY, loss="sigmoid", train=replace(TINY.train, batch_size=18))
+    assert make_model(config, tmp_path, resume=False).logit_bias.item() == pytest.approx(-math.log(17))
 
 
 def test_classes_are_those_of_the_data(data_root):

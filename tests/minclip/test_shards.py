@@ -412,7 +412,8 @@ def test_shards_are_streamed_past_a_frozen_image_tower(tmp_path, frozen):
     known = {"vocab_size": TOKENIZER.vocab_size, "end_id": TOKENIZER.end_id}
     text = replace(SMALL.text, trained_blocks=0 if "text" in frozen else -1, **known)
     transform = ImageTransform(TransformConfig(), image.image_size, train=True)
-    pairs = PairDataset(read(tmp_path, dev_shards=0)["train"], transform, TOKENIZER, 8, seed=0)
+    records = read(tmp_path, dev_shards=0)["train"]
+    pairs = PairDataset(records, transform, TOKENIZER, 8, seed=0, cache_bytes=10**6)
     data = with_features(pairs, CLIP(replace(SMALL, image=image, text=text)))
     batch = next(ShardBatches(data, 4, seed=0).from_step(0))
     assert batch["images"].shape == (4, 3, 8, 8)

@@ -1,10 +1,13 @@
 import gzip
 import hashlib
 import itertools
+import json
 import pickle
 import random
 import re
+import tracemalloc
 from collections import Counter
+from unittest import mock
 
 import pytest
 import torch
@@ -22,6 +25,7 @@ from minclip.tokenizer import (
     encode_batch,
     learn_pieces,
     load_tokenizer,
+    remove_case,
     remove_controls,
     split_words,
 )
@@ -79,7 +83,14 @@ def bert(data_root) -> WordPiece:
     ],
 )
 def test_words_as_bert_cuts_them(text, words):
-    assert [word for chunk in remove_controls(text).split() for word in split_words(chunk)] == words
+    chunks = remove_controls(text).split()
+    assert [word for chunk in chunks for word in split_words(remove_case(chunk))] == words
+
+
+@given(texts)
+def test_removing_case_twice_is_removing_it_once(text):
+    """So that a token of an uncased vocabulary is its own lower-cased form."""
+    assert remove_case(remove_case(text)) == remove_case(text)
 
 
 # --- WordPiece: training
@@ -204,6 +215,26 @@ def test_wordpiece_decode(small):
     assert small.decode(torch.tensor([small.pad_id, *tail, small.pad_id])) == "man"
 
 
+@given(st.lists(st.text("abcdef", min_size=1, max_size=9), min_size=1, max_size=20))
+def test_no_word_is_unfamiliar_that_training_saw_twice(words):
+    """Pairs that occur twice are merged while there is room: what occurs twice becomes one token."""
+    tokenizer = WordPiece.train(words * 2, 10_000)
+    assert tokenizer.unfamiliar(" ".join(words)) == []
+
+
+def test_words_spelled_from_letters_are_unfamiliar():
+    pieces = ["red", "circle", "c", "d", "##a", "##t", "##ot", "##o", "##ing", "##g", "paint", "!", "犬"]
+    tokenizer = WordPiece([*SPECIAL_TOKENS, *pieces])
+    text = "Red CAT, cat (dot)! painting dog zebra 犬 猫 ? $"
+    assert tokenizer.unfamiliar(text) == ["cat", "dot", "dog", "zebra", "猫"]
+    assert tokenizer.unfamiliar("red circle painting! ...") == []
+
+
+def test_common_words_are_familiar_to_bert(bert):
+    assert bert.unfamiliar("A photo of an elephant, two zebras and a skateboard near Paris.") == []
+    assert bert.unfamiliar("a photo of a xqzvk") == ["xqzvk"]
+
+
 def test_bert_known_ids(bert):
     assert (bert.vocab_size, bert.pad_id, bert.unk_id, bert.start_id, bert.end_id) == (
         30522,
@@ -305,6 +336,107 @@ def test_wordpiece_save_and_load(small, tmp_path):
         assert loaded.tokens == small.tokens
         assert loaded.digest == small.digest
     assert WordPiece(small.tokens[::-1]).digest != small.digest
+
+
+def test_a_small_zip_that_unfolds_without_end_is_refused(tmp_path):
+    (tmp_path / "vocab.txt").write_bytes(gzip.compress(bytes(2**27)))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"vocab.txt is longer than 67108864 bytes, as no vocabulary is"):
+        WordPiece.load(tmp_path)
+    assert tracemalloc.get_traced_memory()[1] < 2.5 * 2**26
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("form", ["vocab.txt", "merges.txt", "merges.gz", "tokenizer_config.json"])
+@given(
+    places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), max_size=8),
+    kept=st.floats(0, 1),
+)
+def test_damaged_vocabularies_are_read_or_one_line(small, pairs_bpe, tmp_path_factory, form, places, kept):
+    folder = tmp_path_factory.mktemp("damaged")
+    pairs = pairs_bpe.merges[:3] if form.startswith("merges") else []
+    path = folder / form
+    with mock.patch.object(clip_bpe, "N_MERGES", 3):
+        if pairs:
+            data = b"#version: 0.2\n" + "".join(f"{a} {b}\n" for a, b in pairs).encode()
+            path.write_bytes(gzip.compress(data) if form.endswith("gz") else data)
+        else:
+            WordPiece(small.tokens, lower_case=False).save(folder)
+        data = bytearray(path.read_bytes())
+        for place, byte in places:
+            data[int(len(data) * place)] = byte
+        path.write_bytes(data[: round(len(data) * kept)])
+        try:
+            assert load_tokenizer(path if pairs else folder).vocab_size > 0
+        except ValueError as error:
+            assert str(folder) in str(error)  # noqa: PT017
+            assert "\n" not in str(error)  # noqa: PT017
+
+
+UNCASED = [*SPECIAL_TOKENS, "[unused0]", "e", "##c", "paris"]
+CASED = [*UNCASED, "École", "Paris", "É"]
+
+
+@pytest.mark.parametrize(
+    "tokens, options, lower_case",
+    [
+        (UNCASED, None, True),
+        (CASED, None, False),
+        (CASED, {}, False),
+        (CASED, {"do_lower_case": True}, True),
+        (CASED, {"do_lower_case": False, "strip_accents": None}, False),
+        (CASED, {"do_lower_case": False, "strip_accents": False, "tokenize_chinese_chars": True}, False),
+        (UNCASED, {"do_lower_case": False}, False),
+        ([*UNCASED, "école"], {"do_lower_case": True, "strip_accents": True}, True),
+    ],
+)
+def test_case_is_kept_where_the_file_or_the_tokens_say_so(tokens, options, lower_case, tmp_path):
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    if options is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    for path in (tmp_path, tmp_path / "vocab.txt"):
+        tokenizer = load_tokenizer(path)
+        assert tokenizer.lower_case == lower_case
+        ids = tokenizer.encode("Paris École [SEP]")[:2]
+        if lower_case:
+            assert ids[0] == tokens.index("paris")
+        elif tokens == CASED:
+            assert [tokens[i] for i in ids] == ["Paris", "École"]
+            assert tokenizer.decode(tokenizer.encode("Paris")) == "Paris"
+
+
+def test_a_cased_vocabulary_comes_back_cased(tmp_path):
+    """From a run, whose tokens alone would say that it is uncased; and by the digest where the file is lost."""
+    tokenizer = WordPiece(UNCASED, lower_case=False)
+    tokenizer.save(tmp_path / "run")
+    save_tokenizer(tokenizer, tmp_path / "export")
+    for folder in ("run", "export"):
+        again = load_tokenizer(tmp_path / folder)
+        assert (again.lower_case, again.digest) == (False, tokenizer.digest)
+    (tmp_path / "run" / "tokenizer_config.json").unlink()
+    assert load_tokenizer(tmp_path / "run").digest == WordPiece(UNCASED).digest != tokenizer.digest
+
+
+@pytest.mark.parametrize(
+    "tokens, options, message",
+    [
+        (
+            [*UNCASED, "école"],
+            None,
+            r"it has accents \('école'\) and no capitals, .*: put a tokenizer_config.json",
+        ),
+        (UNCASED, {"do_lower_case": "no"}, "the option do_lower_case='no' must be bool, not str"),
+        (CASED, {"strip_accents": True}, "has strip_accents=True: with do_lower_case=False it must be False"),
+        (UNCASED, {"tokenize_chinese_chars": False}, "has tokenize_chinese_chars=False: .* it must be True"),
+        (UNCASED, [], "holds a list where an object of options is needed"),
+    ],
+)
+def test_case_is_not_guessed(tokens, options, message, tmp_path):
+    (tmp_path / "vocab.txt").write_text("".join(f"{token}\n" for token in tokens), encoding="utf-8")
+    if options is not None:
+        (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    with pytest.raises(ValueError, match=f"^{tmp_path}[^\n]*{message}[^\n]*$"):
+        load_tokenizer(tmp_path)
 
 
 def test_gpt2s_files_are_known_by_their_content(byte_level, small, tmp_path):

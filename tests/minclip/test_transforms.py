@@ -1,6 +1,7 @@
 """Evaluation follows a written formula exactly; training's crops and flips obey laws of geometry and chance."""
 
 import random
+from math import inf
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
+from minclip import transforms
 from minclip.transforms import IMAGENET_MEAN, IMAGENET_STD, ImageTransform, TransformConfig
 
 SIDES = st.integers(1, 70)
@@ -85,6 +87,7 @@ def test_any_target_is_covered_and_one_side_is_shown_whole(size, target):
     transform = make(False, image_size=target)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image.Image, "resize", lambda *a: resized.append(a[1]) or original(*a))
+        patch.setattr(transforms, "WHOLE_RESIZE", inf)
         transform.cover(picture(height, width))
     ((new_width, new_height),) = resized
     assert (new_height == h and new_width >= w) or (new_width == w and new_height >= h)
@@ -186,36 +189,91 @@ def test_the_view_is_a_function_of_the_random_state_alone(seed, other):
         assert not torch.equal(first, transform(image, random.Random(other)))
 
 
-@given(SIZES, SIZES, SEEDS, st.booleans(), st.booleans())
-def test_a_shrunk_picture_gives_the_same_view(size, target, seed, train, crops):
-    """Exactly, wherever the promise is made: no random crops, or a source that needs no shrinking."""
-    transform = make(train, image_size=target, flip=True, crop_scale=(0.3, 0.9) if crops else (1.0, 1.0))
+@given(SIZES, SIZES, SEEDS, st.booleans())
+def test_without_random_crops_a_shrunk_picture_gives_the_same_view(size, target, seed, train):
+    transform = make(train, image_size=target, flip=True)
     image = picture(*size, seed)
-    if train and crops and min(size) > 1.25 * max(target):
-        return
     kept = transform.shrink(image)
-    assert (train and crops) or kept.size == target[::-1]
-    view = transform(kept, random.Random(seed))
-    assert torch.equal(view, transform(image, random.Random(seed)))
+    assert kept.size == target[::-1]
+    assert torch.equal(transform(kept, random.Random(seed)), transform(image, random.Random(seed)))
 
 
-@given(st.tuples(st.integers(1, 300), st.integers(1, 300)), st.integers(1, 60), st.integers(1, 60))
-def test_shrinking_for_crops_keeps_a_margin_and_never_enlarges(size, h, w):
+@given(
+    st.tuples(st.integers(1, 300), st.integers(1, 300)),
+    st.integers(1, 60),
+    st.integers(1, 60),
+    st.floats(0.1, 0.9),
+    SEEDS,
+)
+def test_no_crop_of_a_shrunk_picture_is_enlarged(size, h, w, low, seed):
+    """Unless the picture itself is too small, which is then kept as it is; twice the pixels needed are kept at most."""
     image = Image.new("RGB", size)
-    kept = make(True, image_size=(h, w), crop_scale=(0.3, 1.0)).shrink(image)
-    side = -(-5 * max(h, w) // 4)  # 1.25 times the longer side, rounded up
-    assert min(kept.size) == min(side, *size)
-    scale = min(kept.size) / min(size)
-    assert max(abs(k - scale * s) for k, s in zip(kept.size, size, strict=True)) <= 0.5
-
-
-def test_a_view_of_a_shrunk_picture_is_close_to_the_true_one():
-    image = Image.fromarray(np.asarray(picture(8, 12)).copy()).resize((360, 240))  # smooth
-    transform = make(True, image_size=(32, 32), crop_scale=(0.4, 1.0))
+    transform = make(True, image_size=(h, w), crop_scale=(low, low))
     kept = transform.shrink(image)
-    assert kept.size == (60, 40)
-    difference = transform(kept, random.Random(3)) - transform(image, random.Random(3))
-    assert difference.abs().mean() < 0.05
+    assert transform.shrink(kept).size == kept.size  # what is kept is what is shown
+    if kept is image:
+        assert size[0] * size[1] <= 2 * 4 / 3 * h * w / low + 1e-6 or min(size[0] / w, size[1] / h) <= 2**0.5
+        return
+    scale = min(k / s for k, s in zip(kept.size, size, strict=True))
+    assert max(abs(k - scale * s) for k, s in zip(kept.size, size, strict=True)) <= 1 + max(size) / min(size)
+    boxes = []
+    original = Image.Image.resize
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Image.Image, "resize", lambda *a, **k: boxes.append(k.get("box")) or original(*a, **k))
+        transform.random_crop(kept, random.Random(seed))
+    left, top, right, bottom = boxes[0] or (0, 0, *kept.size)
+    assert right - left >= w - 1e-6
+    assert bottom - top >= h - 1e-6
+
+
+def test_a_view_of_a_shrunk_picture_is_as_sharp_as_the_true_one():
+    """Contrast between neighbours, of noise; shrunk to 1.25 times the target's side, it would lose a fifth."""
+    image = picture(400, 500).resize((1500, 1200), Image.Resampling.BICUBIC).resize((500, 400))
+    transform = make(True, image_size=(32, 32), crop_scale=(0.25, 1.0), interpolation="bilinear")
+    kept = transform.shrink(image)
+    assert kept.size == (83, 67)
+    shown, true = (
+        torch.stack([transform(some, random.Random(seed)) for seed in range(40)]) for some in (kept, image)
+    )
+    contrast, whole = (views.diff(dim=-1).abs().mean() for views in (shown, true))
+
+    assert 0.9 < contrast / whole < 1.1
+
+
+STRIPS = st.tuples(st.integers(1, 20), st.integers(200, 4000)).flatmap(st.permutations)
+
+
+@given(STRIPS, st.tuples(st.integers(1, 40), st.integers(1, 40)), SEEDS, st.booleans())
+def test_of_a_strip_only_the_part_that_is_shown_is_resized(size, target, seed, noise):
+    """The result is the whole strip's, resized and cropped, to one grey level.
+
+    Noise for bilinear only: where bicubic weights overshoot, Pillow's clipping depends on which side it resizes first.
+    """
+    image = picture(*size, seed) if noise else gradient(*size)
+    transform = make(False, image_size=target, interpolation="bilinear" if noise else "bicubic")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transforms, "WHOLE_RESIZE", inf)
+        whole = np.asarray(transform.cover(image)).astype(int)
+        patch.setattr(transforms, "WHOLE_RESIZE", 0)
+        part = np.asarray(transform.cover(image)).astype(int)
+    assert part.shape == whole.shape
+    assert np.abs(part - whole).max() <= 1
+
+
+@pytest.mark.parametrize("size", [(1, 1_000_000), (1_000_000, 1), (2, 65_535)])
+def test_a_strip_takes_little_memory(size, monkeypatch):
+    """Resized whole, a line of a million pixels would take 200 GB."""
+    resized = []
+    original = Image.Image.resize
+    monkeypatch.setattr(Image.Image, "resize", lambda *a, **k: resized.append(a[1]) or original(*a, **k))
+    image = Image.new("RGB", size, "red")
+    for transform in (
+        make(False, image_size=(224, 224)),
+        make(True, image_size=(224, 224), crop_scale=(0.3, 1)),
+    ):
+        view = transform(transform.shrink(image), random.Random(0))
+        assert torch.equal(view, plain(Image.new("RGB", (224, 224), "red"), transform))
+    assert set(resized) == {(224, 224)}
 
 
 def test_grey_pictures_get_three_colours():

@@ -303,6 +303,10 @@ def test_patch_dropout_draws_every_patch_equally_often():
     [
         ({"patch_dropout": 1.0}, r"patch_dropout=1.0 must lie in \[0, 1\)"),
         (
+            {"patch_dropout": 0.5, "trained_blocks": 0},
+            "patch_dropout=0.5 acts before the Blocks that trained_blocks=0 freezes",
+        ),
+        (
             {"patch_dropout": 0.5, "pool": "last"},
             "patch_dropout=0.5 would drop the last patch, which is pooled",
         ),

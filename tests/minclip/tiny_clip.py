@@ -4,6 +4,7 @@ import itertools
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
@@ -65,7 +66,7 @@ def spied(monkeypatch, module, name):
 
 
 def transform(image):
-    return torch.tensor(image.get_flattened_data()).T.reshape(3, image.height, image.width) / 255
+    return torch.tensor(np.array(image)).permute(2, 0, 1) / 255  # (C, h, w)
 
 
 def plain(colour):

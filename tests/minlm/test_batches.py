@@ -1,12 +1,15 @@
 """The batch is a function of (seed, step), whoever draws it and wherever the run was resumed."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils.data import Dataset
 
-from minlm.training.batches import Batches, epoch_order
+from minlm.training.batches import Batches, epoch_order, fit_batch
+from minlm.training.state import TrainConfig
 
 
 class Keys(Dataset):
@@ -69,6 +72,33 @@ def test_resuming_continues_the_same_sequence(n_items, batch_size, seed, start):
     batches = Batches(Keys(n_items), batch_size, seed)
     whole = drawn(Batches(Keys(n_items), batch_size, seed), 0, start + 3)
     assert drawn(batches, start, 3) == whole[start:]
+
+
+@given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 99))
+def test_a_small_set_has_the_largest_batch_it_fills(n_items, share, neighbours, world, micro_batches):
+    batch_size = share * neighbours * world
+    config = TrainConfig(
+        steps=1,
+        batch_size=batch_size,
+        neighbours=neighbours,
+        micro_batches=min(micro_batches, batch_size),
+    )
+    allowed = [n for n in range(1, batch_size + 1) if n % neighbours == n % world == 0 and n <= n_items]
+    if not allowed:
+        with pytest.raises(ValueError, match=f"^{n_items} training items are too few .*--train.neighbours"):
+            fit_batch(config, n_items, world)
+        return
+    fitted = fit_batch(config, n_items, world)
+    assert fitted.batch_size == max(allowed)
+    assert fitted.micro_batches == min(config.micro_batches, fitted.batch_size)
+    assert replace(fitted, batch_size=batch_size, micro_batches=config.micro_batches) == config
+    assert fit_batch(fitted, n_items, world) == fitted  # as a resumed run finds it in its config
+    Batches(Keys(n_items), fitted.batch_size, 0, neighbours=neighbours, world=world)
+
+
+def test_processes_that_cannot_share_a_batch_are_told_the_option():
+    with pytest.raises(ValueError, match=r"--train.batch_size 6 cannot be shared equally by 4 processes"):
+        fit_batch(TrainConfig(steps=1, batch_size=6), 99, 4)
 
 
 @given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 99))

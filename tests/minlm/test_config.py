@@ -18,6 +18,7 @@ from minlm.training.config import (
     read_text,
     save_config,
     to_dict,
+    with_prefix,
 )
 
 
@@ -127,7 +128,7 @@ def test_help_is_read_from_the_docstring():
         ({"king": {"mane": "long"}}, "king.mane='long' must be int, not str"),
         ({"king": {"mane": True}}, "king.mane=True must be int, not bool"),
         ({"king": {"roar": "mute"}}, "king.roar='mute' must be one of soft, loud"),
-        ({"king": {"mane": -1}}, "mane=-1 must be at least 0"),
+        ({"king": {"mane": -1}}, "^king.mane=-1 must be at least 0"),
         ({"king": 3}, "king must be an object of options, not 3"),
         ({"star": {"eyes": [1, 2]}}, "star.type=None must be one of Lion, Owl"),
         ({"star": {"type": "Owl", "eyes": [1]}}, r"star.eyes=\[1\] must be 2 values"),
@@ -142,6 +143,20 @@ def test_help_is_read_from_the_docstring():
 def test_bad_values_name_the_option(values, message):
     with pytest.raises(ValueError, match=message):
         from_dict(Zoo, values)
+
+
+@pytest.mark.parametrize(
+    "message, shown",
+    [
+        ("steps=0 and steps", "--a.steps=0 and steps"),  # a word elsewhere is a word
+        ("steps 0 must be above 0: set more steps", "--a.steps 0 must be above 0: set more steps"),
+        ("24 does not divide batch_size", "24 does not divide --a.batch_size"),
+        ("lr=0.5 is below lr_floor=1", "--a.lr=0.5 is below --a.lr_floor=1"),
+        ("b.lr=1, my_lr=1, lrs=1", "b.lr=1, my_lr=1, lrs=1"),  # other names
+    ],
+)
+def test_a_check_of_a_part_names_the_whole_option(message, shown):
+    assert with_prefix(message, ["steps", "lr", "lr_floor", "batch_size"], "--a.") == shown
 
 
 @pytest.mark.parametrize(
@@ -167,6 +182,9 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "deep.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match=r"deep.json is not JSON"):
         load_config(Zoo, tmp_path / "deep.json")
+    (tmp_path / "wrong.json").write_text('{"king": {"mane": -1}}')
+    with pytest.raises(ValueError, match=r"^[^:]*wrong.json: king.mane=-1 must be at least 0$"):
+        load_config(Zoo, tmp_path / "wrong.json")
     (tmp_path / "torn.json").write_text('{"name": ')
     with pytest.raises(ValueError, match=r"torn.json is not JSON"):
         load_config(Zoo, tmp_path / "torn.json")

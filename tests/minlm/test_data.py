@@ -244,23 +244,24 @@ scene_lists = st.lists(st.integers(0, 30), min_size=2, max_size=12).map(
 
 @given(scene_lists, st.floats(0.01, 0.6), st.floats(0.01, 0.6), seeds)
 def test_scenes_are_held_out_whole_until_the_fraction_is_reached(scenes, fraction, other, seed):
-    found = {}
+    found, total = {}, sum(map(len, scenes))
     for share in sorted([fraction, other]):
-        try:
-            splits = split_scenes(scenes, share, seed)
-        except (
-            ValueError
-        ):  # the last scene was needed too, or the largest came last: nothing is left to train on
-            assert share * sum(map(len, scenes)) > sum(map(len, scenes)) - max(map(len, scenes))
-            return
+        wanted, longest = share * total, max(map(len, scenes))
+        splits = split_scenes(scenes, share, seed)
+        if splits is None:  # only where one scene may be all that is wanted, or half of what should be left
+            assert longest > min(wanted, (total - wanted) / 2)
+            continue
         train, held_out = (re.findall("<.*?>", splits[name]) for name in ("train", "validation"))
         assert [s for s in scenes if s in train] == train
         assert [s for s in scenes if s in held_out] == held_out
         assert sorted(train + held_out) == sorted(scenes)
-        size, wanted = sum(map(len, held_out)), share * sum(map(len, scenes))
+        size = sum(map(len, held_out))
         assert size >= wanted > size - max(map(len, held_out))
+        assert size <= 2 * wanted
+        assert total - size >= (total - wanted) / 2
         found[share] = set(held_out)
-    assert found[min(fraction, other)] <= found[max(fraction, other)]
+    if len(found) == 2:
+        assert found[min(fraction, other)] <= found[max(fraction, other)]
 
 
 def test_the_seed_alone_draws_the_scenes():
@@ -292,6 +293,29 @@ def test_whole_scenes_of_a_script_are_held_out(tmp_path):
     assert sum(map(len, splits.values())) == len("".join(scenes)) + 1  # a line end behind the last one
 
 
+TURNS = "".join(f"ANNA\nHow many doors has number {i}?\n\nROD\nThere are {i}.\n\n" for i in range(40))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "nobody says a word " * 20,
+        TURNS,
+        f"INT. A - DAY\n\n{TURNS}INT. B - DAY\n\n{TURNS}INT. C - DAY\n\n{TURNS}EXT. D - DAY\n\n{TURNS}",
+    ],
+    ids=["no script", "no headings", "four long scenes"],
+)
+def test_a_text_that_has_no_scenes_for_the_fraction_is_split_at_its_end(tmp_path, capsys, text):
+    (tmp_path / "text.txt").write_text(text)
+    splits = TextFileConfig(path=str(tmp_path / "text.txt"), split="scenes").read()
+    assert splits["train"] + splits["validation"] == text
+    assert abs(len(splits["validation"]) - 0.1 * len(text)) <= 1
+    said = capsys.readouterr().err
+    assert "text.txt cannot be split into 90% and 10%: its end is held out instead" in said
+    TextFileConfig(path=str(tmp_path / "text.txt"), split="end").read()
+    assert not capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     "text, options, message",
     [
@@ -300,7 +324,7 @@ def test_whole_scenes_of_a_script_are_held_out(tmp_path):
         ("", {}, "split train has 0 characters"),
         ("ab", {}, "split train has 1 characters"),
         ("abcde", {"validation_fraction": 0.2}, "split validation has 1 characters"),
-        ("nobody says a word", {"split": "scenes"}, "no dialogue found"),
+        ("a", {"split": "scenes"}, "split train has 0 characters"),
     ],
 )
 def test_texts_that_cannot_be_split_are_refused(tmp_path, text, options, message):

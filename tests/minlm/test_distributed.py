@@ -25,6 +25,7 @@ from minclip.clip import batch_loss
 from minclip.gradcache import cached_backward
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import last_checkpoint, load_weights
+from minlm.training.command import Command, agreed_command
 from minlm.training.distributed import (
     first_process_first,
     from_every_process,
@@ -277,6 +278,39 @@ def test_what_all_have_and_what_the_first_says(together):
     assert collected() == (1.0, [{"rank": 0}], "made by 0")
 
 
+def end_of(failure):
+    """How a process ends where the first one's command line ends so: (type, status or message)."""
+
+    def read():
+        raise failure
+
+    try:
+        agreed_command(read)
+    except BaseException as error:
+        return type(error), getattr(error, "code", str(error))
+
+
+@pytest.mark.parametrize(
+    "failure, first, status",
+    [
+        (SystemExit(0), 0, 0),  # --help
+        (SystemExit(2), 2, 2),  # an unknown option
+        (ValueError("lr=0"), "lr=0", 2),
+        (TypeError("a fault"), "a fault", 1),
+    ],
+)
+def test_where_the_command_line_ends_the_first_all_end(together, failure, first, status):
+    assert together(end_of, failure) == [(type(failure), first), (SystemExit, status)]
+
+
+def agreed():
+    return agreed_command(lambda: Command(f"of {rank()}", {}, Path("run"), False))
+
+
+def test_all_have_the_firsts_command(together):
+    assert together(agreed) == [Command("of 0", {}, Path("run"), False)] * WORLD
+
+
 def written_first(path):
     with first_process_first():
         if rank() == 0:
@@ -329,4 +363,11 @@ def test_torchrun_starts_the_training_scripts(tmp_path, script):
         [*torchrun, script, "--train.lr", "-1"], capture_output=True, text=True, cwd=ROOT, timeout=600
     )
     assert wrong.returncode != 0
-    assert f"{script}: error: lr=-1.0 must be above 0" in wrong.stderr
+    assert f"{script}: error: --train.lr=-1.0 must be above 0" in wrong.stderr
+    assert wrong.stderr.count(f"{script}: error") == 1  # torchrun's own report follows
+    helped = subprocess.run(
+        [*torchrun, script, "--help"], capture_output=True, text=True, cwd=ROOT, timeout=600
+    )
+    assert helped.returncode == 0, helped.stderr
+    assert helped.stdout.count("usage: ") == 1
+    assert "Traceback" not in helped.stderr

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from minlm.data import TextFileConfig
-from minlm.doctor import examine, examine_leakage
+from minlm.doctor import examine, examine_leakage, examine_script
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
 from minlm.runs import make_tokenizer
@@ -108,6 +108,40 @@ def test_a_plain_text_is_a_problem_only_for_replies(tmp_path):
     assert ("problem", said) in first
 
 
+MISREAD = {
+    "only": (
+        "The sea is grey and nobody is there to see it. " * 40 + "\n\nADA\nYes.\n\n",
+        "only 0% of its words are",
+    ),
+    "empty": ("ADA\n(nods)\n\nBEN\nYes.\n\n" * 10, "10 of 20 turns are empty"),
+    "giant": (
+        "ADA\n" + "and so on\n" * 250 + "\nBEN\nYes.\n\n",
+        "ADA says 750 words in one turn, from 'and so on",
+    ),
+}
+
+
+@pytest.mark.parametrize("needed, level", [(True, "problem"), (False, "note")])
+@pytest.mark.parametrize("text, message", MISREAD.values(), ids=MISREAD)
+def test_a_script_that_was_misread_is_told(text, message, needed, level):
+    first, *others = examine_script(text, needed)
+    assert first[0] == "ok"
+    assert [(found, said[: len(message)]) for found, said in others] == [(level, message)]
+    assert others[0][1].endswith("is its layout read right?")
+
+
+@pytest.mark.parametrize("n_scenes, told_of", [(3, 1), (40, 0)])
+def test_scenes_too_few_for_a_split_are_told(tmp_path, n_scenes, told_of):
+    path = tmp_path / "text.txt"
+    data = TextFileConfig(path=str(path), split="scenes", validation_fraction=0.1)
+    found, _ = findings(tmp_path, "\n".join(map(scene, range(n_scenes))), data=data)
+    note = (
+        "note",
+        "its scenes are too few or too long to hold out 10%: the end of the text is held out instead",
+    )
+    assert found.count(note) == told_of
+
+
 def test_a_context_longer_than_the_text_is_told(tmp_path):
     found, config = findings(tmp_path, "\n".join(GOOD), LMConfig(**SIZES, context_length=5000))
     n_validation = len(config.data.read()["validation"])
@@ -124,14 +158,13 @@ def test_replies_cut_are_counted(tmp_path, n_scenes, level):
     assert (level, f"train: {n} pairs, 1 ({1 / n:.1%}) cut at context_length=32") in found
 
 
-def test_too_large_a_batch_is_a_problem(tmp_path):
+def test_too_large_a_batch_would_be_lowered(tmp_path):
     train = TrainConfig(steps=100, batch_size=500)
-    [text] = problems(findings(tmp_path, "\n".join(GOOD), train=train)[0])
-    assert "windows of training text: lower it" in text
+    found = findings(tmp_path, "\n".join(GOOD), train=train)[0]
+    assert any(level == "note" and text.endswith("windows of training text") for level, text in found)
     seq2seq = Seq2SeqConfig(**SIZES, context_length=32)
-    assert problems(findings(tmp_path, "\n".join(GOOD), seq2seq, train=train)[0]) == [
-        "batch_size=500 is more than the 15 pairs: lower it"
-    ]
+    note = "--train.batch_size 500 would be lowered to 15: there are 15 pairs"
+    assert ("note", note) in findings(tmp_path, "\n".join(GOOD), seq2seq, train=train)[0]
 
 
 def test_too_short_a_warm_up_is_a_problem(tmp_path):
@@ -174,5 +207,5 @@ def test_a_model_that_cannot_be_made_is_a_problem(tmp_path, positions, message):
 def test_a_precision_that_the_machine_lacks_is_a_problem(tmp_path):
     train = TrainConfig(steps=100, batch_size=4, device="cpu", precision="fp16")
     assert problems(findings(tmp_path, "\n".join(GOOD), train=train)[0]) == [
-        "precision=fp16 needs a GPU: use bf16 or float32 on a CPU"
+        "--train.precision fp16 needs a GPU: use bf16 or float32 on a CPU"
     ]

@@ -39,9 +39,9 @@ from minlm.training.state import TrainConfig
         (TrainConfig(steps=5, batch_size=10, warmup=0), "ok", "at most 5 steps, 0.1 epochs"),
         (TrainConfig(minutes=2, warmup=0.1), "ok", "at most 2 minutes; warm-up takes 12 s"),
         (
-            TrainConfig(steps=5, batch_size=2000),
+            TrainConfig(steps=5, batch_size=1002, neighbours=1002),
             "problem",
-            "batch_size=2000 is more than the 1,000 training images: lower it",
+            "1000 training items are too few for one batch",
         ),
     ],
 )
@@ -64,6 +64,14 @@ def test_findings_are_lines_and_a_problem_is_status_one(levels, status, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert [line.split(": ") for line in lines] == [
         [level.rjust(7), f"finding {i}"] for i, level in enumerate(levels)
+    ]
+
+
+def test_a_batch_larger_than_the_data_is_lowered():
+    found = list(examine_schedule(TrainConfig(steps=50, batch_size=2000), 1000, "training images"))
+    assert found == [
+        ("note", "--train.batch_size 2000 would be lowered to 1000: there are 1,000 training images"),
+        ("ok", "at most 50 steps, 50.0 epochs; warm-up takes 2 of them"),
     ]
 
 

@@ -2,11 +2,13 @@
 
 import json
 import sys
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
 import torch
 
+import minclip.presets
 import train_lm
 from minlm.__main__ import COMMANDS, main
 from minlm.data import ReplyDataset
@@ -17,6 +19,7 @@ from minlm.pretrained import load_gpt2
 from minlm.runs import load
 from minlm.script import parse_script, reply_pairs
 from minlm.training.command import command_line, run_main
+from minlm.training.config import save_config
 from minlm.writing import write, write_best
 
 PROMPTS = ["INT. ROOM", "Ada"]
@@ -55,6 +58,44 @@ def test_generate_takes_the_best_of_a_beam(run, capsys):
     options = ["--beam", 3, "--max_new_tokens", 5]
     said = said_by(capsys, "generate", run, "--prompt", *PROMPTS, *options)
     assert said == shown(run, write_best(model, tokenizer, PROMPTS, 5, 3))
+
+
+class Moved(Exception):
+    """A model was sent to a device that this machine lacks."""
+
+
+@pytest.mark.parametrize("command", ["generate", "evaluate"])
+@pytest.mark.parametrize("device, gpu", [("auto", True), ("cuda", True), ("auto", False), ("cpu", True)])
+def test_the_model_runs_on_the_device_asked_for(command, device, gpu, lm_run, monkeypatch):
+    """With the calls replaced that a GPU would answer: auto takes one where there is one."""
+    moved, to = [], torch.nn.Module.to
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+
+    def record(model, device):
+        moved.append(device.type)
+        if device.type == "cuda":
+            raise Moved
+        return to(model, device)
+
+    monkeypatch.setattr(torch.nn.Module, "to", record)
+    options = ["--prompt", "Ada", "--max_new_tokens", "2"] if command == "generate" else ["--stride", "32"]
+    expected = "cuda" if gpu and device != "cpu" else "cpu"
+    with pytest.raises(Moved) if expected == "cuda" else nullcontext():
+        COMMANDS[command](["--checkpoint", str(lm_run), "--device", device, *options])
+    assert moved == [expected]
+
+
+def test_the_run_of_a_clip_is_sent_to_its_own_programs(tmp_path):
+    save_config(minclip.presets.PRESETS["shapes"], tmp_path / "config.json")
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    for command in (["generate", "--prompt", "a"], ["evaluate"], ["export", "--to", "hf-gpt2", "--out", "x"]):
+        with pytest.raises(
+            ValueError, match=r"config.json is of a CLIP's run: use train_clip.py or python -m"
+        ):
+            COMMANDS[command[0]](["--checkpoint", str(tmp_path), *command[1:]])
+    with pytest.raises(ValueError, match=r"config.json is of a CLIP's run: use train_clip.py or python -m"):
+        command_line(PRESETS, "", ["--config", str(tmp_path / "config.json")])
 
 
 @pytest.mark.parametrize("option", [["--stream"], ["--temperature", "0"], ["--stop", "a"]])
@@ -168,14 +209,14 @@ def test_export_refuses_what_gpt2_cannot_be(run, capsys, tmp_path):
 def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
     small = ["--data.n_scenes", "6", "--data.validation_scenes", "2", "--model.vocab_size", "300"]
     statuses = []
-    for more in ([], ["--train.batch_size", "999"]):
+    for more in ([], ["--minutes", "0", "--steps", "5"]):
         with pytest.raises(SystemExit) as exit:
             COMMANDS["doctor"]([*small, "--model.context_length", "32", *more])
         statuses.append(exit.value.code)
     assert statuses == [0, 1]
     said = capsys.readouterr().out
     assert "     ok: split train: " in said
-    assert "problem: batch_size=999 is more than the " in said
+    assert "problem: at most 5 steps, " in said
 
 
 @pytest.mark.parametrize(
@@ -184,7 +225,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         (["generate", "--checkpoint", "nowhere", "--prompt", "a"], "no checkpoint in nowhere"),
         (["generate", "--checkpoint", "RUN", "--prompt", ""], "the prompt is empty"),
         (["generate", "--checkpoint", "RUN", "--prompt", "a", "--stop", ""], "a stop string is empty"),
-        (["generate", "--checkpoint", "RUN", "--prompt", "a", "--top_p", "2"], "top_p=2.0 must lie in"),
+        (["generate", "--checkpoint", "RUN", "--prompt", "a", "--top_p", "2"], "--top_p=2.0 must lie in"),
         (["generate", "--checkpoint", "RUN", "--prompt", "a", "--top_q", "2"], "did you mean --top_p?"),
         (["generate", "--checkpoint", "REPLY", "--prompt", "漢"], "character '漢' (U+6F22) is not among"),
         (["generate", "--checkpoint", "REPLY", "--prompt", "a " * 99], "more than context_length=80"),

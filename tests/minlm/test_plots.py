@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -9,9 +10,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from matplotlib import pyplot
+from matplotlib.text import Text
 from PIL import Image
 
+import minlm.plots
 from minlm.plots import (
+    add_fallback_fonts,
     attention_maps,
     loss_curve,
     metric_curves,
@@ -34,6 +38,46 @@ def training_row(step, loss, chance=4.85):
 
 def lines_of(axes):
     return {line.get_label(): line.get_xydata().tolist() for line in axes.get_lines()}
+
+
+def labelled(words):
+    """A figure with the words beside an axis, in its title and as a free text of another family."""
+    figure = new_figure(3, 2)
+    axes = figure.add_subplot()
+    axes.set_yticks([0], [words], parse_math=False)
+    axes.set_title(words)
+    axes.text(0, 0, words, family="monospace", fontweight="bold")
+    return figure
+
+
+def test_characters_that_a_font_lacks_are_drawn_in_an_installed_one(tmp_path, recwarn):
+    """U+210A and U+214A are in STIXGeneral, which comes with matplotlib, and not in DejaVu Sans."""
+    with pytest.warns(UserWarning, match="Glyph 8458 .* missing from"):
+        labelled("a word and \u210a").canvas.draw()
+    figure = labelled("a word and \u214a")
+    save_figure(figure, tmp_path / "a.png")
+    assert {len(text.get_fontfamily()) for text in figure.axes[0].texts} == {2}
+    figure = labelled("one more, \u214a")
+    add_fallback_fonts(figure)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        figure.canvas.draw()
+    assert not recwarn
+
+
+def test_texts_whose_fonts_lack_nothing_keep_them(tmp_path):
+    figure = labelled("naïve ✓")
+    save_figure(figure, tmp_path / "a.png")
+    assert {len(text.get_fontfamily()) for text in figure.findobj(Text)} == {1}
+
+
+def test_characters_of_no_font_are_named_in_one_line(tmp_path, recwarn, monkeypatch):
+    original = minlm.plots.characters_of
+    monkeypatch.setattr(minlm.plots, "characters_of", lambda path: original(path) - set("犬猫"))
+    save_figure(labelled("犬 and 猫 and 犬"), tmp_path / "a.png")
+    (warning,) = recwarn
+    told = "no installed font has '犬猫' (2 characters): they are drawn as boxes"
+    assert str(warning.message).startswith(told)
 
 
 def test_the_curves_are_the_runs_numbers(tmp_path):

@@ -3,7 +3,9 @@
 import io
 import os
 import pickle
+import tracemalloc
 import zipfile
+from unittest import mock
 
 import pytest
 import torch
@@ -11,7 +13,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minlm.pretrained.archive import is_torchscript, read_torchscript
+from minlm.pretrained import archive
+from minlm.pretrained.archive import MAX_NESTING, check_nesting, is_torchscript, read_torchscript
 from minlm.pretrained.weight_files import read_file
 
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
@@ -71,11 +74,11 @@ def test_views_and_shared_numbers(tmp_path):
 
 def rewrite(path, changes: dict[str, bytes], compression=zipfile.ZIP_STORED):
     """The archive with other contents for the records whose names end so."""
-    with zipfile.ZipFile(path) as archive:
-        records = {name: archive.read(name) for name in archive.namelist()}
-    with zipfile.ZipFile(path, "w", compression) as archive:
+    with zipfile.ZipFile(path) as zipped:
+        records = {name: zipped.read(name) for name in zipped.namelist()}
+    with zipfile.ZipFile(path, "w", compression) as zipped:
         for name, data in records.items():
-            archive.writestr(name, next((new for end, new in changes.items() if name.endswith(end)), data))
+            zipped.writestr(name, next((new for end, new in changes.items() if name.endswith(end)), data))
 
 
 def test_the_code_in_it_is_never_looked_at(tmp_path):
@@ -140,8 +143,76 @@ def test_a_tensor_larger_than_its_numbers_is_refused(tmp_path):
 def test_records_that_unfold_are_refused(tmp_path):
     write(tmp_path / "a.pt")
     rewrite(tmp_path / "a.pt", {}, zipfile.ZIP_DEFLATED)
-    with pytest.raises(ValueError, match=r"data/\d has .* damaged"):
+    with pytest.raises(ValueError, match=r"'a/data/0' in it is compressed: save the weights anew$"):
         read_file(tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("save", [write, lambda path: torch.save({"a": torch.zeros(1)}, path)])
+def test_a_small_zip_takes_no_more_memory_than_its_size(save, tmp_path):
+    """A deflated data.pkl of 50 MB, and a directory that names one record many times."""
+    path = tmp_path / "a.pt"
+    save(path)
+    with zipfile.ZipFile(path) as zipped:
+        [name] = [name for name in zipped.namelist() if name.endswith("data.pkl")]
+    with zipfile.ZipFile(path, "a") as zipped, pytest.warns(UserWarning, match="Duplicate name"):
+        zipped.writestr(name, bytes(50_000_000), zipfile.ZIP_DEFLATED)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match=r"a.pt cannot be read: '.*/data.pkl' in it is compressed"):
+        read_file(path)
+    assert tracemalloc.get_traced_memory()[1] < 1_000_000
+    tracemalloc.stop()
+    save(path)
+    with zipfile.ZipFile(path, "a") as zipped:
+        zipped.writestr("a/data/99", bytes(1000))
+        zipped.filelist += zipped.filelist[-1:] * 50
+    with pytest.raises(ValueError, match=r"a.pt cannot be read: it unfolds from \d+ bytes to \d+: refused"):
+        read_file(path)
+
+
+@pytest.mark.parametrize("depth", [MAX_NESTING + 5, 1_000_000])
+@pytest.mark.parametrize("form", ["TorchScript", "zip", "bare", "legacy"])
+def test_a_nested_key_does_not_crash_the_interpreter(form, depth, tmp_path):
+    """{((((...),),),): 1}: hashing the key takes a call of its own for each tuple."""
+    path = tmp_path / "a.pt"
+    data = b"\x80\x02}" + b")" + b"\x85" * depth + b"K\x01s."
+    if form == "TorchScript":
+        write(path)
+        rewrite(path, {"data.pkl": data})
+    elif form == "zip":
+        torch.save({"a": torch.zeros(1)}, path)
+        rewrite(path, {"data.pkl": data})
+    else:
+        head = {"bare": (), "legacy": (torch.serialization.MAGIC_NUMBER, 1001, {})}[form]
+        path.write_bytes(b"".join(pickle.dumps(value, 2) for value in head) + data)
+    with pytest.raises(ValueError, match=r"a.pt cannot be read: it is nested more than 200 deep: refused$"):
+        read_file(path)
+
+
+@given(
+    st.recursive(
+        st.integers() | st.text(max_size=2),
+        lambda inner: (
+            st.lists(inner, max_size=3)
+            | st.lists(inner, max_size=4).map(tuple)
+            | st.dictionaries(st.text(max_size=2), inner, max_size=3)
+        ),
+    ),
+    st.integers(2, 5),
+)
+def test_nesting_is_that_of_the_value(value, protocol):
+    """Twice the same object: the second one comes from the pickle's memo."""
+
+    def depth(value):
+        items = value.values() if isinstance(value, dict) else value
+        return 1 + max(map(depth, items), default=-1) if isinstance(value, dict | list | tuple) else 0
+
+    data = io.BytesIO(pickle.dumps([value, value], protocol))
+    with mock.patch.object(archive, "MAX_NESTING", depth([value])):
+        check_nesting(data)
+    assert not data.read()
+    less = mock.patch.object(archive, "MAX_NESTING", depth([value]) - 1)
+    with less, pytest.raises(pickle.UnpicklingError, match="nested more than"):
+        check_nesting(io.BytesIO(data.getvalue()))
 
 
 @given(st.integers(0, 2**32 - 1), st.integers(1, 30))
@@ -149,8 +220,8 @@ def test_any_flipped_bytes_give_tensors_or_one_error(tmp_path_factory, seed, n_b
     """A hostile data.pkl neither runs nor escapes as another kind of error."""
     path = tmp_path_factory.mktemp("jit") / "a.pt"
     write(path)
-    with zipfile.ZipFile(path) as archive:
-        data = bytearray(archive.read(next(n for n in archive.namelist() if n.endswith("/data.pkl"))))
+    with zipfile.ZipFile(path) as zipped:
+        data = bytearray(zipped.read(next(n for n in zipped.namelist() if n.endswith("/data.pkl"))))
     generator = torch.Generator().manual_seed(seed)
     for place in torch.randint(len(data), (n_bytes,), generator=generator).tolist():
         data[place] = int(torch.randint(256, (), generator=generator))

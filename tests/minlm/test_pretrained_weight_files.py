@@ -144,6 +144,79 @@ def test_a_file_that_is_cut_short_is_one_error(tmp_path_factory, form, share):
         read_weights(path)
 
 
+FORMS = ["safetensors", "zip", "legacy"]
+
+
+@pytest.mark.parametrize("form", FORMS)
+@given(
+    places=st.lists(st.tuples(st.floats(0, 1, exclude_max=True), st.integers(0, 255)), min_size=1, max_size=8)
+)
+def test_any_changed_bytes_give_tensors_or_one_error(tmp_path_factory, form, places):
+    """At any place of the file: a zip's directory asks for other compressions, passwords and versions there."""
+    path = tmp_path_factory.mktemp("changed") / "a.bin"
+    if form == "safetensors":
+        save_file(some_weights(), path)
+    else:
+        torch.save(some_weights(), path, _use_new_zipfile_serialization=form == "zip")
+    data = bytearray(path.read_bytes())
+    for place, byte in places:
+        data[int(len(data) * place)] = byte
+    path.write_bytes(data)
+    try:
+        found, message = read_weights(path).tensors, "a.bin"
+    except ValueError as error:
+        found, message = {}, str(error)
+    assert "a.bin" in message
+    assert "\n" not in message
+    assert sum(value.numel() * value.itemsize for value in found.values()) <= 2 * len(data)
+
+
+def test_every_byte_of_a_zips_directory(tmp_path):
+    """Each of its bytes is a compression, a flag, a size or a place that some reader trips over."""
+    path = tmp_path / "a.bin"
+    torch.save({"a": torch.zeros(1)}, path)
+    data = path.read_bytes()
+    for place in range(data.index(b"PK\x01\x02"), len(data)):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 0xFF]) + data[place + 1 :])
+        try:
+            read_weights(path)
+        except ValueError as error:
+            assert str(error).startswith(f"{path} ")  # noqa: PT017
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": {"dtype": "F32", "shape": [10**12], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [2**63, 0], "data_offsets": [0, 0]}},
+        {"a": {"dtype": "F32", "shape": [2**40, 2**40], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 2**60]}},
+        {"a\nb": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}},
+        {"a": {"dtype": "F1", "shape": [1], "data_offsets": [0, 4]}},
+    ],
+)
+def test_a_hostile_safetensors_header_is_one_line(header, tmp_path):
+    path = tmp_path / "a.safetensors"
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ValueError, match=r"^[^\n]*a.safetensors[^\n]*$"):
+        read_weights(path)
+    path.write_bytes((2**31).to_bytes(8, "little") + text + bytes(4))
+    with pytest.raises(ValueError, match=r"^[^\n]*a.safetensors[^\n]*$"):
+        read_weights(path)
+
+
+def test_numbers_that_stand_for_more_than_the_file_holds_are_refused(tmp_path):
+    """Import copies: one number with a stride of zero would become any number of numbers."""
+    tensors = {"a": torch.zeros(1).expand(10**12), "b": torch.zeros(2)}
+    torch.save(tensors, tmp_path / "a.pt")
+    with pytest.raises(ValueError, match=r"a.pt has \d+ bytes for tensors of 4000000000008 in all: refused"):
+        read_weights(tmp_path / "a.pt")
+    tied = torch.randn(2000)
+    torch.save({"a": tied, "b": tied}, tmp_path / "a.pt")
+    assert torch.equal(read_weights(tmp_path / "a.pt").tensors["b"], tied)
+
+
 def test_what_is_no_file_of_weights_is_named(tmp_path):
     path = tmp_path / "a.bin"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
@@ -163,6 +236,9 @@ def test_what_is_no_file_of_weights_is_named(tmp_path):
         ({}, "all 0 entries"),
         ({"a": torch.zeros(1), "lr": 0.1}, r"\['lr'\]"),
         ({"a": torch.zeros(2, 2).to_sparse()}, r"\['a'\]"),
+        ({"a": torch.zeros(2, dtype=torch.complex64)}, r"\['a'\]"),
+        ({"a": torch.zeros(2, device="meta")}, r"\['a'\]"),
+        ({"a\nb": torch.zeros(2)}, r"\['a\\nb'\]"),
         ({"model": {"a": torch.zeros(1)}, "state_dict": {"a": torch.zeros(1)}}, "several state dicts"),
     ],
 )

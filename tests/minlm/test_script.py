@@ -402,7 +402,7 @@ def test_bad_scripts_are_named(tmp_path):
         (lambda: parse_script(" \n\ufeff\t\r\n"), "the script is empty"),
         (
             lambda: parse_script("It was a dark night.\nNobody spoke.\n"),
-            "no dialogue found in 3 lines.*ANNA: Hello",
+            "no dialogue found in 3 lines.*ANNA: Hello.*--preset script-lm",
         ),
         (lambda: parse_script("INT. HOUSE - DAY\n\nANNA\n(nods)\n"), "no dialogue found"),
         (lambda: read_script(tmp_path / "none.txt"), "no such script: .*none.txt"),

@@ -11,7 +11,7 @@ import unicodedata
 import pytest
 
 from minclip.clip_bpe import ClipBPE, clean_text, word_pattern
-from minclip.tokenizer import WordPiece, remove_controls, split_words
+from minclip.tokenizer import WordPiece, load_tokenizer, remove_case, remove_controls, split_words
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WHY = "compares with {}: install it to run this test"
@@ -73,7 +73,8 @@ def draw_strings(captions: list[str], number: int) -> list[str]:
 
 
 def our_words(text: str) -> list[str]:
-    return [word for chunk in remove_controls(text).split() for word in split_words(chunk)]
+    chunks = remove_controls(text).split()
+    return [word for chunk in chunks for word in split_words(remove_case(chunk))]
 
 
 @pytest.fixture(scope="module")
@@ -106,6 +107,29 @@ def test_wordpiece_equals_fast_bert(bert, bert_fast, captions, disputed):
     theirs = bert_fast(texts, add_special_tokens=False)["input_ids"]
     for text, ids in zip(texts, theirs, strict=True):
         assert bert.encode(text) == ids, repr(text)
+
+
+def test_cased_wordpiece_equals_bert(bert, captions, disputed, tmp_path):
+    """Capitals and accents stay; a vocabulary with some of them, known by its tokens alone."""
+    whole = {word.capitalize() for word in bert.tokens if word.isalpha()}
+    letters = {chr(i) for i in (*range(0x41, 0x5B), *range(0xC0, 0x180))}
+    more = whole | letters | {f"##{letter}" for letter in letters}
+    bert.save(tmp_path)
+    with open(tmp_path / "vocab.txt", "a", encoding="utf-8") as file:
+        file.writelines(f"{token}\n" for token in sorted(more - set(bert.tokens)))
+    ours = load_tokenizer(tmp_path)
+    assert not ours.lower_case
+    theirs = transformers.BertTokenizer.from_pretrained(tmp_path, do_lower_case=False)
+    drawn = [text for text in draw_strings(captions, 5_000) if not disputed & set(text)]
+    texts = [*captions[:3_000], *drawn, "École ÉCOLE e\u0301cole Zürich"]
+    ids = theirs(texts, add_special_tokens=False)["input_ids"]
+    for text, expected in zip(texts, ids, strict=True):
+        assert ours.encode(text) == expected, repr(text)
+    known = [token for row in ids for token in row if token != ours.unk_id]
+    assert sum(ours.tokens[i] != remove_case(ours.tokens[i]) for i in known) > 3_000
+    ours.save(tmp_path / "again")
+    again = transformers.AutoTokenizer.from_pretrained(tmp_path / "again")
+    assert again(texts[-1], add_special_tokens=False)["input_ids"] == ids[-1]
 
 
 def test_wordpiece_equals_bert_in_python(bert, captions, tmp_path):

@@ -94,6 +94,24 @@ def test_open_clip_with_a_text_tower_of_its_own_and_a_sigmoid_loss(seed, tmp_pat
     compare(ours, theirs, read_source(tmp_path), theirs.encode_image, theirs.encode_text)
 
 
+@pytest.mark.parametrize("side", [28, 56, 84])
+def test_another_size_is_what_open_clip_interpolates(side, tmp_path):
+    """Positions for 14 x 14 patches, shrunk and enlarged."""
+    options = draw_options(0)
+    options["vision_cfg"] |= {"patch_size": 4, "image_size": 56}
+    theirs = randomise(open_clip.CLIP(**options), 1)
+    (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": options}))
+    save(theirs, tmp_path / "open_clip_pytorch_model.bin")
+    weights = theirs.state_dict()
+    options["vision_cfg"]["image_size"] = side
+    resized = open_clip.CLIP(**options).eval()
+    open_clip.model.resize_pos_embed(weights, resized)
+    resized.load_state_dict(weights)
+    ours = load_clip_model(tmp_path, image_size=(side, side))
+    images = torch.randn(2, 3, side, side)
+    assert difference(ours.encode_image(images), resized.encode_image(images, normalize=True)) <= 1e-5
+
+
 class Published(torch.nn.Module):
     """What OpenAI traced: the parts of a CLIP at the top, and three numbers among its buffers."""
 

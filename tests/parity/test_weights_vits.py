@@ -142,6 +142,24 @@ def test_what_is_written_opens_in_timm(seed, tmp_path):
     assert difference(back(images), theirs.forward_head(theirs.forward_features(images), True)) <= 1e-5
 
 
+@pytest.mark.parametrize("size", [(7, 7), (14, 14), (21, 28), (9, 15)])
+@pytest.mark.parametrize("n_extra", [0, 1])
+def test_another_size_is_what_timm_interpolates(size, n_extra, tmp_path):
+    """Positions for 14 x 14 patches, shrunk and enlarged."""
+    options = {} if n_extra else {"class_token": False, "global_pool": "avg", "fc_norm": False}
+    theirs = timm.models.vision_transformer.VisionTransformer(
+        img_size=28, patch_size=2, embed_dim=8, depth=1, num_heads=2, num_classes=0, **options
+    )
+    path = save(randomise(theirs, 1), tmp_path / "vit.bin")
+    pixels = (2 * size[0], 2 * size[1])
+    ours = load_image_tower(path, n_heads=2, activation="gelu", image_size=pixels)
+    positions = timm.layers.resample_abs_pos_embed(theirs.pos_embed, size, (14, 14), n_extra)
+    assert difference(ours.positions, positions[0]) <= 1e-6
+    theirs.set_input_size(pixels)
+    images = torch.randn(2, 3, *pixels)
+    assert difference(ours.forward_tokens(images), theirs.forward_features(images)) <= 1e-5
+
+
 @pytest.mark.parametrize("side", [8, 16, 24])
 def test_another_size_is_what_transformers_interpolates(side, tmp_path):
     config = transformers.ViTConfig(
