@@ -21,12 +21,10 @@ from torch import Tensor, nn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from minlm.data import encode_splits
 from minlm.lm import TransformerLM
 from minlm.presets import PRESETS, RunConfig
 from minlm.runs import make_tokenizer
 from minlm.tasks import Continuation
-from minlm.training.batches import Batches
 from minlm.training.command import OneLineParser, run_main
 from minlm.training.loop import fit
 from minlm.transformer import ACTIVATIONS
@@ -105,14 +103,13 @@ def run(config: RunConfig, change: Callable | None, text: str, seed: int) -> tup
     tokenizer = make_tokenizer(config, texts)
     config = config.with_tokenizer(tokenizer)
     with tempfile.TemporaryDirectory() as folder:
-        task = Continuation(config, tokenizer, encode_splits(texts, tokenizer, Path(folder)))
-        batches = Batches(task.dataset, config.train.batch_size, seed)
+        task = Continuation(config, tokenizer, texts, Path(folder))
         torch.manual_seed(seed)
         model = TransformerLM(config.model)
         if change:
             change(model)
         started = time.perf_counter()
-        fit(model, batches, task.loss, config.train, Path(folder), inference_files=lambda folder: None)
+        fit(model, task, config.train, Path(folder))
         seconds = time.perf_counter() - started
         return task.cost(model, config.model.context_length).figures()["nats_per_character"], seconds
 

@@ -31,7 +31,7 @@ from minclip.evaluate import evaluate_all, format_figures
 from minclip.plots import SHOWN, search_results
 from minclip.presets import FULL, PRESETS, RunConfig
 from minclip.pretrained import Format, is_published
-from minclip.runs import classes_of, load
+from minclip.runs import load
 from minclip.search import embed_folder, image_files
 from minclip.tokenizer import Tokenizer, WordPiece
 from minclip.transforms import ImageTransform
@@ -48,7 +48,7 @@ from minlm.training.command import (
 )
 from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
-from minlm.training.loop import choose_device
+from minlm.training.hardware import choose_device
 
 
 def parser_of(command: Callable) -> OneLineParser:
@@ -203,7 +203,7 @@ def evaluate(arguments: list[str]) -> None:
     if given.split not in splits:
         raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
     model, tokenizer, transform = load_on_device(given)
-    names, templates = classes_of(config.data)
+    names, templates = config.data.classes()
     # A probe is not judged on what it fitted.
     fitted = splits.get("train", ()) if given.split != "train" else ()
     evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)

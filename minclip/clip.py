@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from minclip.losses import (
     clip_logits,
     clip_loss,
-    contrastive_figures,
     full_precision,
     sigmoid_loss,
     soft_target_loss,
@@ -24,7 +23,7 @@ from minclip.projection import Projection, make_projection
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.vit import VisionTransformer, VisionTransformerConfig
-from minlm.training.distributed import gather, world
+from minlm.training.batches import Batch
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
 TOWERS = {
@@ -126,45 +125,25 @@ class CLIP(nn.Module):
         self.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
 
-def embed_batch(model: CLIP, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def embed_batch(model: CLIP, batch: Batch) -> tuple[Tensor, Tensor]:
     """Embeddings (B, E) of a batch's images and texts, or of the features it has in their place."""
-    if "image_features" in batch:
-        images = model.project_image(batch["image_features"])
-    else:
-        images = model.encode_image(batch["images"])
+    features = batch["image_features"] if "image_features" in batch else model.image_tower(batch["images"])
+    images = model.project_image(features)  # (B, E)
     if "text_features" in batch:
-        return images, model.project_text(batch["text_features"])
-    return images, model.encode_text(batch["tokens"], batch["token_mask"])
+        features = batch["text_features"]  # (B, D)
+    else:
+        features = model.text_tower(batch["tokens"], batch["token_mask"])  # (B, D)
+    return images, model.project_text(features)  # (B, E) each
 
 
 def contrastive_loss(
-    model: CLIP, image_embeddings: Tensor, text_embeddings: Tensor, groups: Tensor | None = None
+    model: CLIP, images: Tensor, texts: Tensor, groups: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """The loss of the model's config -> (sum over pairs, pairs)."""
-    pair = image_embeddings, text_embeddings, model.logit_scale
+    """The loss of the model's config -> (sum over pairs, pairs). images, texts: embeddings (B, E); groups (B)."""
     match model.config.loss:
         case "infonce":
-            return clip_loss(*pair, groups)
+            return clip_loss(images, texts, model.logit_scale, groups)
         case "sigmoid":
-            return sigmoid_loss(*pair, model.logit_bias, groups)
+            return sigmoid_loss(images, texts, model.logit_scale, model.logit_bias, groups)
         case "soft_targets":
-            return soft_target_loss(*pair, groups)
-
-
-def batch_loss(model: CLIP, batch: dict[str, Tensor]) -> tuple[Tensor, int, dict[str, Tensor]]:
-    """The loss that `fit` minimises: (sum over pairs, pairs, figures for the log)."""
-    return loss_of_share(model, *embed_batch(model, batch), batch["groups"])
-
-
-def loss_of_share(
-    model: CLIP, images: Tensor, texts: Tensor, groups: Tensor
-) -> tuple[Tensor, int, dict[str, Tensor]]:
-    """The loss of a batch that several processes share -> (sum over pairs, pairs, figures for the log).
-
-    images, texts (B, E), groups (B): this process's pairs, which are compared with those of all. Sum and pairs are
-    this process's share, the figures the whole batch's.
-    """
-    pair, groups = (gather(images), gather(texts)), gather(groups)  # (W B, E) each, (W B)
-    total, n_pairs = contrastive_loss(model, *pair, groups)
-    figures = contrastive_figures(*pair, model.logit_scale, groups, model.logit_bias)
-    return total / world(), n_pairs // world(), figures
+            return soft_target_loss(images, texts, model.logit_scale, groups)

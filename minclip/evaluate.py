@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from minclip.data.config import TEMPLATES
 from minclip.data.records import Question, Record, warn_of_missing
 from minclip.embed import embed_classes, embed_images, embed_texts, image_features
 from minclip.linear_probe import linear_probe
@@ -16,7 +17,6 @@ from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
 from minclip.zero_shot import caption_questions, choice_figures, zero_shot
 
-TEMPLATES = ("a photo of a {}",)
 CHOICES = 3
 PROBE_IMAGES = 10_000  # at most so many training images are fitted by the linear probe
 

@@ -10,15 +10,16 @@ are computed by several processes.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
-from minclip.clip import CLIP, embed_batch, loss_of_share
+from minclip.clip import CLIP, embed_batch
+from minlm.training.batches import Batch, split
 from minlm.training.checkpoint import random_states, restore_random_states
-from minlm.training.loop import Autocast, accumulate, average, split
+from minlm.training.hardware import Precision
+from minlm.training.loop import Metrics
 
 
 @contextmanager
@@ -36,38 +37,37 @@ def frozen_statistics(model: nn.Module) -> Iterator[None]:
 
 def cached_backward(
     model: CLIP,
-    batch: dict[str, Tensor],
-    loss: Callable,
+    batch: Batch,
     n_parts: int,
-    scale: Callable[[Tensor], Tensor],
-    autocast: Autocast = nullcontext,
-) -> tuple[Tensor, int, dict[str, Any]]:
-    """The gradients of the mean contrastive loss of a whole batch, in n_parts -> (mean, pairs, figures).
+    precision: Precision,
+    loss: Callable[[Tensor, Tensor], tuple[Tensor, Metrics]],
+) -> tuple[Tensor, Metrics]:
+    """Add the gradients of a whole batch's contrastive loss, embedded in n_parts -> (loss, metrics).
 
-    Takes the place of minlm.training.loop.accumulate in `fit`; in one part the two are the same.
+    loss(image embeddings, text embeddings), (B, E) each -> (loss, metrics). The result is that of one part.
     """
-    if n_parts == 1:
-        return accumulate(model, batch, loss, 1, scale, autocast)
     parts, states, embeddings = list(split(batch, n_parts)), [], []
     with torch.no_grad(), frozen_statistics(model):
         for part in parts:
             states.append(random_states())
-            with autocast():
+            with precision.forward():
                 embeddings.append(embed_batch(model, part))
 
-    image, text = (torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True))  # (B, E) each
-    with autocast():
-        total, n_pairs, figures = loss_of_share(model, image, text, batch["groups"])
-    scale(total).backward()  # fills image.grad, text.grad and the gradients of logit_scale and logit_bias
+    images, texts = (
+        torch.cat(side).requires_grad_() for side in zip(*embeddings, strict=True)
+    )  # (B, E) each
+    with precision.forward():
+        value, metrics = loss(images, texts)
+    precision.backward(value)  # fills images.grad, texts.grad and the gradients of logit_scale and logit_bias
 
     sizes = [len(part["groups"]) for part in parts]
     for part, state, *cached in zip(
-        parts, states, image.grad.split(sizes), text.grad.split(sizes), strict=True
+        parts, states, images.grad.split(sizes), texts.grad.split(sizes), strict=True
     ):
         restore_random_states(state)
-        with autocast():
-            pair = embed_batch(model, part)
+        with precision.forward():
+            pair = embed_batch(model, part)  # (B / n_parts, E) each
         for embedding, gradient in zip(pair, cached, strict=True):
-            if embedding.requires_grad:  # not where nothing of its side is trained
+            if embedding.requires_grad:  # skip sides that are fully frozen
                 embedding.backward(gradient)
-    return *average(model, total.detach(), n_pairs), figures
+    return value, metrics

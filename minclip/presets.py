@@ -24,7 +24,7 @@ from minclip.transforms import ImageTransform, TransformConfig
 from minclip.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig
 
-DataConfig = (
+Data = (
     ShapesConfig
     | Flickr8kConfig
     | Flickr30kConfig
@@ -52,7 +52,7 @@ class RunConfig(CLIPConfig):
     vocabulary: str | None = None
     cache_gib: float = 4.0
     transform: TransformConfig = field(default_factory=TransformConfig)
-    data: DataConfig = field(default_factory=ShapesConfig)
+    data: Data = field(default_factory=ShapesConfig)
     train: TrainConfig
 
     def __post_init__(self):

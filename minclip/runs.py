@@ -7,11 +7,9 @@ from pathlib import Path
 import torch
 
 from minclip.clip import CLIP
-from minclip.data.cifar10 import Cifar10Config
 from minclip.data.records import Record
-from minclip.data.shards import ShardRecords, ShardsConfig
-from minclip.evaluate import TEMPLATES
-from minclip.presets import DataConfig, RunConfig
+from minclip.data.shards import ShardRecords
+from minclip.presets import RunConfig
 from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
 from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
@@ -47,15 +45,6 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
     model.init_logit_bias(config.train.batch_size)
     model.load_state_dict(weights, strict=False)  # strict where they were read; here the heads are missing
     return model
-
-
-def classes_of(data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """(class names, templates) where records' groups are classes, else ((), ...)."""
-    if isinstance(data, Cifar10Config):
-        return data.class_names(), data.templates
-    if isinstance(data, ShardsConfig):
-        return data.class_names(), data.class_templates()
-    return (), TEMPLATES
 
 
 def data_digest(records: Sequence[Record]) -> str:

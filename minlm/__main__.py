@@ -38,7 +38,7 @@ from minlm.training.command import (
 )
 from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
-from minlm.training.loop import choose_device
+from minlm.training.hardware import choose_device
 from minlm.writing import stream_text, write, write_best
 
 parser_of = partial(checkpoint_parser, package="minlm")

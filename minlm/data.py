@@ -50,6 +50,10 @@ class TextFileConfig:
         if not 0 < self.validation_fraction < 1:
             raise ValueError(f"validation_fraction={self.validation_fraction} must lie in (0, 1)")
 
+    def entropy(self, text: str) -> dict[str, float]:
+        """Nothing is known of it."""
+        return {}
+
     def read(self) -> dict[str, str]:
         """{"train", "validation"}: two texts. ValueError: no such file, or nothing in it."""
         if not self.path:

@@ -1,17 +1,16 @@
 """What will go wrong with this text and this config, said before step 0."""
 
 from collections.abc import Iterator
-from dataclasses import replace
 from math import log
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
-import numpy as np
-
-from minlm.data import TextFileConfig, encoded, fit_context
+from minlm.data import TextFileConfig
 from minlm.presets import RunConfig
 from minlm.runs import MODELS, make_tokenizer
 from minlm.script import parse_script, read_script
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tasks import Continuation, Replies, Task
+from minlm.tasks import Continuation, Replies, TokenTask
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
@@ -84,24 +83,26 @@ def examine_windows(
     config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
 ) -> Iterator[Finding]:
     """Tokens, context and epochs of a run that continues text."""
-    splits = {name: np.concatenate(list(encoded(text, tokenizer))) for name, text in texts.items()}
-    n_train = len(splits["train"])
-    text = f"{n_train:,} tokens of {tokenizer.vocab_size:,} kinds, {len(texts['train']) / n_train:.2f} characters each"
-    yield "ok", text
-    length = fit_context(config.model.context_length, splits)
-    if length < config.model.context_length:
-        yield "note", f"context_length={config.model.context_length} would be shortened to {length}"
-    config = replace(config, model=replace(config.model, context_length=length))
-    task = Continuation(config, tokenizer, splits)
-    yield from examine_schedule(config.train, len(task.dataset), "windows of training text")
-    yield examine_baselines(task)
+    with TemporaryDirectory() as folder:
+        task = Continuation(config, tokenizer, texts, Path(folder))
+        n_train = len(task.splits["train"])
+        per_token = len(texts["train"]) / n_train
+        yield (
+            "ok",
+            f"{n_train:,} tokens of {tokenizer.vocab_size:,} kinds, {per_token:.2f} characters per token",
+        )
+        length = task.config.model.context_length
+        if length < config.model.context_length:
+            yield "note", f"context_length={config.model.context_length} would be shortened to {length}"
+        yield from examine_schedule(config.train, len(task.dataset), "windows of training text")
+        yield examine_baselines(task)
 
 
 def examine_replies(
     config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
 ) -> Iterator[Finding]:
     """Pairs, cut lines and epochs of a run that replies."""
-    task, length = Replies(config, tokenizer, texts), config.model.context_length
+    task, length = Replies(config, tokenizer, texts, Path()), config.model.context_length
     for name, pairs in {"train": task.dataset, "validation": task.validation}.items():
         share = pairs.n_cut / len(pairs)
         text = f"{name}: {len(pairs):,} pairs, {pairs.n_cut:,} ({share:.1%}) cut at context_length={length}"
@@ -110,7 +111,7 @@ def examine_replies(
     yield examine_baselines(task)
 
 
-def examine_baselines(task: Task) -> Finding:
+def examine_baselines(task: TokenTask) -> Finding:
     """Losses on the validation split of models that are no network."""
     losses = task.baselines()
     return "ok", (

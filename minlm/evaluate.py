@@ -208,11 +208,6 @@ def pair_counts(pairs: Following, vocab_size: int) -> tuple[np.ndarray, np.ndarr
     return codes, counts
 
 
-def next_token_loss(model: nn.Module, batch: dict[str, Tensor]) -> tuple[Tensor, int]:
-    """Of a TransformerLM, on a batch of a TokenizedDataset -> (sum in nats, tokens)."""
-    return token_loss(model(batch["tokens"]), batch["targets"])
-
-
 def reply_loss(
     model: nn.Module, batch: dict[str, Tensor], label_smoothing: float = 0.0
 ) -> tuple[Tensor, int]:

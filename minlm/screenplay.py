@@ -43,6 +43,13 @@ class ScreenplayConfig:
             "validation": "".join(scenes[self.n_scenes :]),
         }
 
+    def entropy(self, text: str) -> dict[str, float]:
+        """The entropy of the film, and of this very text of it, in nats per character."""
+        return {
+            "source_entropy_nats_per_character": entropy_rate(),
+            "validation_floor_nats_per_character": floor_of(text),
+        }
+
 
 def write_scenes(config: ScreenplayConfig) -> list[tuple[str, float]]:
     """The script's scenes, each with its log-probability in nats."""

@@ -14,6 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
+import minclip.task
 import train_clip
 from minclip.data.shapes import ShapesConfig
 from minclip.presets import FULL, PRESETS, SYSTEMS
@@ -348,7 +349,7 @@ def test_a_damaged_picture_to_be_judged_on_is_found_before_anything_is_written(t
 def test_a_damaged_picture_to_learn_from_is_named(tmp_path, monkeypatch, capsys):
     command = pairs_run(tmp_path / "data", monkeypatch)
     config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
-    monkeypatch.setattr(train_clip, "PairDataset", partial(train_clip.PairDataset, max_corrupt=0.5))
+    monkeypatch.setattr(minclip.task, "PairDataset", partial(minclip.task.PairDataset, max_corrupt=0.5))
     damaged = tmp_path / "data" / config.data.read()["train"][0].image_id
     damaged.write_bytes(b"")
     run_here([*command, "--out", tmp_path / "run"], monkeypatch)

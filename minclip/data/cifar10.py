@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Record, class_captions, split_by_image
 from minclip.data.sources import distinct_names, given_path
 
@@ -34,7 +35,7 @@ BROKEN = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cifar10Config:
+class Cifar10Config(DataConfig):
     """CIFAR-10: photographs of 32 x 32 pixels in ten classes, captioned by their class.
 
     A record's group is its class: images of one class are never each other's negatives, and the group is the
@@ -55,6 +56,9 @@ class Cifar10Config:
         class_captions("class", self.templates)  # ValueError where one has no {}
         if not 0 < self.dev_fraction < 1:
             raise ValueError(f"dev_fraction {self.dev_fraction} must lie between 0 and 1, both excluded")
+
+    def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.class_names(), self.templates
 
     def class_names(self) -> tuple[str, ...]:
         """The names of the classes; a record's group is a position in them."""

@@ -4,12 +4,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Record
 from minclip.data.sources import FileNames, by_split, file_records, given_path, read_json
 
 
 @dataclass(frozen=True, kw_only=True)
-class CocoConfig:
+class CocoConfig(DataConfig):
     """COCO captions: 123,287 photographs with at least five captions each.
 
     root: folder with annotations/captions_train2017.json, captions_val2017.json and the folders train2017, val2017

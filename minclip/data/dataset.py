@@ -58,6 +58,8 @@ class PairDataset(Dataset):
     the list is complete there too. Past a share `max_corrupt` of the records a ValueError stops the run.
     """
 
+    image_features: Tensor | None = None  # a FeatureDataset may have them
+
     def __init__(
         self,
         records: Sequence[Record],

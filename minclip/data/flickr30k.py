@@ -5,6 +5,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from minclip.data.config import DataConfig
 from minclip.data.flickr8k import published_splits, read_flickr, token_rows
 from minclip.data.karpathy import read_split_lists
 from minclip.data.records import Record, split_by_image
@@ -22,7 +23,7 @@ ROW = re.compile(r"(?P<name>[^|]+)\|\s*\d+\s*\|?(?P<caption>.*)", re.DOTALL)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr30kConfig:
+class Flickr30kConfig(DataConfig):
     """Flickr30k: 31,783 photographs of people in everyday life with five captions each.
 
     root: folder with results.csv or results_20130124.token, the images, and Karpathy's dataset_flickr30k.json if any

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Record, split_by_image, warn_of_missing
 from minclip.data.sources import FileNames, file_records, given_path, read_text
 
@@ -21,7 +22,7 @@ NEVER_PUBLISHED = "2258277193_586949ec62.jpg"  # has captions in Flickr8k.token.
 
 
 @dataclass(frozen=True, kw_only=True)
-class Flickr8kConfig:
+class Flickr8kConfig(DataConfig):
     """Flickr8k: photographs of people and dogs with five captions each.
 
     root: folder with captions.txt or Flickr8k.token.txt, the images, and the published split lists if any

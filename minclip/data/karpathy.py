@@ -3,12 +3,13 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Record
 from minclip.data.sources import FileNames, by_split, file_records, given_path, read_json, split_name
 
 
 @dataclass(frozen=True, kw_only=True)
-class KarpathyConfig:
+class KarpathyConfig(DataConfig):
     """Images and captions of a dataset_flickr8k.json, dataset_flickr30k.json or dataset_coco.json.
 
     path: the JSON file

@@ -15,6 +15,7 @@ from typing import Any
 from PIL import Image
 from tqdm import tqdm
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Record, decode_image, split_by_image
 from minclip.data.sources import SPLITS, by_split, given_path, split_name, warn_of_repeats
 from minclip.data.table import (
@@ -33,7 +34,7 @@ OPEN_GROUPS = 4  # row groups whose images a process keeps: threads that read on
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetConfig:
+class ParquetConfig(DataConfig):
     """Images and captions in one or several Parquet files. Rows with the very same image become one record.
 
     A picture is fetched with its whole row group, so reading in order is fast and reading at random is not: keep

@@ -10,6 +10,7 @@ import random
 from dataclasses import dataclass
 from typing import Literal
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Question, Record
 from minclip.data.shapes_scene import COLOURS, LAYOUTS, PATTERNS, RADII, SHAPES, Object, Scene, draw
 from minclip.data.shapes_text import attribute_choices, captions
@@ -20,7 +21,7 @@ DRIFT = 0.15  # a row of two moves by up to this up or down, a column left or ri
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesConfig:
+class ShapesConfig(DataConfig):
     """The built-in world of drawn scenes.
 
     Splits: `train`; `dev`, scenes in which every object's colour-shape combination is held out; `seen`, as
@@ -57,6 +58,9 @@ class ShapesConfig:
             )
         if self.image_size < 32:
             raise ValueError(f"image_size {self.image_size} is too small to see patterns: use 32 or more")
+
+    def questions(self) -> dict[str, list[Question]]:
+        return shape_questions(self)
 
     def read(self) -> dict[str, list[Record]]:
         """Records of the splits train, dev and seen; a picture is drawn when its record is opened."""
@@ -137,7 +141,7 @@ def _records(config: ShapesConfig, split: Split) -> list[Record]:
     return records
 
 
-def questions(config: ShapesConfig, split: Split = "dev") -> dict[str, list[Question]]:
+def shape_questions(config: ShapesConfig, split: Split = "dev") -> dict[str, list[Question]]:
     """Choices between sentences of which one is true, about the pictures of a split.
 
     Scenes of one object ask for colour, shape (8 choices each), size (2), pattern (3) and place (9), scenes

@@ -17,20 +17,22 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from minclip.data.config import DataConfig
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record, class_captions, warn_of_missing
 from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import replace_text
-from minlm.training.distributed import from_first_process
+from minlm.training.distributed import from_first_process, rank, world
+from minlm.training.state import TrainConfig
 
 TEMPLATES = "zeroshot_classification_templates.txt"
 ANY_CLASS = ("a photo of a {}",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardsConfig:
+class ShardsConfig(DataConfig):
     """Images and captions in tar shards. Captions are the lines of .txt, else .json's, else made of .cls's class.
 
     Samples of one class (.cls) are one group, and so never each other's negatives; one without is its own group.
@@ -96,6 +98,13 @@ class ShardsConfig:
         for shard in itertools.chain(*splits.values()):
             check_end(shard)
         return splits
+
+    def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        return self.class_names(), self.class_templates()
+
+    def batches(self, dataset: PairDataset, train: TrainConfig) -> "ShardBatches":
+        sizes = train.batch_size, train.seed, train.workers
+        return ShardBatches(dataset, *sizes, self.buffer, rank(), world())
 
     def class_names(self) -> tuple[str, ...]:
         """The lines of classnames.txt: a class's record's group is a position in them; () where there is none."""
@@ -221,7 +230,7 @@ class ShardBatches(Batches):
     own but for those at the ends. All processes together see every sample once an epoch, but for the last ones
     that do not fill a batch of each. The batch is a function of (seed, step, rank, world, workers).
 
-    batch_size: items a step, of all processes. buffer: see `shard_order`. rank, world: which process of how many.
+    batch_size: items per step, of all processes. buffer: see `shard_order`. rank, world: which process of how many.
     """
 
     def __init__(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from minclip.data.config import DataConfig
 from minclip.data.records import Record, split_by_image
 from minclip.data.sources import FileNames, by_split, file_records, given_path, split_name, warn_of_repeats
 
@@ -26,7 +27,7 @@ Row = tuple[int, dict]  # line number; column -> value
 
 
 @dataclass(frozen=True, kw_only=True)
-class TableConfig:
+class TableConfig(DataConfig):
     """Your own images: a table with a row for each caption, or for each image.
 
     path: CSV, TSV or JSONL file; the first line of a CSV or TSV names the columns

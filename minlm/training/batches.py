@@ -11,10 +11,12 @@ from dataclasses import replace
 from math import lcm
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from minlm.training.state import TrainConfig
 
+Batch = dict[str, Tensor]
 Key = tuple[int, int]  # (epoch, index): what a dataset needs to draw an item again exactly
 
 
@@ -61,8 +63,8 @@ class Batches:
     """Batches of a dataset that is indexed by (epoch, index) and offers `collate(items)`.
 
     workers: processes that draw items ahead; 0 draws in the training process. The batches are the same.
-    neighbours: see `epoch_order`. rank, world: which process of how many this is. Raises ValueError where the data
-    does not fill one batch, or the processes cannot share it equally.
+    neighbours: see `epoch_order`. rank, world: which process of how many this is; each draws an equal share of a
+    batch, and `fit_batch` sees to it that there is one.
     """
 
     def __init__(
@@ -75,16 +77,10 @@ class Batches:
         rank: int = 0,
         world: int = 1,
     ):
-        if batch_size % world:
-            raise ValueError(f"batch_size={batch_size} cannot be shared equally by {world} processes")
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
         self.neighbours, self.rank, self.world = neighbours, rank, world
         self.share = batch_size // world
         self.steps_per_epoch = len(dataset) // batch_size
-        if self.steps_per_epoch == 0:
-            raise ValueError(
-                f"batch_size={batch_size} is more than the {len(dataset)} training items there are"
-            )
 
     def keys(self, step: int) -> list[Key]:
         """The items of one batch that are this process's."""
@@ -119,3 +115,10 @@ class Batches:
                 generator=torch.Generator(),
             )
         )
+
+
+def split(batch: Batch, n_parts: int) -> Iterator[Batch]:
+    """Cut a batch into n_parts of about equal size, or as many as it has items."""
+    chunks = {name: value.chunk(n_parts) for name, value in batch.items()}
+    for values in zip(*chunks.values(), strict=True):
+        yield dict(zip(chunks, values, strict=True))

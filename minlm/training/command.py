@@ -384,8 +384,9 @@ def outlets() -> Iterator[None]:
         sys.stdout, sys.stderr = streams
 
 
-def run_main(main: Callable[[], None]) -> None:
-    """Run a command line. An error that the user can mend is one line and exit status 2; others are tracebacks."""
+@contextmanager
+def errors_in_one_line() -> Iterator[None]:
+    """Run a command line inside: errors that the user can mend are printed as one line, with exit status 2."""
     script = Path(sys.argv[0])
     name = f"python -m {script.parent.name}" if script.name == "__main__.py" else script.name
     shown, warnings.formatwarning = (
@@ -394,7 +395,7 @@ def run_main(main: Callable[[], None]) -> None:
     )
     with outlets():
         try:
-            main()
+            yield
         except Exception as error:
             line = one_line(error)
             if line is None:
@@ -409,3 +410,9 @@ def run_main(main: Callable[[], None]) -> None:
             sys.exit(130)
         finally:
             warnings.formatwarning = shown
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Run main() with `errors_in_one_line`."""
+    with errors_in_one_line():
+        main()

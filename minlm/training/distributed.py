@@ -4,10 +4,11 @@
 
 Two rules, and no flags:
 
-1. A sum over items (gradients, losses, counts) is summed over the processes, and divided once by the whole count.
+1. Gradients are averaged over the processes. A loss that is a sum over items is therefore divided by the mean number
+   of items per process, and its mean over the processes is the mean over all items.
 2. A loss that compares every item with every other sees the whole batch through `gather`. Each of W processes then
-   computes that same loss and gives a W-th of it as its share; since gather's backward sums over the processes
-   too, every parameter's gradient, the towers' and logit_scale's alike, is the single process's.
+   computes that same loss. gather's backward sums over the processes, and the average divides by W, so every
+   parameter's gradient, the towers' and logit_scale's alike, is the single process's.
 
 Without torchrun there is one process, and every function here leaves its arguments as they are.
 """
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 PATIENCE = timedelta(hours=2)  # process 0 evaluates and draws while the others wait
 
@@ -73,11 +74,19 @@ def gather(x: Tensor) -> Tensor:
     return Gather.apply(x) if world() > 1 else x
 
 
-def sum_over_processes(x: Tensor) -> Tensor:
-    """The sum of what each process has, put in x's place."""
+def mean_over_processes(x: Tensor) -> Tensor:
+    """Replace x by its mean over the processes, and return it."""
     if world() > 1:
         dist.all_reduce(x)
+        x /= world()
     return x
+
+
+def average_gradients(model: nn.Module) -> None:
+    """Replace each gradient by its mean over the processes."""
+    for parameter in model.parameters() if world() > 1 else ():
+        if parameter.grad is not None:
+            mean_over_processes(parameter.grad)
 
 
 def from_every_process(value: Any) -> list[Any]:

@@ -1,146 +1,66 @@
 """fit(): the only training loop of the repository.
 
-In this order: draw, forward, backward, clip, step, log, evaluate, save. It knows nothing of language or
-images: a model, batches that are a function of (seed, step), and a loss that returns (sum, count, figures).
+In this order: draw, forward, backward, clip, step, log, evaluate, save. It knows nothing of language or images: a
+`Task` says what a batch is, what its gradients are, and how well the model does.
 """
 
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from minlm.training.batches import Batches
-from minlm.training.checkpoint import InferenceFiles, best_score, has_checkpoint, save_best, truncate_metrics
-from minlm.training.distributed import from_first_process, rank, sum_over_processes
+from minlm.training.batches import Batch, Batches
+from minlm.training.checkpoint import best_score, has_checkpoint, save_best, truncate_metrics
+from minlm.training.distributed import from_first_process, rank
+from minlm.training.hardware import Precision, choose_device
 from minlm.training.log import Log
 from minlm.training.optim import schedule
 from minlm.training.state import TrainConfig, TrainingState
 
-Batch = dict[str, Tensor]
-Loss = Callable[[nn.Module, Batch], tuple[Tensor, int, dict[str, Tensor | float]]]
-Autocast = Callable[[], AbstractContextManager]
+Metrics = dict[str, Tensor | float]
 
 
-def choose_device(name: str) -> torch.device:
-    """auto = cuda, else mps (Apple), where there is one. ValueError for a device that is absent: no silent fallback."""
-    there = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
-    if name == "auto":
-        name = next(device for device, present in there.items() if present)
-    if not there[name]:
-        raise ValueError(
-            f"device={name}, but torch sees no such GPU: use cpu, or a build of torch that has it"
-        )
-    return torch.device(name)
+class Task(Protocol):
+    """What a model is trained for: all that `fit` needs to know of it."""
+
+    batches: Batches
+
+    def backward(self, model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor, int, Metrics]:
+        """Fill the gradients of a whole batch's mean loss -> (that loss, items it is a mean of, metrics to log)."""
+
+    def after_step(self, model: nn.Module) -> None:
+        """Put parameters back into their bounds."""
+
+    def evaluate(self, model: nn.Module) -> dict[str, float]:
+        """Compute metrics on held-out data; the model is in eval mode."""
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """Compare evaluations: higher is better, and the best weights are kept."""
+
+    def inference_files(self, folder: Path) -> None:
+        """Write what makes weights usable (config, tokenizer) into their folder."""
 
 
-def forward_precision(precision: str, device: torch.device) -> Any:
-    """The autocast context for a forward pass; ValueError for fp16 on a CPU."""
-    if precision == "auto":
-        precision = "bf16" if multiplies_bfloat16(device) else "float32"
-    if precision == "float32":
-        return nullcontext()
-    if precision == "fp16" and device.type == "cpu":
-        raise ValueError("--train.precision fp16 needs a GPU: use bf16 or float32 on a CPU")
-    return torch.autocast(device.type, torch.bfloat16 if precision == "bf16" else torch.float16)
-
-
-def check_hardware(config: TrainConfig) -> None:
-    """ValueError where this machine cannot train so: said before anything is read or written."""
-    forward_precision(config.precision, choose_device(config.device))
-
-
-def multiplies_bfloat16(device: torch.device) -> bool:
-    """Tell if the hardware has bfloat16 products; elsewhere they are emulated, and slower than float32."""
-    if device.type == "cuda":
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return device.type == "cpu" and torch.cpu._is_avx512_bf16_supported()
-
-
-def to_device(batch: Batch, device: torch.device) -> Batch:
-    return {name: value.to(device, non_blocking=True) for name, value in batch.items()}
-
-
-def accumulate(
-    model: nn.Module,
-    batch: Batch,
-    loss: Loss,
-    n_parts: int,
-    scale: Callable[[Tensor], Tensor],
-    autocast: Autocast = nullcontext,
-) -> tuple[Tensor, int, dict[str, Any]]:
-    """Gradients of the mean loss of a batch, computed in parts: -> (mean, count, figures of the last part).
-
-    Sums are differentiated and divided once by the whole count, so parts of unequal counts (padding, a
-    ragged last part) weigh as they do in the full batch. For losses that are sums over the items; a
-    contrastive loss, which is not, has its own way (minclip/gradcache.py).
-    autocast: the context of the forward pass. Backward runs outside it: each gradient then has the precision of
-    its forward product, and what is float32 in the loss stays float32.
-    """
-    total, count = 0.0, 0
-    for part in split(batch, n_parts):
-        with autocast():
-            part_sum, part_count, figures = loss(model, part)
-        scale(part_sum).backward()
-        total, count = total + part_sum.detach(), count + part_count
-    return *average(model, total, count), figures
-
-
-def split(batch: Batch, n_parts: int) -> Iterator[Batch]:
-    chunks = {name: value.chunk(n_parts) for name, value in batch.items()}
-    for values in zip(*chunks.values(), strict=True):
-        yield dict(zip(chunks, values, strict=True))
-
-
-def average(model: nn.Module, total: Tensor, count: int) -> tuple[Tensor, int]:
-    """From sums over this process's items to means over all processes': the gradients, in place, and the loss.
-
-    total, count: the sum of the losses, and of how many -> (mean loss, count) of all processes.
-    """
-    total, items = sum_over_processes(torch.stack([total, total.new_tensor(count)]))
-    count = int(items)
-    for parameter in model.parameters():
-        if parameter.grad is not None:
-            sum_over_processes(parameter.grad)
-            parameter.grad /= count
-    return total / count, count
-
-
-def fit(
-    model: nn.Module,
-    batches: Batches,
-    loss: Loss,
-    config: TrainConfig,
-    run: Path,
-    *,
-    inference_files: InferenceFiles,
-    evaluate: Callable[[nn.Module], dict[str, float]] | None = None,
-    score: Callable[[dict[str, float]], float] | None = None,
-    after_step: Callable[[], None] | None = None,
-    backward: Callable = accumulate,
-) -> TrainingState:
-    """Train the model in place and leave metrics.jsonl and checkpoints in the folder `run`.
+def fit(model: nn.Module, task: Task, config: TrainConfig, run: Path) -> TrainingState:
+    """Train the model in place and leave metrics.jsonl, checkpoints and the best weights in the folder `run`.
 
     A run that has a checkpoint already is continued from it. Where no limit is in minutes, the result is the
     undisturbed run's, bit for bit on a CPU (GPU kernels are not asked to be deterministic). Of several processes,
-    each computes its share of every batch; the first writes the files.
-    loss(model, batch) -> (sum, count, figures to log). inference_files(folder) writes what a checkpoint needs
-    beside its weights. evaluate(model) -> figures, called in eval mode with the averaged weights where an
-    average is kept. score(figures): higher is better; the best weights are kept in run/best. after_step() puts
-    parameters back into their bounds. backward: see `accumulate`.
-    -> the state at the end; the model carries the weights that were evaluated.
-    Raises ValueError if the loss or the gradient is not finite, Interrupted after SIGINT or SIGTERM: the step that
-    was under way is finished and saved first.
+    each computes its share of every batch; the first evaluates and writes the files.
+    Returns the state at the end; the model carries the weights that were evaluated, the averaged ones where an
+    average is kept. Raises ValueError if the loss or the gradient is not finite, Interrupted after SIGINT or SIGTERM:
+    the step that was under way is finished and saved first.
     """
     device = choose_device(config.device)
-    state = TrainingState(model.to(device), config, device)
+    precision = Precision(config.precision, device)
+    state = TrainingState(model.to(device), config, precision.scaler)
     torch.manual_seed(config.seed + rank())  # dropout draws other masks for another share
     if has_checkpoint(run):
         state.restore(run)
@@ -148,11 +68,10 @@ def fit(
     if first:
         truncate_metrics(run / "metrics.jsonl", state.step)
     started = from_first_process(time.monotonic) - state.seconds
-    draw, best = batches.from_step(state.step), best_score(run)
-    autocast = partial(forward_precision, config.precision, device)
+    draw, best = task.batches.from_step(state.step), best_score(run)
 
     def progress(half: float = 0.0) -> float:
-        return config.progress(state.step + half, batches.steps_per_epoch, state.seconds)
+        return config.progress(state.step + half, task.batches.steps_per_epoch, state.seconds)
 
     model.train()
     with (
@@ -160,20 +79,17 @@ def fit(
         signals_noted() as noted,
     ):
         while progress() < 1:
-            batch = to_device(next(draw), device)
+            batch = {name: value.to(device, non_blocking=True) for name, value in next(draw).items()}
             # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
             factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
             model.zero_grad(set_to_none=True)
-            value, count, figures = backward(
-                model, batch, loss, config.micro_batches, state.scaler.scale, autocast
-            )
-            if not torch.isfinite(value):
+            loss, count, metrics = task.backward(model, batch, precision)
+            if not torch.isfinite(loss):
                 raise ValueError(
-                    f"the loss is {value.item()} at step {state.step + 1}: lower --train.lr (it is {config.lr})"
+                    f"the loss is {loss.item()} at step {state.step + 1}: lower --train.lr (it is {config.lr})"
                 )
             norm = state.optimize(factor)
-            if after_step:
-                after_step()
+            task.after_step(model)
             if state.average:
                 state.average.update(model)
 
@@ -181,22 +97,26 @@ def fit(
             now, stop = from_first_process(lambda: (time.monotonic(), list(noted)))
             step_seconds = now - started - state.seconds
             state.seconds += step_seconds
-            row = {"step": state.step, "epoch": state.step / batches.steps_per_epoch, "loss": value.item()}
-            row |= {name: float(figure) for name, figure in figures.items()}
+            row = {
+                "step": state.step,
+                "epoch": state.step / task.batches.steps_per_epoch,
+                "loss": loss.item(),
+            }
+            row |= {name: float(value) for name, value in metrics.items()}
             row |= {"lr": config.lr * factor, "gradient_norm": norm, "seconds": state.seconds}
             row |= {"items_per_second": count / step_seconds}
             log.step(row, progress())
-            if evaluate and first and due(config.evaluate_every, state.step, progress()):
+            if first and due(config.evaluate_every, state.step, progress()):
                 model.eval()
                 with state.averaged():
-                    evaluated = evaluate(model)
-                    if score and score(evaluated) > best:
-                        best = score(evaluated)
-                        save_best(run, state.step, best, model.state_dict(), inference_files)
+                    evaluated = task.evaluate(model)
+                    if task.score(evaluated) > best:
+                        best = task.score(evaluated)
+                        save_best(run, state.step, best, model.state_dict(), task.inference_files)
                 model.train()
                 log.evaluation({"step": state.step, **evaluated})
             if progress() >= 1 or stop or state.save_is_due():
-                state.save(run, inference_files)
+                state.save(run, task.inference_files)
             if stop:
                 raise Interrupted(stop[0], f"stopped after step {state.step}; continue with --resume {run}")
     if state.average:

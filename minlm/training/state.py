@@ -135,10 +135,9 @@ class TrainConfig:
 class TrainingState:
     """Everything the next step depends on: weights, optimizer, scaler, average, step, time spent."""
 
-    def __init__(self, model: nn.Module, config: TrainConfig, device: torch.device):
-        self.model, self.config = model, config
+    def __init__(self, model: nn.Module, config: TrainConfig, scaler: torch.amp.GradScaler):
+        self.model, self.config, self.scaler = model, config, scaler
         self.optimizers = make_optimizers(model, config)
-        self.scaler = torch.amp.GradScaler(device.type, enabled=config.precision == "fp16")
         self.average = AveragedWeights(model, config.average) if config.average else None
         self.step, self.seconds = 0, 0.0
         self.restored_seconds, self.saved_at = 0.0, (0, 0.0)  # (step, seconds) of the last checkpoint

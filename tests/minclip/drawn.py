@@ -1,15 +1,19 @@
 """CLIP configs drawn widely, and random models and batches for them; shared by several test files."""
 
 import math
+from types import SimpleNamespace
 
 import torch
 from hypothesis import strategies as st
 
-from minclip.clip import CLIP, CLIPConfig
+from minclip.clip import CLIP, CLIPConfig, contrastive_loss, embed_batch
+from minclip.losses import contrastive_figures
 from minclip.modified_resnet import ModifiedResNetConfig
 from minclip.resnet import ResNetConfig
+from minclip.task import PairTask
 from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.vit import VisionTransformerConfig
+from minlm.training.hardware import Precision
 from tests.minlm.test_transformer import normal, randomise
 
 seeds = st.integers(0, 10**6)
@@ -104,6 +108,33 @@ def model_of(config: CLIPConfig, seed: int) -> CLIP:
 
 def pair_of(model: CLIP, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
     return model.encode_image(batch["images"]), model.encode_text(batch["tokens"], batch["token_mask"])
+
+
+class Scaled(Precision):
+    """Float32 whose backward pass has a loss scale, as fp16 has."""
+
+    def __init__(self, scale: float):
+        super().__init__("float32", torch.device("cpu"))
+        self.scale = scale
+
+    def backward(self, loss: torch.Tensor) -> None:
+        (loss * self.scale).backward()
+
+
+FLOAT32 = Precision("float32", torch.device("cpu"))
+
+
+def backward(model: CLIP, batch: dict, n_parts: int = 1, precision: Precision = FLOAT32) -> tuple:
+    """A PairTask's backward, without its data -> (loss, pairs, metrics)."""
+    task = SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(micro_batches=n_parts)))
+    return PairTask.backward(task, model, batch, precision)
+
+
+def batch_loss(model: CLIP, batch: dict) -> tuple:
+    """The loss of a batch, with its graph -> (sum over pairs, pairs, metrics)."""
+    pair = embed_batch(model, batch)
+    metrics = contrastive_figures(*pair, model.logit_scale, batch["groups"], model.logit_bias)
+    return *contrastive_loss(model, *pair, batch["groups"]), metrics
 
 
 SMALL = CLIPConfig(

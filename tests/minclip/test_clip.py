@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig, batch_loss, contrastive_loss
+from minclip.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig, contrastive_loss
 from minclip.losses import clip_loss, contrastive_figures, sigmoid_loss, soft_target_loss
 from minclip.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from minclip.resnet import ResNet, ResNetConfig
@@ -22,6 +22,7 @@ from tests.minclip.drawn import (
     LOSSES,
     PROJECTIONS,
     SMALL,
+    batch_loss,
     batch_of,
     clip_configs,
     model_of,

@@ -10,12 +10,11 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.clip import CLIP, CLIPConfig, batch_loss, embed_batch
+from minclip.clip import CLIP, CLIPConfig, embed_batch
 from minclip.data.dataset import PairDataset
 from minclip.data.features import FeatureDataset, features_of_texts, with_features
-from minclip.gradcache import cached_backward
 from minlm.training.batches import Batches
-from tests.minclip.drawn import LOSSES
+from tests.minclip.drawn import LOSSES, backward
 from tests.minclip.test_dataset import TOKENIZER, make, make_records
 from tests.minclip.test_freezing import IMAGES, TEXTS
 
@@ -49,7 +48,7 @@ def trained(model: CLIP, dataset, steps: int, micro_batches: int) -> dict[str, t
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     for batch in itertools.islice(Batches(dataset, 4, seed=0).from_step(0), steps):
         optimizer.zero_grad()
-        cached_backward(model, batch, batch_loss, micro_batches, lambda total: total)
+        backward(model, batch, micro_batches)
         optimizer.step()
     return model.state_dict()
 

@@ -8,15 +8,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minclip.clip import CLIP, CLIPConfig, batch_loss
-from minclip.gradcache import cached_backward
+from minclip.clip import CLIP, CLIPConfig
 from minclip.modified_resnet import ModifiedResNetConfig
 from minclip.resnet import ResNetConfig
 from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.vit import VisionTransformerConfig
 from minlm.training.optim import parameter_groups
 from minlm.training.state import TrainConfig, TrainingState, make_optimizers
-from tests.minclip.drawn import batch_of
+from tests.minclip.drawn import FLOAT32, backward, batch_of
 
 seeds = st.integers(0, 10**6)
 stack = {"d_model": 8, "n_heads": 2, "n_layers": 3, "dropout": 0.2}
@@ -81,12 +80,12 @@ def test_training_moves_what_is_trained_and_nothing_else(config, seed):
     trained = trained_in(model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
     settings = TrainConfig(steps=3, lr=0.01, muon_lr=0.01, weight_decay=0.5, average=0.5, micro_batches=2)
-    state = TrainingState(model, settings, torch.device("cpu"))
+    state = TrainingState(model, settings, FLOAT32.scaler)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for _ in range(3):
         model.zero_grad(set_to_none=True)
         model.train()
-        cached_backward(model, batch, batch_loss, 2, state.scaler.scale)
+        backward(model, batch, 2)
         state.optimize(1.0)
         state.average.update(model)
     after, average = model.state_dict(), state.average.average

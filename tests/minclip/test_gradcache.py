@@ -9,15 +9,19 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.clip import CLIP, CLIPConfig, batch_loss, contrastive_loss
-from minclip.gradcache import cached_backward
+from minclip.clip import CLIP, CLIPConfig, contrastive_loss
 from minclip.losses import contrastive_figures
 from minclip.text import BertTextConfig
-from minlm.training.loop import accumulate, to_device
+from minlm.training.batches import split
+from minlm.training.hardware import Precision
 from tests.minclip.drawn import (
+    FLOAT32,
     LOSSES,
     PROJECTIONS,
     SMALL,
+    Scaled,
+    backward,
+    batch_loss,
     batch_of,
     clip_configs,
     model_of,
@@ -34,18 +38,14 @@ DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def plain(total: torch.Tensor) -> torch.Tensor:
-    return total
-
-
 def gradients(model: CLIP) -> dict[str, torch.Tensor]:
     return {name: parameter.grad for name, parameter in model.named_parameters()}
 
 
-def run(backward, model: CLIP, batch: dict, n_parts: int, scale=plain) -> tuple:
+def run(model: CLIP, batch: dict, n_parts: int, precision: Precision = FLOAT32) -> tuple:
     """(mean, count, figures, gradients) of one backward, from a clean model."""
     model.zero_grad(set_to_none=True)
-    value, count, figures = backward(model, batch, batch_loss, n_parts, scale)
+    value, count, figures = backward(model, batch, n_parts, precision)
     assert not value.requires_grad
     return value, count, figures, gradients(model)
 
@@ -102,7 +102,7 @@ def test_every_gradient_is_the_whole_batchs(config, n, n_parts, seed, loss, proj
     model, batch = model_of(with_dropout(config, 0.0), seed), batch_of(config, n, seed)
     dtype = pair_of(model, batch)[0].dtype
     expected = whole_batch(model, batch, [slice(n)])
-    same_run(run(cached_backward, model, batch, n_parts), expected, dtype)
+    same_run(run(model, batch, n_parts), expected, dtype)
     assert all(gradient is not None for gradient in expected[3].values())
 
 
@@ -112,14 +112,14 @@ def test_with_dropout_both_passes_draw_the_same_masks(device, config, n, n_parts
     """The same patches and heads' dropout too, and the device's generator where one pass leaves it."""
     config = replace(config, projection="residual")
     model = model_of(with_dropout(config, dropout), seed).train().to(device)
-    batch = to_device(batch_of(config, n, seed), torch.device(device))
+    batch = {name: value.to(device) for name, value in batch_of(config, n, seed).items()}
     get_state = torch.cuda.get_rng_state if device == "cuda" else torch.get_rng_state
     dtype = pair_of(model, batch)[0].dtype
     torch.manual_seed(seed)
     expected = whole_batch(model, batch, chunks(n, n_parts))
     after = get_state()
     torch.manual_seed(seed)
-    same_run(run(cached_backward, model, batch, n_parts), expected, dtype)
+    same_run(run(model, batch, n_parts), expected, dtype)
     assert torch.equal(get_state(), after)
 
 
@@ -138,7 +138,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
     for name in frozen:
         getattr(model, name).requires_grad_(False)
     expected = whole_batch(model, batch, [slice(n)])
-    same_run(run(cached_backward, model, batch, n_parts), expected, pair_of(model, batch)[0].dtype)
+    same_run(run(model, batch, n_parts), expected, pair_of(model, batch)[0].dtype)
     for name, gradient in expected[3].items():
         assert (gradient is None) == (name.split(".")[0] in frozen)
 
@@ -151,16 +151,8 @@ def test_features_in_place_of_pictures_and_texts(config, n, n_parts, seed, kept)
             batch["image_features"] = model.image_tower(batch.pop("images"))
         if kept != "image":
             batch["text_features"] = model.text_tower(batch.pop("tokens"), batch.pop("token_mask"))
-    expected = run(accumulate, model, batch, 1)
-    same_run(run(cached_backward, model, batch, n_parts), expected, torch.float32)
-
-
-@given(clip_configs, sizes, seeds)
-def test_one_part_is_the_plain_backward(config, n, seed):
-    model, batch = model_of(config, seed), batch_of(config, n, seed)
-    found, expected = run(cached_backward, model, batch, 1), run(accumulate, model, batch, 1)
-    assert torch.equal(found[0], expected[0])
-    assert all(torch.equal(found[3][name], gradient) for name, gradient in expected[3].items())
+    expected = run(model, batch, 1)
+    same_run(run(model, batch, n_parts), expected, torch.float32)
 
 
 @given(clip_configs, sizes, parts, seeds)
@@ -168,8 +160,8 @@ def test_a_loss_scale_multiplies_gradients_and_not_the_loss(config, n, n_parts, 
     """As fp16's scaler asks; the scale is divided out again before the step."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     dtype = pair_of(model, batch)[0].dtype
-    expected = run(cached_backward, model, batch, n_parts)
-    *found, scaled = run(cached_backward, model, batch, n_parts, lambda total: total * 1024)
+    expected = run(model, batch, n_parts)
+    *found, scaled = run(model, batch, n_parts, Scaled(1024))
     same_run((*found, {name: gradient / 1024 for name, gradient in scaled.items()}), expected, dtype)
 
 
@@ -182,7 +174,7 @@ def test_no_graph_is_wider_than_a_part(config, n, n_parts, seed):
         tower.register_forward_pre_hook(
             lambda module, inputs, name=name: seen[name].append((torch.is_grad_enabled(), len(inputs[0])))
         )
-    cached_backward(model, batch, batch_loss, n_parts, plain)
+    backward(model, batch, n_parts)
     lengths = [len(range(n)[part]) for part in chunks(n, n_parts)]
     expected = [(with_graph, length) for with_graph in (False, True) for length in lengths]
     assert seen == {"image": expected, "text": expected}
@@ -194,7 +186,7 @@ def test_batchnorm_counts_every_part_once(config, n, n_parts, seed):
     model, batch = model_of(config, seed).train(), batch_of(config, n, seed)
     reference = copy.deepcopy(model)
     whole_batch(reference, batch, chunks(n, n_parts))
-    cached_backward(model, batch, batch_loss, n_parts, plain)
+    backward(model, batch, n_parts)
     found, expected = (m.image_tower.state_dict() for m in (model, reference))
     for name in found:
         if "running_" in name:
@@ -216,8 +208,7 @@ def test_under_autocast_every_parameter_still_gets_its_gradient(text):
     batch["images"] = batch["images"].float()
     results = []
     for n_parts in (1, 3):
-        with torch.autocast("cpu", torch.bfloat16):
-            results.append(run(cached_backward, model, batch, n_parts)[3])
+        results.append(run(model, batch, n_parts, Precision("bf16", torch.device("cpu")))[3])
     for name, gradient in results[0].items():
         cosine = torch.cosine_similarity(gradient.flatten(), results[1][name].flatten(), dim=0)
         assert cosine > 0.98, name
@@ -228,10 +219,11 @@ def test_plain_accumulation_is_another_gradient(seed):
     """Each part compared with itself alone: smaller batches, not a larger one. So the laws above have teeth."""
     model, batch = CLIP(SMALL).double(), batch_of(SMALL, 8, seed)
     batch["groups"] = torch.arange(8)
-    expected, cached, accumulated = (
-        run(backward, model, batch, n_parts)
-        for backward, n_parts in ((accumulate, 1), (cached_backward, 4), (accumulate, 4))
-    )
+    expected, cached = (run(model, batch, n_parts) for n_parts in (1, 4))
+    model.zero_grad()
+    total = sum(batch_loss(model, part)[0] for part in split(batch, 4)) / 8
+    total.backward()
+    accumulated = total.detach(), 8, {}, gradients(model)
 
     def direction(result):
         return torch.cat([gradient.flatten() for gradient in result[3].values()])

@@ -17,7 +17,7 @@ from minclip.data.shapes import ShapesConfig
 from minclip.data.shards import ShardRecords
 from minclip.presets import PRESETS
 from minclip.pretrained import export
-from minclip.runs import classes_of, data_digest, load, make_model, make_tokenizer
+from minclip.runs import data_digest, load, make_model, make_tokenizer
 from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
@@ -92,11 +92,10 @@ def test_a_run_with_the_sigmoid_loss_starts_at_its_batchs_bias(tmp_path):
 
 
 def test_classes_are_those_of_the_data(data_root):
-    names, templates = classes_of(
-        Cifar10Config(root=str(data_root / "cifar-10-batches-py"), templates=("a {}",))
-    )
+    data = Cifar10Config(root=str(data_root / "cifar-10-batches-py"), templates=("a {}",))
+    names, templates = data.classes()
     assert (names[0], len(names), templates) == ("airplane", 10, ("a {}",))
-    assert classes_of(ShapesConfig(train_size=3, dev_size=3))[0] == ()
+    assert ShapesConfig(train_size=3, dev_size=3).classes()[0] == ()
 
 
 def test_the_datas_digest_is_of_names_and_captions(tmp_path):

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.data.shapes import ShapesConfig, combinations, make_scene, questions, scenes
+from minclip.data.shapes import ShapesConfig, combinations, make_scene, scenes, shape_questions
 from minclip.data.shapes_scene import COLOURS, PATTERNS, RADII, SHAPES, Object, Scene, draw
 from minclip.data.shapes_text import captions
 
@@ -382,7 +382,7 @@ CHOICES = {"colour": 8, "shape": 8, "size": 2, "pattern": 3, "place": 9, "relati
 
 @pytest.mark.parametrize("split", ["dev", "seen"])
 def test_of_each_questions_choices_only_the_answer_is_true(split):
-    asked = questions(CONFIG, split)
+    asked = shape_questions(CONFIG, split)
     assert {name: len(items[0].choices) for name, items in asked.items()} == CHOICES
     parts = {"size": 0, "pattern": 1, "colour": 2, "shape": 3}
     for name, items in asked.items():
@@ -405,7 +405,7 @@ def test_of_each_questions_choices_only_the_answer_is_true(split):
 def test_no_constant_answer_beats_chance(seed):
     config = ShapesConfig(seed=seed, train_size=1, dev_size=240)
     ids = {record.image_id for record in config.read()["dev"]}
-    for name, items in questions(config).items():
+    for name, items in shape_questions(config).items():
         each = len(items) // CHOICES[name]
         assert each >= 1
         assert {question.record.image_id for question in items} <= ids

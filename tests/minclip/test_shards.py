@@ -110,11 +110,7 @@ def test_all_processes_together_see_every_sample_once_an_epoch(
     data, total = Keys(sizes), sum(sizes)
     options = {"batch_size": batch_size * world, "seed": seed, "buffer": buffer, "world": world}
     options["workers"] = workers
-    if total < batch_size * world:
-        with pytest.raises(
-            ValueError, match=f"batch_size={batch_size * world} is more than the {total} training items"
-        ):
-            ShardBatches(data, **options)
+    if total < batch_size * world:  # fit_batch sees to that
         return
     processes = [ShardBatches(data, rank=rank, **options) for rank in range(world)]
     steps = processes[0].steps_per_epoch

@@ -21,8 +21,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from minclip.clip import batch_loss
-from minclip.gradcache import cached_backward
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import Command, agreed_command
@@ -31,15 +29,15 @@ from minlm.training.distributed import (
     from_every_process,
     from_first_process,
     gather,
+    mean_over_processes,
     rank,
-    sum_over_processes,
     world,
 )
-from minlm.training.loop import accumulate, fit
+from minlm.training.loop import fit
 from minlm.training.state import TrainConfig
-from tests.minclip.drawn import LOSSES, batch_of, clip_configs, model_of, pair_of, seeds
+from tests.minclip.drawn import FLOAT32, LOSSES, backward, batch_of, clip_configs, model_of, pair_of, seeds
 from tests.minclip.test_gradcache import same_run
-from tests.minlm.test_loop import Points, Stop, model_with_dropout, rows, squared_error
+from tests.minlm.test_loop import Points, PointsTask, Stop, model_with_dropout, rows, squared_error
 
 ROOT = Path(__file__).resolve().parents[2]
 WORLD = 2
@@ -123,7 +121,7 @@ def clip_step(config, seed, n, n_parts):
     share = n // world()
     own = slice(rank() * share, (rank() + 1) * share)
     batch = {name: value[own] for name, value in batch.items()}
-    value, count, figures = cached_backward(model, batch, batch_loss, n_parts, lambda total: total)
+    value, count, figures = backward(model, batch, n_parts)
     return value, count, figures, {name: p.grad for name, p in model.named_parameters()}
 
 
@@ -142,11 +140,13 @@ def token_step(seed, n_parts):
     """A sum over items that do not all count: two processes have different counts."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
-    batch = {"x": torch.randn(6, 4).double(), "y": torch.randn(6, 2).double(), "counts": torch.rand(6) < 0.5}
-    batch["counts"][0] = True
+    batch = {"x": torch.randn(6, 4).double(), "targets": torch.randn(6, 2).double()}
+    batch["token_mask"] = torch.rand(6) < 0.5
+    batch["token_mask"][0] = True
     share = 6 // world()
     batch = {name: value[rank() * share : (rank() + 1) * share] for name, value in batch.items()}
-    value, count, _ = accumulate(model, batch, squared_error, n_parts, lambda total: total)
+    task = PointsTask(TrainConfig(steps=1, batch_size=6, micro_batches=n_parts))
+    value, count, _ = task.backward(model, batch, FLOAT32)
     return value, count, [p.grad for p in model.parameters()]
 
 
@@ -167,7 +167,6 @@ def plain_model():
 def trained(folder, config, make, dtype, stop_after=None):
     """A run of fit() on noisy points, this process's share of it -> the weights at its end, or at the kill."""
     folder.mkdir(exist_ok=True)
-    batches = Batches(Points(), config.batch_size, config.seed, rank=rank(), world=world())
     model, calls = make().to(dtype), itertools.count(1)
 
     def loss(model, batch):
@@ -176,7 +175,7 @@ def trained(folder, config, make, dtype, stop_after=None):
         return squared_error(model, batch)
 
     with suppress(Stop):
-        fit(model, batches, loss, config, folder, inference_files=lambda folder: None, evaluate=dev_figures)
+        fit(model, PointsTask(config, loss, rank(), world(), evaluate=dev_figures), config, folder)
     return model.state_dict()
 
 
@@ -198,7 +197,7 @@ def test_a_run_of_two_is_the_run_of_one(together, tmp_path_factory, muon_lr, ave
     for name, value in alone.items():
         torch.testing.assert_close(first[name], value, atol=1e-9, rtol=1e-9)
         assert torch.equal(first[name], second[name])
-    hidden = ("seconds", "items_per_second", "worst")
+    hidden = ("seconds", "items_per_second")
     for found, expected in zip(rows(folder / "two", *hidden), rows(folder / "one", *hidden), strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     assert [path.name for path in sorted((folder / "two").glob("step-*"))] == [
@@ -227,11 +226,11 @@ def first_mask(folder):
 
     def loss(model, batch):
         seen.append(model.drop(torch.ones(64)))
-        return model(torch.ones(1, 64)).sum(), 1, {}
+        return model(torch.ones(1, 64)).sum(), 1
 
     folder.mkdir(exist_ok=True)
-    batches = Batches(Points(), 6, 0, rank=rank(), world=world())
-    fit(model, batches, loss, replace(RUN, steps=1), folder, inference_files=lambda folder: None)
+    config = replace(RUN, steps=1)
+    fit(model, PointsTask(config, loss, rank(), world()), config, folder)
     return seen[0].detach()
 
 
@@ -244,7 +243,7 @@ def test_each_process_draws_its_own_dropout(together, tmp_path):
 def steps_in_time(folder):
     """How many steps this process takes in a run that a clock ends; the second process's own runs ten times as fast."""
     folder.mkdir(exist_ok=True)
-    batches, steps = Batches(Points(), 6, 0, rank=rank(), world=world()), []
+    steps = []
 
     def loss(model, batch):
         steps.append(1)
@@ -254,7 +253,7 @@ def steps_in_time(folder):
         clock, speed = time.monotonic, 10.0 if rank() else 1.0
         patch.setattr(time, "monotonic", lambda: speed * clock())
         config = replace(RUN, steps=0, minutes=0.005, save_every=0, evaluate_every=0)
-        fit(plain_model(), batches, loss, config, folder, inference_files=lambda folder: None)
+        fit(plain_model(), PointsTask(config, loss, rank(), world()), config, folder)
     return len(steps)
 
 
@@ -264,9 +263,9 @@ def test_one_clock_ends_the_run_for_all(together, tmp_path):
 
 
 def collected():
-    """What the small tools give: (sum, every process's, the first's)."""
+    """What the small tools give: (mean, every process's, the first's)."""
     return (
-        sum_over_processes(torch.tensor([rank() + 1.0])).item(),
+        mean_over_processes(torch.tensor([rank() + 1.0])).item(),
         from_every_process({"rank": rank()}),
         from_first_process(lambda: f"made by {rank()}"),
     )
@@ -274,7 +273,7 @@ def collected():
 
 def test_what_all_have_and_what_the_first_says(together):
     everyone = [{"rank": number} for number in range(WORLD)]
-    assert together(collected) == [(sum(range(1, WORLD + 1)), everyone, "made by 0")] * WORLD
+    assert together(collected) == [((WORLD + 1) / 2, everyone, "made by 0")] * WORLD
     assert collected() == (1.0, [{"rank": 0}], "made by 0")
 
 
@@ -321,11 +320,6 @@ def written_first(path):
 
 def test_the_first_process_goes_first(together, tmp_path):
     assert together(written_first, tmp_path / "file") == [True] * WORLD
-
-
-def test_a_batch_that_cannot_be_shared_is_refused():
-    with pytest.raises(ValueError, match="batch_size=5 cannot be shared equally by 2 processes"):
-        Batches(Points(), 5, 0, world=2)
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.integers(0, 12))

@@ -3,7 +3,6 @@
 import math
 from dataclasses import replace
 
-import numpy as np
 import pytest
 
 from minlm.data import TextFileConfig
@@ -13,7 +12,7 @@ from minlm.presets import RunConfig
 from minlm.runs import make_tokenizer
 from minlm.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tasks import Continuation, Replies
+from minlm.tasks import TASKS
 from minlm.tokenizer import CharTokenizer
 from minlm.training.state import TrainConfig
 
@@ -38,10 +37,8 @@ def findings(tmp_path, text, model=None, **changes):
     return list(examine(config)), config
 
 
-def task_of(config, tokenizer, texts):
-    if isinstance(config.model, Seq2SeqConfig):
-        return Replies(config, tokenizer, texts)
-    return Continuation(config, tokenizer, {name: np.array(tokenizer.encode(t)) for name, t in texts.items()})
+def task_of(config, tokenizer, texts, folder):
+    return TASKS[type(config.model)](config, tokenizer, texts, folder)
 
 
 def told(found, part):
@@ -64,7 +61,7 @@ def test_nothing_is_wrong_with_a_good_script(tmp_path, model):
     script = parse_script(texts["train"])
     told(found, f"a script of {len(script.scenes)} scenes, {len(script.turns)} turns, 2 characters")
     tokenizer = make_tokenizer(config, texts)
-    losses = task_of(config, tokenizer, texts).baselines()
+    losses = task_of(config, tokenizer, texts, tmp_path).baselines()
     told(found, f"(unigrams) {losses['unigram']:.3f}, of their pairs (bigrams) {losses['bigram']:.3f}")
     n = tokenizer.vocab_size
     told(found, f"in nats per character at chance {losses['chance']:.3f}")
@@ -189,7 +186,7 @@ def test_byte_pairs_are_counted(tmp_path):
     n_tokens = int(text.split(" tokens")[0].replace(",", ""))
     n_characters = len(config.data.read()["train"])
     assert n_tokens < n_characters
-    assert text.endswith(f"{n_characters / n_tokens:.2f} characters each")
+    assert text.endswith(f"{n_characters / n_tokens:.2f} characters per token")
 
 
 @pytest.mark.parametrize(

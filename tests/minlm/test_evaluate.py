@@ -16,7 +16,6 @@ from minlm.data import ReplyDataset
 from minlm.evaluate import (
     Cost,
     baselines,
-    next_token_loss,
     pair_counts,
     random_batches_loss,
     reply_cost,
@@ -229,16 +228,6 @@ def test_replies_cost_what_each_costs_alone(pairs, batch_size, norm_first, seed)
     assert cost.tokens == sum(len(reply) + 1 for reply in replies)
     assert cost.characters == sum(len(reply) + 1 for reply in replies)  # each end is a line end
     assert cost.bytes == sum(len(reply.encode()) + 1 for reply in replies)
-
-
-@given(lms, st.integers(1, 3), seeds)
-def test_the_training_loss_is_torchs_on_every_target(config, batch, seed):
-    model = language_model(config, seed)
-    ids = torch.from_numpy(drawn_ids(config, (batch, config.context_length + 1), seed))
-    nats, count = next_token_loss(model, {"tokens": ids[:, :-1], "targets": ids[:, 1:]})
-    expected = F.cross_entropy(model(ids[:, :-1]).flatten(0, 1), ids[:, 1:].flatten(), reduction="sum")
-    assert nats.item() == pytest.approx(expected.item(), rel=1e-5)
-    assert count == batch * config.context_length
 
 
 def test_replies_are_smoothed_in_training_only_where_they_are_real():

@@ -15,15 +15,16 @@ from minlm.generate import SamplingConfig, beam_search
 from minlm.runs import load
 from minlm.script import parse_script, reply_pairs
 from minlm.tasks import Continuation, Replies
+from minlm.training.hardware import Precision
 
 
 @pytest.fixture(scope="module")
-def continuation(lm_run):
+def continuation(lm_run, tmp_path_factory):
     """(task, model, tokenizer, texts) of the run that continues."""
     model, tokenizer, config = load(lm_run)
     texts = config.data.read()
-    splits = {name: np.array(tokenizer.encode(text)) for name, text in texts.items()}
-    return Continuation(config, tokenizer, splits), model, tokenizer, texts
+    folder = tmp_path_factory.mktemp("ids")
+    return Continuation(config, tokenizer, texts, folder), model, tokenizer, texts
 
 
 @pytest.fixture(scope="module")
@@ -31,16 +32,17 @@ def replies(reply_run):
     """(task, model, tokenizer, texts) of the run that replies."""
     model, tokenizer, config = load(reply_run)
     texts = config.data.read()
-    return Replies(config, tokenizer, texts), model, tokenizer, texts
+    return Replies(config, tokenizer, texts, reply_run), model, tokenizer, texts
 
 
 def test_continuing_learns_the_next_token(continuation):
     task, model, tokenizer, _ = continuation
     batch = task.dataset.collate([task.dataset[0, i] for i in range(3)])
-    nats, count, figures = task.loss(model, batch)
+    loss, count, metrics = task.backward(model, batch, Precision("float32", torch.device("cpu")))
     expected = F.cross_entropy(model(batch["tokens"]).flatten(0, 1), batch["targets"].flatten())
-    assert nats.item() / count == pytest.approx(expected.item(), rel=1e-5)
-    assert figures == {"chance": math.log(tokenizer.vocab_size)}
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert count == batch["targets"].numel()
+    assert metrics == {"chance": math.log(tokenizer.vocab_size)}
 
 
 def test_continuing_is_followed_on_the_whole_validation_text(continuation):
@@ -63,11 +65,10 @@ def test_a_sample_continues_the_first_line(continuation, monkeypatch):
 def test_replying_learns_the_reply_smoothed(replies):
     task, model, tokenizer, _ = replies
     line, reply = task.dataset.pairs[0]
-    nats, count, figures = task.loss(model, task.dataset.collate([(line, reply)]))
+    nats, count = task.loss(model, task.dataset.collate([(line, reply)]))
     logits = model(torch.tensor([line]), torch.tensor([[tokenizer.start_id, *reply[:-1]]]))[0]
     expected = F.cross_entropy(logits, torch.tensor(reply), label_smoothing=0.1)
     assert nats.item() / count == pytest.approx(expected.item(), rel=1e-5)
-    assert figures == {"chance": math.log(tokenizer.vocab_size)}
 
 
 def test_replying_is_followed_without_smoothing(replies):

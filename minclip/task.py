@@ -1,0 +1,114 @@
+"""Contrastive training of a CLIP: what a batch is, its gradients, and how well the model does on dev.
+
+B pairs, E embed_dim, W processes.
+"""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from minclip.clip import CLIP, contrastive_loss, embed_batch
+from minclip.data.dataset import PairDataset
+from minclip.data.features import with_features
+from minclip.data.records import Record
+from minclip.embed import embed_classes
+from minclip.evaluate import evaluate_records
+from minclip.gradcache import cached_backward
+from minclip.losses import contrastive_figures
+from minclip.presets import RunConfig
+from minclip.tokenizer import Tokenizer
+from minclip.zero_shot import zero_shot
+from minlm.training.batches import Batch
+from minlm.training.config import files_beside_weights
+from minlm.training.distributed import average_gradients, gather
+from minlm.training.hardware import Precision
+from minlm.training.loop import Metrics
+
+
+class PairTask:
+    """Find each image's caption, and each caption's image, among all pairs of a batch (Radford et al. 2021).
+
+    model: holds the weights it will be trained with, for features of frozen towers are computed from them once.
+    Raises ValueError if too many training images are damaged.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        tokenizer: Tokenizer,
+        model: CLIP,
+        records: Sequence[Record],
+        dev: Sequence[Record],
+    ):
+        self.config, self.tokenizer, self.dev = config, tokenizer, dev
+        pairs = PairDataset(
+            records,
+            config.image_transform(train=True),
+            tokenizer,
+            config.text.context_length,
+            config.train.seed,
+            cache_bytes=int(config.cache_gib * 2**30),
+        )
+        self.dataset = with_features(pairs, model, config.train.batch_size)
+        if self.dataset.image_features is None:
+            pairs.fill_cache(workers=2, progress=True)
+        self.batches = config.data.batches(self.dataset, config.train)
+        self.inference_files = files_beside_weights(config, tokenizer)
+
+    @property
+    def corrupt(self) -> list[tuple[str, str]]:
+        """(name, reason) of the training images that were replaced so far."""
+        return self.dataset.corrupt
+
+    def backward(self, model: CLIP, batch: Batch, precision: Precision) -> tuple[Tensor, int, Metrics]:
+        """Fill the gradients of the mean contrastive loss over the batch of all processes.
+
+        Returns the loss, the number of pairs, and metrics of the whole batch.
+        """
+        groups = gather(batch["groups"])  # (W B)
+
+        def loss(images: Tensor, texts: Tensor) -> tuple[Tensor, Metrics]:
+            pair = gather(images), gather(texts)  # (W B, E) each
+            total, n_pairs = contrastive_loss(model, *pair, groups)
+            return total / n_pairs, contrastive_figures(*pair, model.logit_scale, groups, model.logit_bias)
+
+        if self.config.train.micro_batches > 1:
+            value, metrics = cached_backward(model, batch, self.config.train.micro_batches, precision, loss)
+        else:
+            with precision.forward():
+                value, metrics = loss(*embed_batch(model, batch))
+            precision.backward(value)
+        average_gradients(model)
+        return value.detach(), len(groups), metrics
+
+    def after_step(self, model: CLIP) -> None:
+        """Clamp logit_scale."""
+        model.clamp_logit_scale()
+
+    @torch.no_grad()
+    def evaluate(self, model: CLIP) -> dict[str, float]:
+        """Compute the loss on dev, in whole batches, and recall@10 both ways; with classes, zero-shot accuracy."""
+        transform = self.config.image_transform(train=False)
+        evaluation = evaluate_records(model, self.dev, transform, self.tokenizer)
+        first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(self.dev))]
+        groups = torch.tensor([record.group for record in self.dev])
+        sides = evaluation.image_embeddings, evaluation.text_embeddings[first_text], groups
+        size, device = self.config.train.batch_size, model.logit_scale.device
+        batches = list(zip(*(side.to(device).split(size) for side in sides), strict=True))
+        whole = batches[: len(self.dev) // size] or batches
+        losses = [contrastive_loss(model, *batch) for batch in whole]
+        metrics = {"dev_loss": float(sum(total for total, _ in losses) / sum(count for _, count in losses))}
+        names, templates = self.config.data.classes()
+        if names:
+            prompts = embed_classes(model, self.tokenizer, names, templates)  # (classes, E)
+            found = zero_shot(evaluation.image_embeddings, groups, prompts, names)
+            return metrics | {"dev_zero_shot_top1": found["top1"]}
+        for way in ("image_to_text", "text_to_image"):
+            metrics[f"dev_{way}_recall@10"] = evaluation.figures[way]["recall@10"]
+        return metrics
+
+    def score(self, metrics: dict[str, float]) -> float:
+        """Zero-shot accuracy, or the mean of recall@10 both ways."""
+        measures = [value for name, value in metrics.items() if name != "dev_loss"]
+        return sum(measures) / len(measures)

@@ -1,0 +1,34 @@
+"""Every data format offers what a run asks of it."""
+
+from typing import get_args
+
+import pytest
+import torch
+
+from minclip.data.config import TEMPLATES, DataConfig
+from minclip.data.shapes import ShapesConfig, shape_questions
+from minclip.presets import Data
+from minlm.training.state import TrainConfig
+
+
+@pytest.mark.parametrize("cls", get_args(Data))
+def test_every_format_is_a_data_config_with_a_reader_of_its_own(cls):
+    assert issubclass(cls, DataConfig)
+    assert cls.read is not DataConfig.read
+
+
+def test_without_classes_there_are_templates_only():
+    assert ShapesConfig().classes() == ((), TEMPLATES)
+
+
+def test_questions_are_those_of_the_built_in_world():
+    config = ShapesConfig(train_size=3, dev_size=90)
+    asked = config.questions()
+    assert asked.keys() == shape_questions(config).keys() >= {"colour", "shape", "relation"}
+
+
+def test_the_order_is_the_training_configs():
+    data = torch.utils.data.TensorDataset(torch.arange(12))
+    data.collate = list
+    batches = ShapesConfig().batches(data, TrainConfig(steps=1, batch_size=4, neighbours=2, seed=3))
+    assert (batches.batch_size, batches.neighbours, batches.seed, batches.share) == (4, 2, 3, 4)
