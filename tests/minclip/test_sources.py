@@ -19,7 +19,7 @@ from minclip.data.sources import (
     read_json,
     split_name,
 )
-from minclip.presets import PRESETS, DataConfig
+from minclip.presets import PRESETS, Data
 
 
 def names(splits: dict[str, list[Record]]) -> dict[str, list[str]]:
