@@ -124,7 +124,7 @@ KINDS = {type(config.data): config.data for config in PRESETS.values()}
 
 
 @pytest.mark.parametrize("data", KINDS.values(), ids=[kind.__name__ for kind in KINDS])
-def test_data_that_is_not_given_is_asked_for(data: DataConfig, monkeypatch, tmp_path):
+def test_data_that_is_not_given_is_asked_for(data: Data, monkeypatch, tmp_path):
     """In a folder that has all kinds of data, none of which is taken unasked."""
     option = next((name for name in ("root", "path") if hasattr(data, name)), None)
     if option is None:
