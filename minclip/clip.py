@@ -87,11 +87,11 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> embeddings (B, E) of unit length."""
-        return self.project_image(self.image_tower(images))
+        return self.project_image(self.image_tower(images))  # (B, E)
 
     def encode_text(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) True = real -> embeddings (B, E) of unit length."""
-        return self.project_text(self.text_tower(tokens, token_mask))
+        return self.project_text(self.text_tower(tokens, token_mask))  # (B, E)
 
     def project_image(self, features: Tensor) -> Tensor:
         """features (B, D) of the image tower -> embeddings (B, E) of unit length."""
@@ -103,7 +103,7 @@ class CLIP(nn.Module):
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Compute logits_per_image (images, texts)."""
-        return self.logits(self.encode_image(images), self.encode_text(tokens, token_mask))
+        return self.logits(self.encode_image(images), self.encode_text(tokens, token_mask))  # (B, B)
 
     def logits(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Compute logits_per_image (N, M) of embeddings (N, E) and (M, E), with logit_bias where there is one."""
@@ -129,12 +129,12 @@ class CLIP(nn.Module):
 def embed_batch(model: CLIP, batch: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """Embeddings (B, E) of a batch's images and texts, or of the features it has in their place."""
     if "image_features" in batch:
-        images = model.project_image(batch["image_features"])
+        images = model.project_image(batch["image_features"])  # (B, E)
     else:
-        images = model.encode_image(batch["images"])
+        images = model.encode_image(batch["images"])  # (B, E)
     if "text_features" in batch:
-        return images, model.project_text(batch["text_features"])
-    return images, model.encode_text(batch["tokens"], batch["token_mask"])
+        return images, model.project_text(batch["text_features"])  # (B, E) each
+    return images, model.encode_text(batch["tokens"], batch["token_mask"])  # (B, E) each
 
 
 def contrastive_loss(
