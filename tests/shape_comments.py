@@ -240,6 +240,10 @@ class Rewriter(ast.NodeTransformer):
         ):  # from the outside in: the first expression that ends on a line is the largest
             if isinstance(node, ast.Assign | ast.Return) and node.value is not None:
                 statements.setdefault(node.end_lineno, node)
+            elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and node.value.args:
+                expressions[node.end_lineno] = node.value.args[
+                    -1
+                ]  # ranks.append(rank): the comment is the rank's
             elif isinstance(node, ast.expr):
                 expressions.setdefault(node.end_lineno, node)
         for line in comments:
