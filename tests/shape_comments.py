@@ -19,6 +19,7 @@ import io
 import re
 import tokenize
 from fractions import Fraction
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
@@ -39,22 +40,26 @@ def dimensions(shape: str) -> Dims:
     return [part.strip() for part in shape.strip("()").split(",") if part.strip()]
 
 
-def evaluate(dim: str, letters: Letters) -> Fraction:
-    """The value of "1 + T" or "3 D" where all letters are known."""
-    product = re.sub(r"(?<=[\w']) +(?=[A-Za-z])", " * ", dim)
-    return eval(NAME.sub(lambda name: f"letters[{name[0]!r}]", product), {"letters": letters})
+@cache
+def choices(dim: str) -> list[tuple[set[str], CodeType]]:
+    """The letters of "T or 3 D", and what computes it from them: one pair for each side of the "or"."""
+    found = []
+    for choice in dim.split(" or "):
+        product = re.sub(r"(?<=[\w']) +(?=[A-Za-z])", " * ", choice)
+        formula = NAME.sub(lambda name: f"letters[{name[0]!r}]", product)
+        found.append((set(NAME.findall(choice)), compile(formula, dim, "eval")))
+    return found
 
 
 def fits(dim: str, size: int, letters: Letters) -> bool:
     """Whether a dimension has this size; its one unknown letter, if any, gets the value that makes it so."""
-    choices = dim.split(" or ")
-    unknown = {choice: [name for name in NAME.findall(choice) if name not in letters] for choice in choices}
-    if any(not unknown[choice] and evaluate(choice, letters) == size for choice in choices):
+    unknown = [(names - letters.keys(), formula) for names, formula in choices(dim)]
+    if any(not names and eval(formula, {"letters": letters}) == size for names, formula in unknown):
         return True
-    for choice in choices:
-        if len(set(unknown[choice])) == 1:  # the dimension is linear in it
-            name = unknown[choice][0]
-            at_0, at_1 = (evaluate(choice, letters | {name: Fraction(value)}) for value in (0, 1))
+    for names, formula in unknown:
+        if len(names) == 1:  # the dimension is linear in it
+            (name,) = names
+            at_0, at_1 = (eval(formula, {"letters": letters | {name: Fraction(value)}}) for value in (0, 1))
             value = (size - at_0) / (at_1 - at_0)
             if value.denominator == 1 and value >= 0:
                 letters[name] = value
@@ -74,6 +79,11 @@ def matches(dims: Dims, shape: tuple[int, ...], letters: Letters) -> bool:
         return False
     letters.update(trial)
     return True
+
+
+def matching(told: list[Dims], shapes: list[tuple[int, ...]], letters: Letters) -> bool:
+    """Whether tensors have, in their order, the dimensions that a comment gives them."""
+    return len(told) == len(shapes) and all(map(matches, told, shapes, [letters] * len(told)))
 
 
 def tensors(value) -> list[Tensor]:
@@ -181,9 +191,7 @@ class ShapeComments:
             return value
         comment, before = self.comments[path, line], dict(letters)
         all_dims = told_shapes(comment, len(shapes))
-        fit = len(all_dims) == len(shapes) > 0 and all(
-            matches(dims, shape, letters) for dims, shape in zip(all_dims, shapes, strict=True)
-        )
+        fit = len(shapes) > 0 and matching(all_dims, shapes, letters)
         actual = ", ".join(map(str, shapes)) or f"no tensor but {type(value).__name__}"
         assert fit, f"{path}:{line}: the comment says {comment}, the line makes {actual}: {told(before)}"
         self.verified.add((path, line))
@@ -193,9 +201,8 @@ class ShapeComments:
                     swapped = [dims[{i: j, j: i}.get(n, n)] for n in range(len(dims))]
                     place = path, line, f"({', '.join(swapped)})"
                     self.swaps.add(place)
-                    trial = dict(before)
                     told_all = [*all_dims[:k], swapped, *all_dims[k + 1 :]]
-                    if not all(map(matches, told_all, shapes, [trial] * len(shapes))):
+                    if place not in self.refused and not matching(told_all, shapes, dict(before)):
                         self.refused.add(place)
         return value
 
