@@ -176,7 +176,7 @@ def _on_grid(embeddings: Tensor, name: str) -> Tensor:
             f"{name} embeddings: row {bad[0]} and {len(bad) - 1} more of {len(embeddings)} are not finite: "
             "look for NaN or infinity in the weights"
         )
-    lengths = embeddings.norm(dim=1)
+    lengths = embeddings.norm(dim=1)  # (rows,)
     row = int((lengths - 1).abs().argmax())
     if abs(lengths[row] - 1) > 0.02:  # bfloat16 rounds a length by up to 0.004
         raise ValueError(f"{name} embeddings: row {row} has length {lengths[row]:.4g}, must be 1: normalise")

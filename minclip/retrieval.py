@@ -58,7 +58,7 @@ def _groups_of_both(n_images: int, image_of_text: Tensor, groups: Tensor | None)
     groups = torch.arange(n_images) if groups is None else groups
     if groups.shape != (n_images,):
         raise ValueError(f"groups must have shape ({n_images},), one an image: got {tuple(groups.shape)}")
-    return groups, groups[image_of_text]
+    return groups, groups[image_of_text]  # (N,), (M,)
 
 
 def check_positions(positions: Tensor, count: int, limit: int, name: str) -> None:

@@ -185,7 +185,7 @@ class MultiHeadAttention(nn.Module):
         if fused:
             out = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=fused_causal)
         else:
-            out, weights = attention(query, key, value, mask, dropout)
+            out, weights = attention(query, key, value, mask, dropout)  # (B, H, T, K), (B, H, T, S)
             if self.recorded is not None:
                 self.recorded.append(weights)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, D)
