@@ -52,7 +52,7 @@ def choices(dim: str) -> list[tuple[set[str], CodeType]]:
 
 
 def fits(dim: str, size: int, letters: Letters) -> bool:
-    """Whether a dimension has this size; its one unknown letter, if any, gets the value that makes it so."""
+    """Tell if a dimension has this size; its one unknown letter, if any, gets the value that makes it so."""
     unknown = [(names - letters.keys(), formula) for names, formula in choices(dim)]
     if any(not names and eval(formula, {"letters": letters}) == size for names, formula in unknown):
         return True
@@ -68,7 +68,7 @@ def fits(dim: str, size: int, letters: Letters) -> bool:
 
 
 def matches(dims: Dims, shape: tuple[int, ...], letters: Letters) -> bool:
-    """Whether a tensor has the dimensions that a comment names; if so, unknown letters get their values."""
+    """Tell if a tensor has the dimensions that a comment names; if so, unknown letters get their values."""
     trial = dict(letters)
     if dims[:1] == ["..."] and len(shape) >= len(dims) - 1:
         leading = shape[: len(shape) - len(dims) + 1]
@@ -81,9 +81,9 @@ def matches(dims: Dims, shape: tuple[int, ...], letters: Letters) -> bool:
     return True
 
 
-def matching(told: list[Dims], shapes: list[tuple[int, ...]], letters: Letters) -> bool:
-    """Whether tensors have, in their order, the dimensions that a comment gives them."""
-    return len(told) == len(shapes) and all(map(matches, told, shapes, [letters] * len(told)))
+def matching(all_dims: list[Dims], shapes: list[tuple[int, ...]], letters: Letters) -> bool:
+    """Tell if tensors have, in their order, the dimensions that a comment gives them."""
+    return len(all_dims) == len(shapes) and all(map(matches, all_dims, shapes, [letters] * len(shapes)))
 
 
 def tensors(value) -> list[Tensor]:
@@ -93,13 +93,13 @@ def tensors(value) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else []
 
 
-def told_shapes(text: str, count: int) -> list[Dims]:
+def dimensions_per_tensor(text: str, count: int) -> list[Dims]:
     """The dimensions that a comment gives each of so many tensors."""
-    told = re.findall(rf"({SHAPE})( each)?", text)
-    if len(told) == 1 and told[0][1]:
-        return [dimensions(told[0][0])] * count
-    spare = count - len(told)  # tensors that "each" of the first shape covers beside its own
-    return [dimensions(shape) for shape, each in told for _ in range(1 + (spare if each else 0))]
+    found = re.findall(rf"({SHAPE})( each)?", text)
+    if len(found) == 1 and found[0][1]:
+        return [dimensions(found[0][0])] * count
+    spare = count - len(found)  # tensors that "each" of the first shape covers beside its own
+    return [dimensions(shape) for shape, each in found for _ in range(1 + (spare if each else 0))]
 
 
 class Parameters:
@@ -112,8 +112,7 @@ class Parameters:
         for some, shapes in re.findall(rf"((?:\w+(?:, | and ))*\w+) ({SHAPE}(?: or {SHAPE})*)", text):
             for name in re.split(", | and ", some):
                 if name in names:
-                    choices = [dimensions(shape) for shape in re.findall(SHAPE, shapes)]
-                    self.shapes.setdefault(name, choices)
+                    self.shapes.setdefault(name, [dimensions(shape) for shape in re.findall(SHAPE, shapes)])
 
 
 class ShapeComments:
@@ -171,11 +170,11 @@ class ShapeComments:
     def begin(self, path: str, function: str, values: dict) -> Letters:
         """The letters that a call begins with: those known, and those of its arguments."""
         letters = {name: Fraction(value) for name, value in self.known.items()}
-        for name, choices in self.parameters[path, function].shapes.items():
+        for name, shapes in self.parameters[path, function].shapes.items():
             if isinstance(values.get(name), Tensor):
                 shape = tuple(values[name].shape)
-                assert any(matches(dims, shape, letters) for dims in choices), (
-                    f"{path}: {function} is given {name} {shape}, not {choices}: {told(letters)}"
+                assert any(matches(dims, shape, letters) for dims in shapes), (
+                    f"{path}: {function} is given {name} {shape}, not {shapes}: {values_of(letters)}"
                 )
         return letters
 
@@ -190,10 +189,10 @@ class ShapeComments:
         if named is None:
             return value
         comment, before = self.comments[path, line], dict(letters)
-        all_dims = told_shapes(comment, len(shapes))
+        all_dims = dimensions_per_tensor(comment, len(shapes))
         fit = len(shapes) > 0 and matching(all_dims, shapes, letters)
         actual = ", ".join(map(str, shapes)) or f"no tensor but {type(value).__name__}"
-        assert fit, f"{path}:{line}: the comment says {comment}, the line makes {actual}: {told(before)}"
+        assert fit, f"{path}:{line}: the comment says {comment}, the line makes {actual}: {values_of(before)}"
         self.verified.add((path, line))
         for k, dims in enumerate(all_dims):
             for i, j in combinations(range("..." in dims, len(dims)), 2):
@@ -201,8 +200,8 @@ class ShapeComments:
                     swapped = [dims[{i: j, j: i}.get(n, n)] for n in range(len(dims))]
                     place = path, line, f"({', '.join(swapped)})"
                     self.swaps.add(place)
-                    told_all = [*all_dims[:k], swapped, *all_dims[k + 1 :]]
-                    if place not in self.refused and not matching(told_all, shapes, dict(before)):
+                    trial = [*all_dims[:k], swapped, *all_dims[k + 1 :]]
+                    if place not in self.refused and not matching(trial, shapes, dict(before)):
                         self.refused.add(place)
         return value
 
@@ -214,7 +213,7 @@ class ShapeComments:
         return [f"{path}:{line}: {self.comments[path, line]}" for path, line in missing]
 
 
-def told(letters: Letters) -> str:
+def values_of(letters: Letters) -> str:
     return ", ".join(f"{name} = {value}" for name, value in letters.items()) or "no letter is known"
 
 
