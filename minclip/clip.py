@@ -86,11 +86,11 @@ class CLIP(nn.Module):
 
     def encode_image(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> embeddings (B, E) of unit length."""
-        return self.project_image(self.image_tower(images))
+        return self.project_image(self.image_tower(images))  # (B, E)
 
     def encode_text(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) True = real -> embeddings (B, E) of unit length."""
-        return self.project_text(self.text_tower(tokens, token_mask))
+        return self.project_text(self.text_tower(tokens, token_mask))  # (B, E)
 
     def project_image(self, features: Tensor) -> Tensor:
         """features (B, D) of the image tower -> embeddings (B, E) of unit length."""
@@ -102,7 +102,7 @@ class CLIP(nn.Module):
 
     def forward(self, images: Tensor, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """Compute logits_per_image (images, texts)."""
-        return self.logits(self.encode_image(images), self.encode_text(tokens, token_mask))
+        return self.logits(self.encode_image(images), self.encode_text(tokens, token_mask))  # (B, B)
 
     def logits(self, image_embeddings: Tensor, text_embeddings: Tensor) -> Tensor:
         """Compute logits_per_image (N, M) of embeddings (N, E) and (M, E), with logit_bias where there is one."""

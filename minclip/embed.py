@@ -84,7 +84,7 @@ def _over_pictures(
                 damaged[record.image_id] = str(error)
         if not images:
             return torch.empty(0)  # which torch.cat skips
-        return encode(torch.stack(images).to(model.logit_scale.device))  # (B, C, h, w) -> (B, E or D)
+        return encode(torch.stack(images).to(model.logit_scale.device))  # (B, E or D)
 
     return _in_batches(model, embed, records, batch_size, "images")
 
@@ -103,7 +103,9 @@ def embed_texts(
         nonlocal n_cut
         tokens, token_mask, n_truncated = encode_batch(tokenizer, batch, length)
         n_cut += n_truncated
-        return model.encode_text(tokens.to(model.logit_scale.device), token_mask.to(model.logit_scale.device))
+        return model.encode_text(
+            tokens.to(model.logit_scale.device), token_mask.to(model.logit_scale.device)
+        )  # (B, E)
 
     row_of = {text: row for row, text in enumerate(dict.fromkeys(texts))}
     embeddings = _in_batches(model, embed, list(row_of), batch_size, "texts")
@@ -114,7 +116,7 @@ def embed_texts(
             "them: what follows is not read",
             stacklevel=2,
         )
-    return embeddings[[row_of[text] for text in texts]]
+    return embeddings[[row_of[text] for text in texts]]  # (M, E)
 
 
 def _in_batches(model: nn.Module, embed: Callable, items: Sequence, batch_size: int, name: str) -> Tensor:
@@ -126,7 +128,7 @@ def _in_batches(model: nn.Module, embed: Callable, items: Sequence, batch_size: 
     with evaluating(model):
         bar = tqdm(starts, desc=f"embedding {name}", unit="batch", leave=False, disable=None)
         embeddings = [embed(items[start : start + batch_size]).float().cpu() for start in bar]
-    return torch.cat(embeddings)  # (items, E)
+    return torch.cat(embeddings)  # (items, E or D)
 
 
 def embed_classes(
@@ -156,7 +158,7 @@ def exact_pair(images: Tensor, others: Tensor, name: str) -> tuple[Tensor, Tenso
 
     ValueError: empty or not two-dimensional, unequal widths, numbers not finite, a row not of unit length.
     """
-    pair = _on_grid(images, "image"), _on_grid(others, name)
+    pair = _on_grid(images, "image"), _on_grid(others, name)  # (N, E), (M, E)
     if images.shape[1] != others.shape[1]:
         raise ValueError(
             f"image embeddings have width {images.shape[1]}, {name} embeddings {others.shape[1]}"
@@ -174,7 +176,7 @@ def _on_grid(embeddings: Tensor, name: str) -> Tensor:
             f"{name} embeddings: row {bad[0]} and {len(bad) - 1} more of {len(embeddings)} are not finite: "
             "look for NaN or infinity in the weights"
         )
-    lengths = embeddings.norm(dim=1)
+    lengths = embeddings.norm(dim=1)  # (rows,)
     row = int((lengths - 1).abs().argmax())
     if abs(lengths[row] - 1) > 0.02:  # bfloat16 rounds a length by up to 0.004
         raise ValueError(f"{name} embeddings: row {row} has length {lengths[row]:.4g}, must be 1: normalise")

@@ -19,16 +19,16 @@ def full_precision(x: Tensor) -> Tensor:
 
 
 def clip_logits(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
-    """logits_per_image (B, B): exp(logit_scale) * cosine of image i and text j. Embeddings are unit vectors."""
+    """logits_per_image (N, M): exp(logit_scale) * cosine of image i and text j, unit vectors (N, E) and (M, E)."""
     # Outside autocast: a logit of 50 in bfloat16 is good to 0.25 only, and near cosines would tie.
     with torch.autocast(image_embeddings.device.type, enabled=False):
-        return logit_scale.exp() * image_embeddings @ text_embeddings.T
+        return logit_scale.exp() * image_embeddings @ text_embeddings.T  # (N, M)
 
 
 def compared_pairs(groups: Tensor) -> Tensor:
     """groups (B) -> (B, B), True where j is in N(i)."""
-    own = torch.eye(len(groups), dtype=torch.bool, device=groups.device)
-    return own | (groups[:, None] != groups)
+    own = torch.eye(len(groups), dtype=torch.bool, device=groups.device)  # (B, B)
+    return own | (groups[:, None] != groups)  # (B, B)
 
 
 def clip_loss(
@@ -46,7 +46,7 @@ def clip_loss(
     n_pairs = len(logits)
     if groups is not None:
         logits = torch.where(compared_pairs(groups), logits, float("-inf"))
-    target = torch.arange(n_pairs, device=logits.device)
+    target = torch.arange(n_pairs, device=logits.device)  # (B)
     image_to_text = F.cross_entropy(logits, target, reduction="sum")
     text_to_image = F.cross_entropy(logits.T, target, reduction="sum")
     return (image_to_text + text_to_image) / 2, n_pairs
@@ -67,7 +67,7 @@ def sigmoid_loss(
     """
     logits = clip_logits(image_embeddings, text_embeddings, logit_scale) + logit_bias  # (B, B)
     n_pairs = len(logits)
-    sign = 2 * torch.eye(n_pairs, dtype=logits.dtype, device=logits.device) - 1
+    sign = 2 * torch.eye(n_pairs, dtype=logits.dtype, device=logits.device) - 1  # (B, B)
     losses = -F.logsigmoid(sign * logits)
     if groups is not None:
         losses = torch.where(compared_pairs(groups), losses, 0.0)
@@ -98,8 +98,8 @@ def soft_target_loss(
     """
     logits = clip_logits(image_embeddings, text_embeddings, logit_scale)  # (B, B)
     with torch.no_grad():
-        images = clip_logits(image_embeddings, image_embeddings, logit_scale)
-        texts = clip_logits(text_embeddings, text_embeddings, logit_scale)
+        images = clip_logits(image_embeddings, image_embeddings, logit_scale)  # (B, B)
+        texts = clip_logits(text_embeddings, text_embeddings, logit_scale)  # (B, B)
         likeness = (images + texts) / 2  # (B, B)
     if groups is not None:
         # The lowest finite number, not -inf: its target is zero, and zero times infinity would be NaN.
@@ -127,7 +127,7 @@ def contrastive_figures(
     """
     cosine = clip_logits(image_embeddings, text_embeddings, torch.zeros_like(logit_scale))  # (B, B)
     other = groups[:, None] != groups  # (B, B)
-    own = cosine.diagonal()
+    own = cosine.diagonal()  # (B)
     best_other = torch.where(other, cosine, -2.0).amax(dim=1)  # (B)
     figures = {
         "chance": (1 + other.sum(dim=1)).float().log().mean(),

@@ -78,7 +78,7 @@ class AntialiasedBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, h, w) -> (B, C', h / stride, w / stride)."""
-        return torch.relu(self.branch(x) + self.shortcut(x))
+        return torch.relu(self.branch(x) + self.shortcut(x))  # (B, C', h', w')
 
 
 class AttentionPooling(nn.Module):
@@ -146,4 +146,4 @@ class ModifiedResNet(Tower):
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> features (B, D)."""
-        return self.attention_pooling(self.forward_tokens(images))
+        return self.attention_pooling(self.forward_tokens(images))  # (B, D)

@@ -48,7 +48,7 @@ class LinearNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., E)."""
-        return self.norm(self.linear(x))
+        return self.norm(self.linear(x))  # (..., E)
 
 
 class ResidualHead(nn.Module):
@@ -94,7 +94,7 @@ class NdLinear(nn.Module):
         if tuple(x.shape[-n_axes:]) != self.in_shape:
             raise ValueError(f"NdLinear takes (..., {str(self.in_shape)[1:-1]}), got {tuple(x.shape)}")
         for k, layer in enumerate(self.axes, start=-n_axes):
-            x = layer(x.movedim(k, -1)).movedim(-1, k)  # (..., out_k, ...)
+            x = layer(x.movedim(k, -1)).movedim(-1, k)  # axis k: from in_k to out_k
         return x
 
 
@@ -135,4 +135,4 @@ class LowRank(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., D) -> (..., E)."""
-        return self.up(self.down(x))
+        return self.up(self.down(x))  # (..., E)

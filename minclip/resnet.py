@@ -90,7 +90,7 @@ class ResidualBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (B, C, h, w) -> (B, C', h / stride, w / stride)."""
-        return torch.relu(self.branch(x) + self.shortcut(x))
+        return torch.relu(self.branch(x) + self.shortcut(x))  # (B, C', h', w')
 
 
 class ResNet(Tower):

@@ -40,25 +40,25 @@ def retrieval_ranks(
     chunk = max(1, most_scores // len(texts))  # images per block
     parts = list(zip(images.split(chunk), image_groups.split(chunk), strict=True))
 
-    best_of_text = torch.full((len(texts),), -math.inf, dtype=images.dtype)
+    best_of_text = torch.full((len(texts),), -math.inf, dtype=images.dtype)  # (M,)
     for some, some_groups in parts:
         right = some_groups[:, None] == text_groups  # (chunk, M)
         scores = torch.where(right, some @ texts.T, -math.inf)  # (chunk, M)
-        best_of_text = torch.maximum(best_of_text, scores.amax(dim=0))
+        best_of_text = torch.maximum(best_of_text, scores.amax(dim=0))  # (M,)
     image_ranks, text_ranks = [], torch.ones(len(texts), dtype=torch.int64)
     for some, some_groups in parts:
-        right, scores = some_groups[:, None] == text_groups, some @ texts.T  # (chunk, M)
+        right, scores = some_groups[:, None] == text_groups, some @ texts.T  # (chunk, M) each
         best_of_image = torch.where(right, scores, -math.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
         image_ranks.append(1 + ((scores >= best_of_image) & ~right).sum(dim=1))  # (chunk,)
         text_ranks += ((scores >= best_of_text) & ~right).sum(dim=0)
-    return torch.cat(image_ranks), text_ranks
+    return torch.cat(image_ranks), text_ranks  # (N,), (M,)
 
 
 def _groups_of_both(n_images: int, image_of_text: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
     groups = torch.arange(n_images) if groups is None else groups
     if groups.shape != (n_images,):
         raise ValueError(f"groups must have shape ({n_images},), one an image: got {tuple(groups.shape)}")
-    return groups, groups[image_of_text]
+    return groups, groups[image_of_text]  # (N,), (M,)
 
 
 def check_positions(positions: Tensor, count: int, limit: int, name: str) -> None:

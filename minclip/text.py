@@ -93,12 +93,12 @@ class GPTTextEncoder(Tower):
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
         """tokens (B, T) -> features (B, D). ValueError where a row has no end-of-text token."""
-        is_end = tokens == self.config.end_id
+        is_end = tokens == self.config.end_id  # (B, T)
         if not is_end.any(dim=1).all():
             row = int((~is_end.any(dim=1)).nonzero()[0])
             raise ValueError(f"text {row} of the batch has no end-of-text token (id {self.config.end_id})")
         end = is_end.int().argmax(dim=1)  # (B)
-        x = self.forward_tokens(tokens)
+        x = self.forward_tokens(tokens)  # (B, T, D)
         return x[torch.arange(len(x), device=x.device), end]  # (B, D)
 
 
@@ -141,7 +141,7 @@ class BertTextEncoder(Tower):
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
         """tokens (B, T), token_mask (B, T) -> features (B, D); padding is neither seen nor pooled."""
-        x = self.forward_tokens(tokens, token_mask)
+        x = self.forward_tokens(tokens, token_mask)  # (B, T, D)
         match self.config.pool:
             case "first":
                 return x[:, 0]  # (B, D)

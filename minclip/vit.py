@@ -1,7 +1,7 @@
 """The Vision Transformer: an image is cut into patches, and the patches are the tokens.
 
-Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P patch side, N patches (in
-training those that patch dropout leaves), T tokens (N, and one more with a class token), D d_model.
+Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P patch side, N patches, T tokens
+(N, and one more with a class token), N' and T' those that patch dropout leaves, D d_model.
 """
 
 from dataclasses import dataclass
@@ -114,13 +114,15 @@ class VisionTransformer(Tower):
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, T, D)
         x = x + self.positions
         if self.training and self.config.patch_dropout:
-            x = drop_patches(x, self.config.patch_dropout, n_extra=x.shape[1] - self.config.n_patches)
+            x = drop_patches(
+                x, self.config.patch_dropout, n_extra=x.shape[1] - self.config.n_patches
+            )  # (B, T', D)
         x = self.dropout(self.norm_input(x))
-        return self.transformer(x)  # (B, T, D)
+        return self.transformer(x)  # (B, T or T', D)
 
     def forward(self, images: Tensor) -> Tensor:
         """images (B, C, h, w) -> features (B, D)."""
-        return self.pool(self.forward_tokens(images))
+        return self.pool(self.forward_tokens(images))  # (B, D)
 
     def pool(self, x: Tensor) -> Tensor:
         """Last hidden states (B, T, D) -> features (B, D)."""
@@ -165,8 +167,10 @@ def resize_positions(
         )
     if old_grid == new_grid:
         return positions
-    extra, grid = positions[:n_extra], positions[n_extra:]
+    extra, grid = positions[:n_extra], positions[n_extra:]  # (n_extra, D), (N, D)
     picture = grid.float().T.reshape(1, -1, *old_grid)  # (1, D, rows, columns)
-    picture = F.interpolate(picture, new_grid, mode="bicubic", align_corners=False, antialias=antialias)
+    picture = F.interpolate(
+        picture, new_grid, mode="bicubic", align_corners=False, antialias=antialias
+    )  # (1, D, rows', columns')
     resized = picture.flatten(2)[0].T.to(positions.dtype)  # (N', D)
     return torch.cat([extra, resized])  # (T', D)

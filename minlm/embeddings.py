@@ -69,7 +69,7 @@ def sinusoidal_positions(length: int, d_model: int) -> Tensor:
     """
     if d_model % 2:
         raise ValueError(f"sinusoidal positions need an even width, not d_model={d_model}")
-    frequency = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)
+    frequency = 10000.0 ** (-torch.arange(0, d_model, 2, dtype=torch.float64) / d_model)  # (D/2)
     angle = torch.arange(length, dtype=torch.float64)[:, None] * frequency  # (length, D/2)
     return torch.stack([angle.sin(), angle.cos()], dim=-1).flatten(1).float()  # (length, D)
 
@@ -102,7 +102,7 @@ class Rotary(nn.Module):
         super().__init__()
         if head_size % 2:
             raise ValueError(f"rotary positions need an even head size, not {head_size} = d_model / n_heads")
-        frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)
+        frequency = base ** (-torch.arange(0, head_size, 2, dtype=torch.float32) / head_size)  # (K/2)
         self.register_buffer("frequency", frequency, persistent=False)
 
     def forward(self, positions: Tensor) -> Rotation:

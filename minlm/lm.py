@@ -93,9 +93,9 @@ class TransformerLM(nn.Module):
     ) -> Tensor:
         """tokens (B, T) -> logits (B, T, V): those at position t are of the token that follows it.
 
-        token_mask (B, T), True = a real token: padding is not attended to and takes no position, so texts of unequal
-        length may be padded on the left. caches: from `new_caches`; tokens are then the next ones, and the
-        mask, (B, S), includes the earlier ones.
+        token_mask (B, T) or (B, S), True = a real token: padding is not attended to and takes no position, so texts of
+        unequal length may be padded on the left. caches: from `new_caches`; tokens are then the next ones, and the
+        mask includes the earlier ones.
         ValueError if there are more than context_length tokens, or the mask is of another width.
         """
         return self.to_logits(self.features(tokens, token_mask, caches))  # (B, T, V)

@@ -15,8 +15,8 @@ def causal_mask(n_queries: int, n_keys: int | None = None, device: torch.device 
     bottom-right: query i stands at position S - T + i.
     """
     n_keys = n_queries if n_keys is None else n_keys
-    query_position = torch.arange(n_keys - n_queries, n_keys, device=device)
-    key_position = torch.arange(n_keys, device=device)
+    query_position = torch.arange(n_keys - n_queries, n_keys, device=device)  # (T)
+    key_position = torch.arange(n_keys, device=device)  # (S)
     return key_position <= query_position[:, None]  # (T, S)
 
 

@@ -102,7 +102,7 @@ class EncoderDecoder(nn.Module):
         target_mask: Tensor | None = None,
     ) -> Tensor:
         """source (B, S), target (B, T) with start_id at its head -> logits (B, T, V)."""
-        memory = self.encode(source, source_mask)
+        memory = self.encode(source, source_mask)  # (B, S, D)
         return self.to_logits(self.features(target, memory, source_mask, target_mask))  # (B, T, V)
 
     def new_caches(self, batch: int, memory_length: int) -> Caches:

@@ -87,7 +87,7 @@ def attention(
     weights = scores.softmax(dim=-1)
     if mask is not None:
         weights = weights * mask
-    return F.dropout(weights, dropout) @ value, weights  # (B, H, T, K)
+    return F.dropout(weights, dropout) @ value, weights  # (B, H, T, K), (B, H, T, S)
 
 
 class KeyValueCache:
@@ -111,7 +111,7 @@ class KeyValueCache:
             )
         self.keys[:, :, start : self.length] = key
         self.values[:, :, start : self.length] = value
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]  # (B, H, length, K) each
 
 
 @dataclass(frozen=True)
@@ -169,10 +169,7 @@ class MultiHeadAttention(nn.Module):
             qkv = self.in_proj(x).unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, K)
             query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
             if context.rotation is not None:
-                query, key = (
-                    rotate(query, context.rotation),
-                    rotate(key, context.rotation),
-                )  # (B, H, T, K) each
+                query, key = rotate(query, context.rotation), rotate(key, context.rotation)
             if cache is not None:
                 key, value = cache.append(key, value)  # (B, H, S, K) each
             mask, causal = context.mask, context.causal
@@ -188,7 +185,7 @@ class MultiHeadAttention(nn.Module):
         if fused:
             out = F.scaled_dot_product_attention(query, key, value, mask, dropout, is_causal=fused_causal)
         else:
-            out, weights = attention(query, key, value, mask, dropout)
+            out, weights = attention(query, key, value, mask, dropout)  # (B, H, T, K), (B, H, T, S)
             if self.recorded is not None:
                 self.recorded.append(weights)
         return self.out_proj(out.transpose(1, 2).flatten(2))  # (B, T, D)
@@ -201,7 +198,7 @@ class MultiHeadAttention(nn.Module):
         d_model = x.shape[-1]
         (w_query, w_memory), (b_query, b_memory) = (
             parameter.split([d_model, 2 * d_model]) for parameter in (self.in_proj.weight, self.in_proj.bias)
-        )
+        )  # (D, D), (2 D, D), (D), (2 D)
         query = (
             F.linear(x, w_query, b_query).unflatten(-1, (self.n_heads, -1)).transpose(1, 2)
         )  # (B, H, T, K)
