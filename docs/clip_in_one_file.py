@@ -4,7 +4,7 @@
 
 From top to bottom: attention, Transformer, the two towers, CLIP, loss, AdamW, a training step, the world. A section
 without a name is Radford et al.'s. tests/test_docs.py: the library computes the same from the same weights.
-Shapes: B pairs, T tokens, N patches, D d_model, H heads, K = D / H head size, E embed_dim, P patch side.
+Shapes: B pairs, T tokens, N patches of side P, h w pixels, D d_model, H heads, K = D / H head size, E embed_dim.
 """
 
 from math import inf, log, sqrt
@@ -177,12 +177,12 @@ SCENES = [(color, row, column) for color in COLORS for row in ROWS for column in
 
 def draw_pairs(scenes: list[tuple[str, str, str]]) -> tuple[Tensor, Tensor]:
     """Images of a square in one of nine places, on noise, and captions such as "<start> red top left <end>"."""
-    images = torch.rand(len(scenes), 3, 24, 24) / 2
+    images = torch.rand(len(scenes), 3, 24, 24) / 2  # (B, 3, h, w)
     for image, (color, row, column) in zip(images, scenes, strict=True):
         y, x = 8 * ROWS.index(row), 8 * COLUMNS.index(column)
         image[:, y : y + 8, x : x + 8] = torch.tensor(COLORS[color])[:, None, None]
     captions = [("<start>", *scene, "<end>") for scene in scenes]
-    return images, torch.tensor([[WORDS.index(word) for word in caption] for caption in captions])
+    return images, torch.tensor([[WORDS.index(word) for word in caption] for caption in captions])  # (B, 5)
 
 
 if __name__ == "__main__":
