@@ -66,7 +66,7 @@ def cached_backward(
     ):
         restore_random_states(state)
         with precision.forward():
-            pair = embed_batch(model, part)  # (part, E) each
+            pair = embed_batch(model, part)
         for embedding, gradient in zip(pair, cached, strict=True):
             if embedding.requires_grad:  # skip sides that are fully frozen
                 embedding.backward(gradient)

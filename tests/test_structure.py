@@ -131,7 +131,7 @@ def readme_tree() -> set[str]:
 
 def test_the_readmes_tree_is_the_real_one():
     real = {name(path) for path in SOURCES if path.name != "__init__.py"}
-    real |= {name(path) for path in ROOT.glob("benchmarks/*.py")}
+    real |= {name(path) for folder in ("docs", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")}
     real |= {
         name(parent)
         for path in SOURCES
@@ -146,6 +146,7 @@ def test_the_readmes_tree_is_the_real_one():
         ".ci",
         ".ci/run",
         "tests",
+        "docs",
         "benchmarks",
     }
     told = {path for path in readme_tree() if not path.startswith("tests/")}
