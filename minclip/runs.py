@@ -16,7 +16,7 @@ from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
 from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
-from minlm.training.checkpoint import check_digest, has_checkpoint, last_checkpoint, load_into
+from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint, load_into
 from minlm.training.config import load_config
 
 
@@ -86,6 +86,8 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
             f"a text ends with id {tokenizer.end_id} in the vocabulary of {folder}, its config.json says "
             f"end_id={end_id}: put the run's own config.json back"
         )
+    image_layers = sum(config.image.depths) if hasattr(config.image, "depths") else config.image.n_layers
+    check_depth(image_layers + config.text.n_layers, folder)
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(config)
     return load_into(model, folder), tokenizer, config.image_transform(train=False)

@@ -145,7 +145,7 @@ def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) ->
     while len(tokens) < n_tokens:
         if not heap:
             raise ValueError(
-                f"vocab_size {vocab_size} is more than this text of {len(text)} characters yields: "
+                f"--model.vocab_size {vocab_size} is more than this text of {len(text)} characters yields: "
                 f"ask for at most {len(tokens) + len(specials)}, or give more text"
             )
         negative_count, pair = heapq.heappop(heap)

@@ -83,7 +83,7 @@ def find_file(path: Path) -> Path:
     others = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
     if not named and not others:
         raise ValueError(
-            f"no checkpoint at {path}: it has neither a run's file `last` and step-* folders nor weights, "
+            f"no checkpoint at {path}: it has neither a run's step-* folders nor a file of weights, "
             f"such as {FILE_NAMES[0]}"
         )
     if not named and len(others) > 1:

@@ -180,6 +180,21 @@ def damaged(path: Path, reason: str) -> ValueError:
     return ValueError(f"{path} cannot be read ({reason}): delete the folder {folder}; {rest}")
 
 
+def check_depth(n_layers: int, folder: Path) -> None:
+    """ValueError where a config asks for more layers than a checkpoint has tensors: building them fills the memory."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = len(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, str(error)) from None
+    if n_layers > tensors:
+        raise ValueError(
+            f"{folder}: config.json asks for {n_layers:,} layers, model.safetensors has {tensors} tensors: put the "
+            "run's own config.json back"
+        )
+
+
 def load_into(model: nn.Module, folder: Path) -> nn.Module:
     """The model, which may be on the meta device, with the weights of a checkpoint, in eval mode.
 

@@ -165,7 +165,9 @@ def save_config(config: Any, path: Path) -> None:
 
 def check_folder(out: Path, otherwise: str = "") -> None:
     """ValueError where `--out` is a file, or a folder with something in it. otherwise: what else can be done."""
-    if out.exists() and (not out.is_dir() or has_content(out)):
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    if has_content(out):
         raise ValueError(f"--out {out} is not empty: choose another folder{otherwise}")
 
 

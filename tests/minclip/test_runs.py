@@ -140,6 +140,26 @@ def test_another_shape_in_the_config_is_refused(copy):
 
 
 @pytest.mark.parametrize(
+    "tower, n_layers",
+    [
+        ("image", 10**9),
+        ("text", 10**9),
+        ("image", {"type": "ResNetConfig", "depths": [1, 10**9, 1, 1]}),
+        ("image", {"type": "ModifiedResNetConfig", "depths": [1, 1, 1, 10**9]}),
+    ],
+)
+def test_a_depth_without_weights_is_refused_before_it_is_built(copy, monkeypatch, tower, n_layers):
+    config = json.loads((copy / "config.json").read_text())
+    config[tower] = n_layers if isinstance(n_layers, dict) else config[tower] | {"n_layers": n_layers}
+    (copy / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(minclip.runs, "CLIP", lambda config: pytest.fail("the model is built"))
+    with pytest.raises(
+        ValueError, match=r"asks for 1,000,000,\d+ layers, .* has \d+ tensors: put the run's own"
+    ):
+        load(copy)
+
+
+@pytest.mark.parametrize(
     "change, message",
     [
         (

@@ -65,7 +65,7 @@ def test_module_is_a_prefix_only_where_every_name_has_it():
 
 def test_folders(tmp_path):
     with pytest.raises(
-        ValueError, match=r"no checkpoint at .*: it has neither a run's file `last` .* nor weights"
+        ValueError, match=r"no checkpoint at .*: it has neither a run's step-\* folders nor a file of weights"
     ):
         read_weights(tmp_path)
     torch.save(some_weights(), tmp_path / "any.pt")
