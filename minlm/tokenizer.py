@@ -259,7 +259,10 @@ def _from_json(text: str, path: Path) -> CharTokenizer | BPETokenizer:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
-        raise ValueError(f"{path} is damaged or no tokenizer of this package: save it anew")
+        raise ValueError(
+            f"{path} is damaged or no tokenizer of a run: give a vocab.txt, or the copy in the run's newest "
+            "step-* folder"
+        )
     return tokenizer
 
 

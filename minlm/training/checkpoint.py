@@ -174,9 +174,15 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 def damaged(path: Path, reason: str) -> ValueError:
     """One line for a file of a checkpoint that cannot be read, with the way out."""
-    folder = path.parent
+    folder, reason = path.parent, reason.partition(". ")[0]  # torch's reasons are paragraphs
     others = sorted(other.name for other in folder.parent.glob("step-*") if other != folder)
-    rest = f"{others[-1]} is then the newest checkpoint" if others else "there is no other checkpoint"
+    best = folder.parent / "best"
+    if others:
+        rest = f"{others[-1]} is then the newest checkpoint"
+    elif (best / "model.safetensors").is_file() and best != folder:
+        rest = f"there is no other checkpoint, but {best} has weights to use"
+    else:
+        rest = "there is no other checkpoint: --resume then starts at step 1"
     return ValueError(f"{path} cannot be read ({reason}): delete the folder {folder}; {rest}")
 
 

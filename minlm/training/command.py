@@ -286,10 +286,11 @@ def run_training(
             raise
         except Exception as error:
             resumable = (run / "config.json").is_file()
-            if out_of_memory(error) and resumable:
+            parts = 2 * command.config.train.micro_batches
+            if out_of_memory(error) and resumable and parts <= command.config.train.batch_size:
                 raise ValueError(
                     f"out of memory: continue with --resume {run} --train.micro_batches "
-                    f"{2 * command.config.train.micro_batches}, which computes a batch in more parts"
+                    f"{parts}, which computes a batch in more parts"
                 ) from error
             if out_of_memory(error):
                 raise ValueError(

@@ -194,7 +194,9 @@ def load_config(cls: type, path: Path) -> Any:
     except OSError:
         raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(
+            f"{path} is not JSON: {error}; correct it, or put back the copy in the run's newest step-* folder"
+        ) from None
     for name, owner in OWNERS.items():
         if isinstance(values, dict) and name in values and name not in get_type_hints(cls):
             raise ValueError(f"{path} is {owner}")

@@ -186,7 +186,10 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^[^:]*wrong.json: king.mane=-1 must be at least 0$"):
         load_config(Zoo, tmp_path / "wrong.json")
     (tmp_path / "torn.json").write_text('{"name": ')
-    with pytest.raises(ValueError, match=r"torn.json is not JSON"):
+    with pytest.raises(
+        ValueError,
+        match=r"torn.json is not JSON: .*; correct it, or put back the copy in the run's newest step-",
+    ):
         load_config(Zoo, tmp_path / "torn.json")
 
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -128,6 +129,16 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(form, call, tmp_path):
     ):
         read_weights(path)
     assert not os.path.exists(target)
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_advice_for_pytorch(tmp_path):
+    path, target = tmp_path / "a.bin", tmp_path / "made"
+    path.write_bytes(pickle.dumps({"x": Hostile(os.mkdir, str(target))}, protocol=4))
+    refused = pytest.raises(ValueError, match=r"a.bin .*: it is no pickle of tensors: refused")
+    with warnings.catch_warnings(record=True) as said, refused:
+        read_weights(path)
+    assert not said
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
