@@ -41,12 +41,20 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
     Towers whose config names `weights` have the shapes and the weights of that file; see `pretrained_towers`.
     """
     if resume and has_checkpoint(run):
-        return load_into(CLIP(config), last_checkpoint(run)).train()
+        folder = last_checkpoint(run)
+        check_depth(n_layers(config), folder)
+        return load_into(CLIP(config), folder).train()
     config, weights = pretrained_towers(config)
     model = CLIP(config)
     model.init_logit_bias(config.train.batch_size)
     model.load_state_dict(weights, strict=False)  # strict where they were read; here the heads are missing
     return model
+
+
+def n_layers(config: RunConfig) -> int:
+    """The layers of both towers, each of which has a tensor at least."""
+    image = config.image
+    return config.text.n_layers + (sum(image.depths) if hasattr(image, "depths") else image.n_layers)
 
 
 def classes_of(data: DataConfig) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -86,8 +94,7 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
             f"a text ends with id {tokenizer.end_id} in the vocabulary of {folder}, its config.json says "
             f"end_id={end_id}: put the run's own config.json back"
         )
-    image_layers = sum(config.image.depths) if hasattr(config.image, "depths") else config.image.n_layers
-    check_depth(image_layers + config.text.n_layers, folder)
+    check_depth(n_layers(config), folder)
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(config)
     return load_into(model, folder), tokenizer, config.image_transform(train=False)

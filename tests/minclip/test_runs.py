@@ -22,7 +22,7 @@ from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
 from minlm.training.checkpoint import save_checkpoint
-from minlm.training.config import files_beside_weights
+from minlm.training.config import files_beside_weights, load_config
 
 TINY = replace(
     PRESETS["shapes"],
@@ -157,6 +157,9 @@ def test_a_depth_without_weights_is_refused_before_it_is_built(copy, monkeypatch
         ValueError, match=r"asks for 1,000,000,\d+ layers, .* has \d+ tensors: put the run's own"
     ):
         load(copy)
+    newest = copy.rename(copy.parent / "step-99999999")
+    with pytest.raises(ValueError, match=r"asks for 1,000,000,\d+ layers"):
+        make_model(load_config(minclip.runs.RunConfig, newest / "config.json"), newest.parent, resume=True)
 
 
 @pytest.mark.parametrize(
