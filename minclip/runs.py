@@ -14,7 +14,7 @@ from minclip.pretrained.clips import is_published, load_clip
 from minclip.pretrained.start import pretrained_towers
 from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.transforms import ImageTransform
-from minlm.training.checkpoint import check_digest, has_checkpoint, last_checkpoint, load_into
+from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint, load_into
 from minlm.training.config import load_config
 
 
@@ -39,12 +39,20 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
     Towers whose config names `weights` have the shapes and the weights of that file; see `pretrained_towers`.
     """
     if resume and has_checkpoint(run):
-        return load_into(CLIP(config), last_checkpoint(run)).train()
+        folder = last_checkpoint(run)
+        check_depth(n_layers(config), folder)
+        return load_into(CLIP(config), folder).train()
     config, weights = pretrained_towers(config)
     model = CLIP(config)
     model.init_logit_bias(config.train.batch_size)
     model.load_state_dict(weights, strict=False)  # strict where they were read; here the heads are missing
     return model
+
+
+def n_layers(config: RunConfig) -> int:
+    """The layers of both towers, each of which has a tensor at least."""
+    image = config.image
+    return config.text.n_layers + (sum(image.depths) if hasattr(image, "depths") else image.n_layers)
 
 
 def data_digest(records: Sequence[Record]) -> str:
@@ -75,6 +83,7 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
             f"a text ends with id {tokenizer.end_id} in the vocabulary of {folder}, its config.json says "
             f"end_id={end_id}: put the run's own config.json back"
         )
+    check_depth(n_layers(config), folder)
     with torch.device("meta"):  # nothing is initialised only to be overwritten
         model = CLIP(config)
     return load_into(model, folder), tokenizer, config.image_transform(train=False)

@@ -6,7 +6,7 @@ from minlm.lm import LMConfig, TransformerLM
 from minlm.presets import RunConfig
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
 from minlm.tokenizer import BPETokenizer, CharTokenizer, load_tokenizer, train_bpe
-from minlm.training.checkpoint import check_digest, last_checkpoint, load_into
+from minlm.training.checkpoint import check_depth, check_digest, last_checkpoint, load_into
 from minlm.training.config import load_config
 
 MODELS = {LMConfig: TransformerLM, Seq2SeqConfig: EncoderDecoder}
@@ -39,5 +39,6 @@ def load(path: str | Path) -> tuple[TransformerLM | EncoderDecoder, Tokenizer, R
             f"a reply begins with id {tokenizer.start_id} in the vocabulary of {folder}, its config.json says "
             f"start_id={start_id}: put the run's own config.json back"
         )
+    check_depth(config.model.n_layers, folder)
     model = MODELS[type(config.model)](config.model)
     return load_into(model, folder), tokenizer, config

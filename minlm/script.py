@@ -53,7 +53,7 @@ class Script:
 def read_script(path: str | Path) -> str:
     """The text of a file in UTF-8 or, failing that, Windows-1252; what was encoded twice is put right."""
     if not Path(path).is_file():
-        raise ValueError(f"no such script: {path}")
+        raise ValueError(f"no such script: {path} is not a file; name a script or any plain text")
     data = Path(path).read_bytes()
     if b"\0" in data or len(CONTROL.findall(data)) > 1 + len(data) // 100:
         raise ValueError(f"{path} holds NUL or many control characters: is it a text file in UTF-8?")
@@ -104,11 +104,36 @@ def reply_pairs(script: Script) -> list[tuple[str, str]]:
 
 def _of_page(text: str) -> str:
     """The text of a web page: what stands between its first <pre> and its last </pre>, if there are any."""
-    text = re.sub(r"(?is)<!--.*?-->|<(script|style|head)\b.*?</\1>", "", text)
+    text = without_hidden(text)
     start, ends = re.search(r"(?i)<pre\b[^<>]*>", text), [m.start() for m in re.finditer(r"(?i)</pre>", text)]
     text = text[start.end() if start else 0 : ends[-1] if ends else None]
     text = re.sub(r"(?i)<br\b[^<>]*>\n?|</?p\b[^<>]*>", "\n", text)
     return html.unescape(re.sub(r"</?[a-zA-Z][^<>]*>", "", text))
+
+
+def without_hidden(text: str) -> str:
+    """A web page without its comments, scripts, styles and head. One that has no end is kept.
+
+    An end that is not found is not looked for again: a page of openings alone takes linear time.
+    """
+    kept, done, endless = [], 0, set()
+    for opening in re.finditer(r"(?i)<!--|<(script|style|head)\b", text):
+        closing = f"</{opening[1].lower()}>" if opening[1] else "-->"
+        if opening.start() < done or closing in endless:
+            continue
+        end = find_end(closing, text, opening.end())
+        if end is None:
+            endless.add(closing)
+        else:
+            kept.append(text[done : opening.start()])
+            done = end
+    return "".join(kept) + text[done:]
+
+
+def find_end(closing: str, text: str, start: int) -> int | None:
+    """The place behind the first `closing` from `start` on, in capitals or not; None where there is none."""
+    found = re.compile(closing, re.IGNORECASE).search(text, start)
+    return found.end() if found else None
 
 
 def _decoded_again(run: str) -> str:

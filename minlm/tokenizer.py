@@ -145,7 +145,7 @@ def train_bpe(text: str, vocab_size: int, specials: Sequence[str] = ("end",)) ->
     while len(tokens) < n_tokens:
         if not heap:
             raise ValueError(
-                f"vocab_size {vocab_size} is more than this text of {len(text)} characters yields: "
+                f"--model.vocab_size {vocab_size} is more than this text of {len(text)} characters yields: "
                 f"ask for at most {len(tokens) + len(specials)}, or give more text"
             )
         negative_count, pair = heapq.heappop(heap)
@@ -259,7 +259,10 @@ def _from_json(text: str, path: Path) -> CharTokenizer | BPETokenizer:
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         intact = False
     if not intact:
-        raise ValueError(f"{path} is damaged or no tokenizer of this package: save it anew")
+        raise ValueError(
+            f"{path} is damaged or no tokenizer of a run: give a vocab.txt, or the copy in the run's newest "
+            "step-* folder"
+        )
     return tokenizer
 
 

@@ -301,7 +301,7 @@ def test_a_peer_that_fails_or_tells_no_loss_is_named(tmp_path, monkeypatch):
             "--picture nowhere/a.png cannot be written",
         ),
         ("layouts", ["--root", "bad", "--out", "new"], "no folder 'bad': give Flickr8k's folder as root"),
-        ("layouts", ["--root", "bad", "--out", "EMPTY"], "is not empty: choose another folder"),
+        ("layouts", ["--root", "bad", "--out", "EMPTY"], "is a file: name a folder"),
         ("nanogpt", ["--peer", "nowhere", "--text", "EMPTY"], "--peer nowhere must be a checkout of nanoGPT"),
         (
             "nanogpt",

@@ -85,6 +85,8 @@ def decode(file: str | Path | BinaryIO, name: str) -> Image.Image:
             f"cannot decode image {name!r}: cannot identify it as {', '.join(FORMATS)}; "
             "repair, convert or remove the file"
         ) from error
+    except (FileNotFoundError, IsADirectoryError) as error:
+        raise ValueError(f"cannot decode image {name!r}: it is not a file; check the name") from error
     except Exception as error:  # a damaged file can raise anything in Pillow's decoders
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"cannot decode image {name!r}: {reason}; repair or remove the file") from error

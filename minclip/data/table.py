@@ -61,7 +61,7 @@ class TableConfig(DataConfig):
         names = FileNames(Path(self.image_root) if self.image_root else path.parent)
         if not path.is_file():
             raise ValueError(
-                f"no file {self.path!r}: give the table of images and captions (--data.path FILE)"
+                f"{self.path!r} is not a file: give the table of images and captions (--data.path FILE)"
             )
         try:
             columns, rows = read_jsonl(path) if is_jsonl(path) else read_csv(path, self)

@@ -47,7 +47,9 @@ def own_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     n_layers = getattr(found, "n_layers", None) or sum(found.depths)
     stored = count_layers(source.tensors, rf"{prefix}(?:transformer\.)?blocks\.(\d+)\.")
     if stored != n_layers:
-        raise ValueError(f"{source.path}: its config says {n_layers} layers, its tensors say {stored}")
+        raise ValueError(
+            f"{source.path}: its config says {n_layers} layers, its tensors say {stored}: put its own config beside it"
+        )
     training = {field.name for field in fields(TowerConfig)}
     facts = {name: value for name, value in vars(found).items() if value is not None and name not in training}
     rows = [Row(name, name.removeprefix(prefix)) for name in source.tensors if name.startswith(prefix)]

@@ -73,7 +73,10 @@ def agree(options: dict[str, Any], facts: dict[str, Any], names: dict[str, str],
     for name in names:
         value = facts.get(names[name])
         if value is not None and options.get(name) not in (None, value):
-            raise ValueError(f"{where}: its config says {name}={options[name]!r}, its tensors say {value}")
+            raise ValueError(
+                f"{where}: its config says {name}={options[name]!r}, its tensors say {value}: "
+                "put its own config beside it"
+            )
 
 
 def known(options: dict[str, Any], names: Iterable[str], where: Any) -> None:

@@ -7,6 +7,7 @@ safetensors; PyTorch's zip and older pickle files through the unpickler that bui
 import json
 import pickle
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -83,7 +84,7 @@ def find_file(path: Path) -> Path:
     others = sorted(file for file in path.iterdir() if file.suffix in ENDINGS)
     if not named and not others:
         raise ValueError(
-            f"no checkpoint at {path}: it has neither a run's file `last` and step-* folders nor weights, "
+            f"no checkpoint at {path}: it has neither a run's step-* folders nor a file of weights, "
             f"such as {FILE_NAMES[0]}"
         )
     if not named and len(others) > 1:
@@ -124,7 +125,8 @@ def check_pickles(path: Path) -> None:
 
 def read_pickle(path: Path) -> Any:
     """torch.load that builds tensors and containers and nothing else."""
-    with path.open("rb") as file:  # given a path, torch.load would look at its ending
+    # Given a path, torch.load would look at its ending; it warns of protocols that torch.save does not write.
+    with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
@@ -133,6 +135,8 @@ def reason(error: Exception) -> str:
     asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
     if asked:  # by torch.load
         return f"it asks to run {asked[1]}, which tensors do not need: refused"
+    if "Unsupported operand" in str(error):
+        return "it is no pickle of tensors: refused"
     if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" not in str(error):
         return first_line(error)
     return f"it is cut short or damaged ({type(error).__name__}: {first_line(error)}): fetch it again"

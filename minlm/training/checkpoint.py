@@ -174,10 +174,31 @@ def load_weights(folder: Path) -> dict[str, Tensor]:
 
 def damaged(path: Path, reason: str) -> ValueError:
     """One line for a file of a checkpoint that cannot be read, with the way out."""
-    folder = path.parent
+    folder, reason = path.parent, reason.partition(". ")[0]  # torch's reasons are paragraphs
     others = sorted(other.name for other in folder.parent.glob("step-*") if other != folder)
-    rest = f"{others[-1]} is then the newest checkpoint" if others else "there is no other checkpoint"
+    best = folder.parent / "best"
+    if others:
+        rest = f"{others[-1]} is then the newest checkpoint"
+    elif (best / "model.safetensors").is_file() and best != folder:
+        rest = f"there is no other checkpoint, but {best} has weights to use"
+    else:
+        rest = "there is no other checkpoint: --resume then starts at step 1"
     return ValueError(f"{path} cannot be read ({reason}): delete the folder {folder}; {rest}")
+
+
+def check_depth(n_layers: int, folder: Path) -> None:
+    """ValueError where a config asks for more layers than a checkpoint has tensors: building them fills the memory."""
+    path = Path(folder) / "model.safetensors"
+    try:
+        with safe_open(path, "pt") as file:
+            tensors = len(file.keys())
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, str(error)) from None
+    if n_layers > tensors:
+        raise ValueError(
+            f"{folder}: config.json asks for {n_layers:,} layers, model.safetensors has {tensors} tensors: put the "
+            "run's own config.json back"
+        )
 
 
 def load_into(model: nn.Module, folder: Path) -> nn.Module:

@@ -21,17 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
-from minlm.training.checkpoint import has_checkpoint
+from minlm.training.checkpoint import has_checkpoint, last_checkpoint
 from minlm.training.config import check_folder, field_help, from_dict, load_config, read_text, to_dict
 from minlm.training.distributed import from_first_process, processes, rank
 from minlm.training.files import run_folder
 from minlm.training.loop import Interrupted
 
 SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
-LIMITS = {"train.minutes", "train.steps", "train.epochs"}  # the options that --resume takes
+LIMITS = {"train.minutes", "train.steps", "train.epochs"}
 RESUME_ALONE = (
     "--resume continues a run with its own config: beside it stand only --steps, --minutes and --epochs, "
-    "to train it longer"
+    "to train it longer, and --train.micro_batches, to save memory"
 )
 
 
@@ -58,7 +58,8 @@ def command_line(
     """Read the command line of a training script; the first preset is the default.
 
     full: the presets that have published shapes, too large for a laptop, under the same names (`--size full`).
-    A run that is resumed keeps its own config, but for its limits: with later ones it is trained longer.
+    A run that is resumed keeps its own config. Limits given beside --resume replace all of its limits, so that it can
+    be trained longer; --train.micro_batches may be given too, because it changes no gradient.
     Raises ValueError for values that cannot be; exits with status 2 for options that are not there.
     """
     first = OneLineParser(add_help=False)
@@ -75,7 +76,10 @@ def command_line(
         "--out", type=Path, metavar="DIR", help="the run's folder (default: runs/PRESET-TIME)"
     )
     choice.add_argument(
-        "--resume", type=Path, metavar="RUN", help="continue this run from its last checkpoint"
+        "--resume",
+        type=Path,
+        metavar="RUN",
+        help="continue this run from its last checkpoint; limits given beside it replace the run's",
     )
     chosen, _ = first.parse_known_args(arguments)
     cls = type(presets[default])
@@ -107,14 +111,28 @@ def command_line(
     options = vars(parser.parse_args(arguments))
     given = {name: text for name, text in options.items() if name not in vars(chosen)}
     if chosen.resume:
-        if given.keys() - LIMITS:
-            raise ValueError(RESUME_ALONE)
-        return Command(chosen.resume.name, override(config, given), chosen.resume, True)
+        return Command(chosen.resume.name, resumed(chosen.resume, config, given), chosen.resume, True)
     config = override(config, given)
     run = chosen.out or Path("runs") / f"{preset}-{time.strftime('%Y%m%d-%H%M%S')}"
     if chosen.out:
-        check_folder(run, f", or continue it with --resume {run}")
+        is_run = (run / "config.json").is_file()
+        check_folder(run, f", or continue it with --resume {run}" if is_run else "")
     return Command(preset, config, run, False, numbered=chosen.out is None)
+
+
+def resumed(run: Path, config: Any, given: dict[str, str]) -> Any:
+    """The config of a run with the options given beside --resume. ValueError where they cannot stand there."""
+    if given.keys() - LIMITS - {"train.micro_batches"}:
+        raise ValueError(RESUME_ALONE)
+    no_limits = dict.fromkeys(LIMITS, "0") if given.keys() & LIMITS else {}
+    config = override(config, no_limits | given)
+    if "train.steps" in given and has_checkpoint(run):
+        trained = int(last_checkpoint(run).name.removeprefix("step-"))
+        if 0 < config.train.steps < trained:
+            raise ValueError(
+                f"--steps {config.train.steps}: {run} has trained {trained} steps already: ask for more"
+            )
+    return config
 
 
 class OneLineParser(argparse.ArgumentParser):
@@ -267,6 +285,13 @@ def run_training(
                 print(f"\n--resume {run} continues from the last checkpoint", file=sys.stderr)
             raise
         except Exception as error:
+            resumable = (run / "config.json").is_file()
+            parts = 2 * command.config.train.micro_batches
+            if out_of_memory(error) and resumable and parts <= command.config.train.batch_size:
+                raise ValueError(
+                    f"out of memory: continue with --resume {run} --train.micro_batches "
+                    f"{parts}, which computes a batch in more parts"
+                ) from error
             if out_of_memory(error):
                 raise ValueError(
                     f"out of memory: start again with a larger --train.micro_batches (it is "
@@ -274,7 +299,6 @@ def run_training(
                     f"smaller --train.batch_size (it is {command.config.train.batch_size})"
                 ) from error
             if disk_full(error):
-                resumable = (run / "config.json").is_file()
                 way_out = f"continue with --resume {run}" if resumable else "start again"
                 raise ValueError(f"no space left on the device: free some and {way_out}") from error
             raise

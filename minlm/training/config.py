@@ -165,7 +165,9 @@ def save_config(config: Any, path: Path) -> None:
 
 def check_folder(out: Path, otherwise: str = "") -> None:
     """ValueError where `--out` is a file, or a folder with something in it. otherwise: what else can be done."""
-    if out.exists() and (not out.is_dir() or has_content(out)):
+    if out.exists() and not out.is_dir():
+        raise ValueError(f"--out {out} is a file: name a folder")
+    if has_content(out):
         raise ValueError(f"--out {out} is not empty: choose another folder{otherwise}")
 
 
@@ -192,7 +194,9 @@ def load_config(cls: type, path: Path) -> Any:
     except OSError:
         raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON: {error}") from None
+        raise ValueError(
+            f"{path} is not JSON: {error}; correct it, or put back the copy in the run's newest step-* folder"
+        ) from None
     for name, owner in OWNERS.items():
         if isinstance(values, dict) and name in values and name not in get_type_hints(cls):
             raise ValueError(f"{path} is {owner}")

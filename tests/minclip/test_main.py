@@ -341,7 +341,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         ),
         (
             ["export", "--checkpoint", "nowhere", "--to", "hf-clip", "--out", "BLANK"],
-            "--out .*blank.txt is not empty",
+            "--out .*blank.txt is a file: name a folder",
         ),
         (
             ["classify", "--checkpoint", "RUN", "--image", "x.png", "--labels", "a"],

@@ -376,7 +376,11 @@ def test_open_clips_options_are_of_their_kind(part, options, message, tmp_path):
         ("preprocess_cfg", {"size": 20}, r"size=20, the model takes \(16, 16\)"),
         ("preprocess_cfg", {"blur": 1}, "has options that are not known: blur"),
         ("text_cfg", {"tokenizer_kwargs": {"clean": "canonicalize"}}, "has tokenizer_kwargs="),
-        ("vision_cfg", {"layers": 10**9}, "its config says layers=1000000000, its tensors say 2"),
+        (
+            "vision_cfg",
+            {"layers": 10**9},
+            "its config says layers=1000000000, its tensors say 2: put its own config beside it",
+        ),
         ("vision_cfg", {"no_ln_pre": True}, "its config says no_ln_pre=True, its tensors say False"),
         (
             "vision_cfg",

@@ -227,7 +227,7 @@ def test_runs_that_cannot_be_a_start_say_what_to_do(tmp_path):
     path = tmp_path / "step-00000003" / "config.json"
     config = json.loads(path.read_text())
     for n_layers, message in (
-        (10**9, "its config says 1000000000 layers, its tensors say 3"),
+        (10**9, "its config says 1000000000 layers, its tensors say 3: put its own config beside it"),
         (0, "is not its run's: image.n_layers=0 must be at least 1"),
     ):
         path.write_text(json.dumps(config | {"image": config["image"] | {"n_layers": n_layers}}))

@@ -22,7 +22,7 @@ from minclip.text import BertTextConfig, GPTTextConfig
 from minclip.tokenizer import encode_batch
 from minclip.vit import VisionTransformerConfig
 from minlm.training.checkpoint import save_checkpoint
-from minlm.training.config import files_beside_weights
+from minlm.training.config import files_beside_weights, load_config
 
 TINY = replace(
     PRESETS["shapes"],
@@ -136,6 +136,29 @@ def test_another_shape_in_the_config_is_refused(copy):
         ValueError, match=r"image_projection.weight is \(6, 8\), config.json makes it \(7, 8\)"
     ):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "tower, n_layers",
+    [
+        ("image", 10**9),
+        ("text", 10**9),
+        ("image", {"type": "ResNetConfig", "depths": [1, 10**9, 1, 1]}),
+        ("image", {"type": "ModifiedResNetConfig", "depths": [1, 1, 1, 10**9]}),
+    ],
+)
+def test_a_depth_without_weights_is_refused_before_it_is_built(copy, monkeypatch, tower, n_layers):
+    config = json.loads((copy / "config.json").read_text())
+    config[tower] = n_layers if isinstance(n_layers, dict) else config[tower] | {"n_layers": n_layers}
+    (copy / "config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(minclip.runs, "CLIP", lambda config: pytest.fail("the model is built"))
+    with pytest.raises(
+        ValueError, match=r"asks for 1,000,000,\d+ layers, .* has \d+ tensors: put the run's own"
+    ):
+        load(copy)
+    newest = copy.rename(copy.parent / "step-99999999")
+    with pytest.raises(ValueError, match=r"asks for 1,000,000,\d+ layers"):
+        make_model(load_config(minclip.runs.RunConfig, newest / "config.json"), newest.parent, resume=True)
 
 
 @pytest.mark.parametrize(

@@ -329,7 +329,7 @@ def test_a_cell_is_a_text_or_a_number_or_refused(value):
 
 
 def test_a_missing_or_foreign_file(tmp_path):
-    with pytest.raises(ValueError, match=r"no file .*none.csv'.*--data.path"):
+    with pytest.raises(ValueError, match=r"none.csv' is not a file: .*--data.path"):
         read(tmp_path / "none.csv")
     for encoding in ("latin-1", "utf-16"):
         path = tmp_path / "table.csv"

@@ -240,6 +240,27 @@ def test_truncated_files_are_refused(tmp_path_factory, share):
             load(folder)
 
 
+def test_of_a_run_without_another_checkpoint_the_best_weights_are_named(tmp_path):
+    folder = save(tmp_path, 3)
+    (folder / "training.pt").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"there is no other checkpoint: --resume then starts at step 1$"):
+        load_training_state(folder)
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "model.safetensors").write_bytes(b"")
+    with pytest.raises(
+        ValueError, match=f"there is no other checkpoint, but {tmp_path / 'best'} has weights to use"
+    ):
+        load_training_state(folder)
+
+
+def test_of_a_long_reason_the_first_sentence_is_said(tmp_path):
+    folder = save(tmp_path, 3)
+    whole = (folder / "training.pt").read_bytes()
+    (folder / "training.pt").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"training.pt cannot be read \([^.()]*\): delete"):
+        load_training_state(folder)
+
+
 class Hostile:
     def __reduce__(self):
         return os.mkdir, ("executed",)

@@ -91,15 +91,29 @@ def test_resume_takes_the_runs_own_config(tmp_path):
     assert (command.config, command.run, command.resume) == (PRESETS["tall"], tmp_path, True)
 
 
-@given(st.dictionaries(st.sampled_from(["steps", "minutes", "epochs"]), st.integers(1, 99), max_size=3))
-def test_a_resumed_run_can_be_given_later_limits(tmp_path_factory, limits):
-    run = tmp_path_factory.mktemp("run")
-    save_config(PRESETS["tall"], run / "config.json")
+LIMITS = st.dictionaries(st.sampled_from(["steps", "minutes", "epochs"]), st.integers(1, 99), max_size=3)
+
+
+@given(LIMITS.filter(bool), LIMITS)
+def test_limits_given_to_a_resumed_run_replace_its_own(tmp_path_factory, own, limits):
+    """Else a run that ended after its epochs could not be trained longer with --steps."""
+    run, train = tmp_path_factory.mktemp("run"), TrainConfig(**own)
+    save_config(replace(PRESETS["tall"], train=train), run / "config.json")
     for prefix in ("--", "--train."):
         options = [word for name, value in limits.items() for word in (prefix + name, str(value))]
         command = read("--resume", str(run), *options)
-        expected = replace(PRESETS["tall"], train=replace(PRESETS["tall"].train, **limits))
+        expected = replace(PRESETS["tall"], train=TrainConfig(**limits) if limits else train)
         assert (command.config, command.run, command.resume) == (expected, run, True)
+
+
+def test_a_resumed_run_is_not_ended_before_its_checkpoint(tmp_path):
+    save_config(PRESETS["tall"], tmp_path / "config.json")
+    (tmp_path / "step-00000007").mkdir()
+    (tmp_path / "step-00000007" / "model.safetensors").write_text("")
+    with pytest.raises(ValueError, match=f"--steps 6: {tmp_path} has trained 7 steps already: ask for more"):
+        read("--resume", str(tmp_path), "--steps", "6")
+    for steps in (7, 8):
+        assert read("--resume", str(tmp_path), "--steps", str(steps)).config.train.steps == steps
 
 
 def test_a_resumed_run_has_an_end(tmp_path):
@@ -110,9 +124,13 @@ def test_a_resumed_run_has_an_end(tmp_path):
 
 def test_a_folder_with_something_in_it_is_not_written_over(tmp_path):
     assert read("--out", str(tmp_path)).run == tmp_path
-    (tmp_path / "result.json").write_text("{}")
+    (tmp_path / "holiday.jpg").write_text("")
+    with pytest.raises(ValueError, match=r"--out .* is not empty: choose another folder$"):  # not a run
+        read("--out", str(tmp_path))
+    save_config(PRESETS["tall"], tmp_path / "config.json")
     with pytest.raises(ValueError, match=r"--out .* is not empty: .* --resume"):
         read("--out", str(tmp_path))
+    read("--resume", str(tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -319,6 +337,22 @@ def test_out_of_memory_is_one_line_with_the_options_that_save_it(failure, tmp_pa
     assert said.startswith("train.py: error: out of memory: ")
     assert "a larger --train.micro_batches (it is 1)" in said
     assert "a smaller --train.batch_size (it is 128)" in said
+
+
+def test_a_run_that_was_out_of_memory_goes_on_in_more_parts(tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+
+    def fail():
+        save_config(PRESETS["plain"], run / "config.json")
+        raise MemoryError
+
+    said = said_of(fail, training(fail, monkeypatch, run), capsys)
+    assert said.endswith(
+        f": out of memory: continue with --resume {run} --train.micro_batches 2, which computes a "
+        "batch in more parts"
+    )
+    config = read("--resume", str(run), "--train.micro_batches", "2").config
+    assert config == replace(PRESETS["plain"], train=TrainConfig(steps=9, micro_batches=2))
 
 
 @pytest.mark.parametrize("failure", DISK)

@@ -186,7 +186,10 @@ def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"^[^:]*wrong.json: king.mane=-1 must be at least 0$"):
         load_config(Zoo, tmp_path / "wrong.json")
     (tmp_path / "torn.json").write_text('{"name": ')
-    with pytest.raises(ValueError, match=r"torn.json is not JSON"):
+    with pytest.raises(
+        ValueError,
+        match=r"torn.json is not JSON: .*; correct it, or put back the copy in the run's newest step-",
+    ):
         load_config(Zoo, tmp_path / "torn.json")
 
 
@@ -209,9 +212,10 @@ def test_places_to_write_to_are_checked_before_any_work(tmp_path):
     (tmp_path / "file").write_text("")
     for place in ("new", "empty"):
         check_folder(tmp_path / place)
-    for place in (tmp_path, tmp_path / "file"):
-        with pytest.raises(ValueError, match=f"^--out {place} is not empty: choose another folder$"):
-            check_folder(place)
+    with pytest.raises(ValueError, match=f"^--out {tmp_path} is not empty: choose another folder$"):
+        check_folder(tmp_path)
+    with pytest.raises(ValueError, match=f"^--out {tmp_path / 'file'} is a file: name a folder$"):
+        check_folder(tmp_path / "file", ", or do something else")
     for place in (None, tmp_path / "new", tmp_path / "file"):
         check_file(place, "--json")
     for place in (

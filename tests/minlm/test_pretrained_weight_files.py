@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import warnings
 
 import pytest
 import torch
@@ -65,7 +66,7 @@ def test_module_is_a_prefix_only_where_every_name_has_it():
 
 def test_folders(tmp_path):
     with pytest.raises(
-        ValueError, match=r"no checkpoint at .*: it has neither a run's file `last` .* nor weights"
+        ValueError, match=r"no checkpoint at .*: it has neither a run's step-\* folders nor a file of weights"
     ):
         read_weights(tmp_path)
     torch.save(some_weights(), tmp_path / "any.pt")
@@ -128,6 +129,16 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(form, call, tmp_path):
     ):
         read_weights(path)
     assert not os.path.exists(target)
+
+
+def test_a_pickle_of_another_protocol_is_refused_without_advice_for_pytorch(tmp_path):
+    path, target = tmp_path / "a.bin", tmp_path / "made"
+    path.write_bytes(pickle.dumps({"x": Hostile(os.mkdir, str(target))}, protocol=4))
+    refused = pytest.raises(ValueError, match=r"a.bin .*: it is no pickle of tensors: refused")
+    with warnings.catch_warnings(record=True) as said, refused:
+        read_weights(path)
+    assert not said
+    assert not target.exists()
 
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])

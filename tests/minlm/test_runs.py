@@ -74,6 +74,17 @@ def test_another_shape_in_the_config_is_refused(checkpoint):
         load(checkpoint)
 
 
+def test_a_depth_without_weights_is_refused_before_it_is_built(checkpoint, monkeypatch):
+    config = json.loads((checkpoint / "config.json").read_text())
+    config["model"]["n_layers"] = 10**9
+    (checkpoint / "config.json").write_text(json.dumps(config))
+    monkeypatch.setitem(MODELS, LMConfig, lambda config: pytest.fail("the model is built"))
+    with pytest.raises(
+        ValueError, match=r"asks for 1,000,000,000 layers, .* has \d+ tensors: put the run's own"
+    ):
+        load(checkpoint)
+
+
 def test_another_start_in_the_config_is_refused(tmp_path):
     run, _, tokenizer, _ = saved(tmp_path / "run", "seq2seq")
     path = run / "step-00000003" / "config.json"

@@ -2,6 +2,7 @@
 
 import html
 import random
+import re
 import textwrap
 from collections import Counter
 from itertools import pairwise
@@ -10,7 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minlm.script import Turn, parse_script, plain_text, read_script, reply_pairs
+import minlm.script
+from minlm.script import Turn, parse_script, plain_text, read_script, reply_pairs, without_hidden
 
 NAMES = ["HOT ROD", "ANNA", "McCOY", "OLD MAN #2", "DR. O'NEIL", "1ST COP", "ZOË"]
 WORDS = ["I", "you", "never", "we", "1962", "12", "NO", "STOP", "don't", "it's,", "money", "what's", "so(me)"]
@@ -165,6 +167,40 @@ def web_page(text):
     body = html.escape(text, quote=False).replace("INT.", "<b>INT.</b>")
     page = f"<html><head><title>MENU\nLOGIN: here</title></head><body>LOGIN<pre class='x'>{body}</pre>"
     return page + "FOOT: er</body></html>"
+
+
+def hidden_as_written(text):
+    """What `without_hidden` leaves, as one regular expression: quadratic where nothing has an end."""
+    return re.sub(r"(?is)<!--.*?-->|<(script|style|head)\b.*?</\1>", "", text)
+
+
+HIDDEN = (
+    "<!--",
+    "-->",
+    "<script>",
+    "</SCRIPT>",
+    "<style a>",
+    "</style>",
+    "<Head\n",
+    "</head>",
+    "<headline>",
+    "é\n",
+    "<",
+)
+
+
+@given(st.lists(st.sampled_from(HIDDEN), max_size=12).map("".join))
+def test_hidden_parts_of_a_page_end_at_their_first_end(text):
+    assert without_hidden(text) == hidden_as_written(text)
+
+
+@pytest.mark.parametrize("opening, kinds", [("<script>", 1), ("<!--", 1), ("<style><head><script>", 3)])
+def test_the_end_of_what_has_none_is_looked_for_once(monkeypatch, opening, kinds):
+    looked_for = []
+    find_end = minlm.script.find_end
+    monkeypatch.setattr(minlm.script, "find_end", lambda *a: looked_for.append(a) or find_end(*a))
+    assert without_hidden(opening * 1000) == opening * 1000
+    assert len(looked_for) == kinds
 
 
 def words_of(script):
@@ -405,7 +441,10 @@ def test_bad_scripts_are_named(tmp_path):
             "no dialogue found in 3 lines.*ANNA: Hello.*--preset script-lm",
         ),
         (lambda: parse_script("INT. HOUSE - DAY\n\nANNA\n(nods)\n"), "no dialogue found"),
-        (lambda: read_script(tmp_path / "none.txt"), "no such script: .*none.txt"),
+        (
+            lambda: read_script(tmp_path / "none.txt"),
+            "no such script: .*none.txt is not a file; name a script",
+        ),
     ]:
         with pytest.raises(ValueError, match=match) as error:
             call()
