@@ -29,7 +29,7 @@ from minclip.doctor import examine
 from minclip.embed import embed_classes, embed_images, embed_texts
 from minclip.evaluate import evaluate_all, format_figures
 from minclip.plots import SHOWN, search_results
-from minclip.presets import FULL, PRESETS, RunConfig
+from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.pretrained import Format, is_published
 from minclip.runs import classes_of, load
 from minclip.search import embed_folder, image_files
@@ -230,7 +230,7 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL, ABOUT).config))
 
 
 COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, export, doctor)}

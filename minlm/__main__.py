@@ -20,7 +20,7 @@ from minlm.data import ReplyDataset, TextFileConfig, encoded
 from minlm.doctor import examine
 from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
-from minlm.presets import FULL, PRESETS, RunConfig
+from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.pretrained import save_gpt2
 from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig
@@ -156,7 +156,7 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL, ABOUT).config))
 
 
 COMMANDS = {command.__name__: command for command in (generate, evaluate, export, doctor)}
