@@ -1,5 +1,6 @@
-"""One JSON line a step in metrics.jsonl, and a progress bar with what a person wants to see."""
+"""One JSON line per step in metrics.jsonl, and a progress bar with what a person wants to see."""
 
+import json
 import sys
 import textwrap
 from pathlib import Path
@@ -57,3 +58,26 @@ class Log:
     def __exit__(self, *error: Any) -> None:
         self.bar.close()
         self.file.close()
+
+
+def read_metrics(run: str | Path) -> list[dict]:
+    """The lines of a run's metrics.jsonl (the file, or its folder), one dictionary a line, in order of steps.
+
+    A last line without a line end is one that the run was writing: it is left out.
+    ValueError: no such file, a line that is not a JSON object with a step, no line.
+    """
+    path = Path(run) / "metrics.jsonl" if Path(run).is_dir() else Path(run)
+    if not path.is_file():
+        raise ValueError(f"no metrics at {str(path)!r}: give a run's folder or its metrics.jsonl")
+    rows = []
+    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): {line[:60]!r}") from error
+        if not isinstance(row, dict) or "step" not in row:
+            raise ValueError(f'{path}, line {number}: not an object with a "step": {line[:60]!r}')
+        rows.append(row)
+    if not rows:
+        raise ValueError(f"{str(path)!r} holds no complete line: the run has not logged a step yet")
+    return sorted(rows, key=lambda row: row["step"])
