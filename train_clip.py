@@ -20,7 +20,7 @@ import torch
 from minclip.clip import CLIP
 from minclip.data.dataset import check_pictures
 from minclip.evaluate import choice_accuracy, evaluate_all, format_figures
-from minclip.presets import FULL, PRESETS, RunConfig
+from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
 from minclip.runs import check_splits, data_digest, make_model, make_tokenizer
 from minclip.task import PairTask
@@ -109,7 +109,7 @@ def parameters(model: CLIP) -> str:
     return f"{count:,} parameters" + (f", {trained:,} of them trained" if trained < count else "")
 
 
-main = partial(run_training, train, PRESETS, __doc__, FULL)
+main = partial(run_training, train, PRESETS, __doc__, FULL, ABOUT)
 
 if __name__ == "__main__":
     with errors_in_one_line():

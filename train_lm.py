@@ -20,7 +20,7 @@ import torch
 
 from minlm.data import texts_digest
 from minlm.plots import loss_curve
-from minlm.presets import FULL, PRESETS, RunConfig
+from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.runs import MODELS, make_tokenizer
 from minlm.tasks import TASKS, TokenTask
 from minlm.tokenizer import load_tokenizer
@@ -105,7 +105,7 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-main = partial(run_training, train, PRESETS, __doc__, FULL)
+main = partial(run_training, train, PRESETS, __doc__, FULL, ABOUT)
 
 if __name__ == "__main__":
     with errors_in_one_line():

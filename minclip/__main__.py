@@ -6,6 +6,7 @@
     python -m minclip evaluate --checkpoint RUN [--preset NAME] [--data.root DIR] [--json figures.json]
     python -m minclip export --checkpoint RUN --to hf-clip|open_clip|openai|safetensors|towers
     python -m minclip doctor --preset flickr8k --data.root DIR
+    python -m minclip report RUN [RUN ...]
 
 RUN is the folder of a training run, or a published CLIP: a file or folder of OpenAI's, open_clip's or Hugging
 Face's, with CLIP's merges file beside it or given with --vocabulary.
@@ -29,12 +30,14 @@ from minclip.doctor import examine
 from minclip.embed import embed_classes, embed_images, embed_texts
 from minclip.evaluate import evaluate_all, format_figures
 from minclip.plots import SHOWN, search_results
-from minclip.presets import FULL, PRESETS, RunConfig
+from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.pretrained import Format, is_published
+from minclip.report import draw_curves
 from minclip.runs import load
 from minclip.search import embed_folder, image_files
 from minclip.tokenizer import Tokenizer, WordPiece
 from minclip.transforms import ImageTransform
+from minlm.plots import compare_losses
 from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (
     OneLineParser,
@@ -49,6 +52,7 @@ from minlm.training.command import (
 from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
 from minlm.training.hardware import choose_device
+from minlm.training.report import report_runs
 
 
 def parser_of(command: Callable) -> OneLineParser:
@@ -230,10 +234,17 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL, ABOUT).config))
 
 
-COMMANDS = {command.__name__: command for command in (classify, search, caption, evaluate, export, doctor)}
+def report(arguments: list[str]) -> None:
+    """Write the page of a run, finished or stopped; or of several, with their curves and metrics side by side."""
+    report_runs(arguments, report, "minclip", draw_curves, compare_losses)
+
+
+COMMANDS = {
+    command.__name__: command for command in (classify, search, caption, evaluate, export, doctor, report)
+}
 
 
 def main() -> None:

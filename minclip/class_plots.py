@@ -49,7 +49,20 @@ def confusion_matrix(
     figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.7)
     right, total = int(counts.trace()), int(counts.sum())
     axes.set_title(f"{title}\n{right:,} of {total:,} images right ({right / total:.1%})", fontsize=11)
-    return save_figure(figure, path)
+    return save_figure(figure, path, f"{title}. {worst_confusions(counts, class_names)}")
+
+
+def worst_confusions(counts: np.ndarray, class_names: Sequence[str], most: int = 5) -> str:
+    """The largest counts beside the diagonal in words, at most five."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [np.unravel_index(place, wrong.shape) for place in places]
+    said = [
+        f"{class_names[row]} taken for {class_names[column]} ({wrong[row, column]:,} of {counts[row].sum():,})"
+        for row, column in pairs
+        if wrong[row, column]
+    ]
+    return f"Most frequent confusions: {', '.join(said)}." if said else "No image is taken for another class."
 
 
 def accuracy_by_class(
@@ -90,4 +103,4 @@ def accuracy_by_class(
     axes.legend(
         loc="upper center", bbox_to_anchor=(0.5, -0.75 / figure.get_figheight()), ncols=4, frameon=False
     )
-    return save_figure(figure, path)
+    return save_figure(figure, path, "Share of each class's images that are taken for it; dashed: chance.")

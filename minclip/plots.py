@@ -75,7 +75,9 @@ def similarity_matrix(
     wins = int(((cosines >= cosines.diagonal()).sum(axis=0) == 1).sum())
     title = "Cosine of each caption with each image; framed: the true pairs"
     figure.suptitle(f"{title}\n{wins} of {n} images are closest to their own caption", fontsize=11)
-    return save_figure(figure, path)
+    return save_figure(
+        figure, path, "Cosines of some captions and images of the split; framed: the true pairs."
+    )
 
 
 @dataclass(frozen=True)
@@ -95,12 +97,14 @@ def retrieval_grid(
     text_embeddings: Tensor,
     queries: Sequence[int],
     path: str | Path,
+    which: str = "some queries",
 ) -> Figure:
     """The first five answers among all N images and M captions, both ways -> PNG at `path`.
 
     Above, the first caption of each record whose number is in `queries` and the images found for it; below, the
     same records' images and the captions found; right are those of the record's group. Embeddings as
-    `evaluate_records` gives them for `records`: (N, E) and (M, E). Ties count against the model.
+    `evaluate_records` gives them for `records`: (N, E) and (M, E). Ties count against the model. which: what the
+    queries are, for the titles.
     ValueError: counts or numbers that do not fit, those of `exact_pair`.
     """
     image_of_text = np.array([row for row, record in enumerate(records) for _ in record.captions])
@@ -125,9 +129,14 @@ def retrieval_grid(
         rows_below.append(Row(records[query].open(), note, [captions[i] for i in best], cosines, right))
     figure = new_figure(11, 3.7 * len(queries) + 1)
     above, below = figure.subfigures(2, 1, hspace=0.02)
-    _draw_found_images(above, rows_above, "Caption to image: the closest images, framed where right")
-    _draw_found_captions(below, rows_below, "Image to caption: the closest captions, ticked where right")
-    return save_figure(figure, path)
+    _draw_found_images(
+        above, rows_above, f"Caption to image, {which}: the closest images, framed where right"
+    )
+    _draw_found_captions(
+        below, rows_below, f"Image to caption, {which}: the closest captions, ticked where right"
+    )
+    caption = f"Retrieval among all {len(records):,} images and {len(captions):,} captions, {which}."
+    return save_figure(figure, path, caption)
 
 
 def _ranked(scores: np.ndarray, right: np.ndarray) -> tuple[list[int], list[float], list[bool], int]:
@@ -221,7 +230,9 @@ def zero_shot_examples(
         right.spines[["top", "right"]].set_visible(False)
     panels[-1, 1].set_xlabel("probability")
     figure.suptitle("Zero-shot choice: ✓ is the right answer, a framed image was answered right", fontsize=11)
-    return save_figure(figure, path)
+    return save_figure(
+        figure, path, "Probabilities of the choices for some zero-shot questions of the split."
+    )
 
 
 def _frame(corner: tuple[float, float], side: float) -> Rectangle:

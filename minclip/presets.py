@@ -249,6 +249,17 @@ PRESETS = {
 }
 PRESETS |= {name: sizes["tiny"] for name, sizes in SYSTEMS.items()}
 FULL = {name: sizes["full"] for name, sizes in SYSTEMS.items()}
-"""shapes: the built-in world, five minutes on two cores. flickr8k: Flickr8k from random weights, with
-`--data.root DIR`. pairs: any CSV, TSV or JSONL of images and captions, with `--data.path FILE`. coco, karpathy,
-shards: Flickr8k's recipe on COCO captions, Karpathy's splits of three data sets, and tar shards."""
+ABOUT = {
+    "shapes": "the built-in world of coloured shapes, five minutes on two cores",
+    "flickr8k": "Flickr8k from random weights: --data.root DIR",
+    "pairs": "any CSV, TSV or JSONL of images and captions: --data.path FILE",
+    "coco": "flickr8k's recipe on COCO captions: --data.root DIR",
+    "karpathy": "flickr8k's recipe on Karpathy's splits of three data sets: --data.path FILE",
+    "shards": "flickr8k's recipe on tar shards: --data.path FILES",
+    "resnet50-distilbert-flickr8k": "ResNet, BERT, residual heads, soft targets at full size: --data.root DIR",
+    "vit-gpt-captions": "Vision Transformer and GPT on a parquet file of captions: --data.path FILE",
+    "vit-distilbert-cifar10": "CIFAR-10 with captions made of class names, zero-shot: --data.root DIR",
+    "vit-distilbert-ndlinear-flickr8k": "Vision Transformer and BERT with NdLinear heads: --data.root DIR",
+    "resnet50-distilbert-flickr30k": "resnet50-distilbert-flickr8k on Flickr30k: --data.root DIR",
+}
+"""One line per preset, for --help."""

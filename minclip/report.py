@@ -3,12 +3,15 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
+
 from minclip.class_plots import MOST_CLASSES, accuracy_by_class, confusion_matrix
 from minclip.clip import CLIP
 from minclip.data.records import Question, Record
 from minclip.embed import embed_images, embed_texts
 from minclip.evaluate import Evaluation
 from minclip.plots import retrieval_grid, similarity_matrix, zero_shot_examples
+from minclip.retrieval import retrieval_ranks
 from minclip.rollout import draw_attention
 from minclip.tokenizer import Tokenizer
 from minclip.transforms import ImageTransform
@@ -19,13 +22,19 @@ SHOWN_PAIRS, SHOWN_QUERIES, SHOWN_QUESTIONS = 8, 4, 6
 CLASSIFIERS = ("linear_probe", "class_zero_shot")
 
 
+def draw_curves(run: Path) -> None:
+    """loss.png and metrics.png from the run's metrics.jsonl."""
+    loss_curve(run, run / "loss.png")
+    metric_curves(run, run / "metrics.png")
+
+
 def draw_pictures(run: Path, records: Sequence[Record], evaluation: Evaluation) -> None:
     """The run's curves, and what its model makes of `records`, as PNG files in the run's folder.
 
-    loss, metrics, similarity, retrieval; with figures of classes also NAME_confusion of each, accuracy_by_class.
+    loss, metrics, similarity, retrieval; failures, where a right answer ranks below the first; with figures of
+    classes also NAME_confusion of each, accuracy_by_class.
     """
-    loss_curve(run, run / "loss.png")
-    metric_curves(run, run / "metrics.png")
+    draw_curves(run)
     first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(records))]
     pairs = spread(len(records), SHOWN_PAIRS)
     similarity_matrix(
@@ -35,10 +44,23 @@ def draw_pictures(run: Path, records: Sequence[Record], evaluation: Evaluation) 
         evaluation.text_embeddings[[first_text[i] for i in pairs]],
         run / "similarity.png",
     )
-    queries = spread(len(records), SHOWN_QUERIES)
     embeddings = evaluation.image_embeddings, evaluation.text_embeddings
-    retrieval_grid(records, *embeddings, queries, run / "retrieval.png")
+    if worst := worst_queries(records, evaluation, first_text):
+        retrieval_grid(records, *embeddings, worst, run / "failures.png", "worst ranks")
+    queries = spread(len(records), SHOWN_QUERIES)
+    retrieval_grid(records, *embeddings, queries, run / "retrieval.png", "queries spread over the split")
     draw_classes(run, evaluation.figures)
+
+
+def worst_queries(records: Sequence[Record], evaluation: Evaluation, first_text: Sequence[int]) -> list[int]:
+    """The records whose image, or first caption, ranks its best right answer lowest; none of rank 1."""
+    groups = torch.tensor([record.group for record in records])
+    image_ranks, text_ranks = retrieval_ranks(
+        evaluation.image_embeddings, evaluation.text_embeddings, evaluation.image_of_text, groups
+    )
+    ranks = torch.maximum(image_ranks, text_ranks[first_text])  # (N,)
+    worst = ranks.argsort(descending=True, stable=True)[:SHOWN_QUERIES]
+    return worst[ranks[worst] > 1].tolist()
 
 
 def draw_classes(run: Path, figures: dict) -> None:

@@ -145,4 +145,5 @@ def draw_attention(
     figure.suptitle(
         "Where the image tower looks: bright patches weigh most (each map to its own scale)", fontsize=10
     )
-    return save_figure(figure, path)
+    caption = "Relevance for the caption, attention rolled out over all layers, and the last layer's heads."
+    return save_figure(figure, path, caption)

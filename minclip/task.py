@@ -33,6 +33,8 @@ class PairTask:
     Raises ValueError if too many training images are damaged.
     """
 
+    unit = "pairs"
+
     def __init__(
         self,
         config: RunConfig,

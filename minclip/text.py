@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, D d_model.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -25,7 +25,7 @@ class TextConfig(TransformerConfig, TowerConfig):
     """
 
     vocab_size: int = 1000
-    vocab_digest: str = ""
+    vocab_digest: str = field(default="", metadata={"set_from": "tokenizer"})
     context_length: int = 32
 
     def __post_init__(self):
@@ -44,7 +44,7 @@ class GPTTextConfig(TextConfig):
     end_id: the token at whose first place a text is pooled; set from the tokenizer
     """
 
-    end_id: int = 3
+    end_id: int = field(default=3, metadata={"set_from": "tokenizer"})
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,6 +4,7 @@
     python -m minlm evaluate --checkpoint RUN [--data.path FILE] [--random_batches 200] [--json figures.json]
     python -m minlm export --checkpoint RUN --to hf-gpt2
     python -m minlm doctor --preset script-lm --data.path FILE
+    python -m minlm report RUN [RUN ...]
 
 RUN is the folder of a training run.
 """
@@ -20,7 +21,8 @@ from minlm.data import ReplyDataset, TextFileConfig, encoded
 from minlm.doctor import examine
 from minlm.evaluate import random_batches_loss, reply_cost, text_cost
 from minlm.generate import SamplingConfig
-from minlm.presets import FULL, PRESETS, RunConfig
+from minlm.plots import compare_losses, loss_curve
+from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.pretrained import save_gpt2
 from minlm.runs import load
 from minlm.screenplay import ScreenplayConfig
@@ -39,6 +41,7 @@ from minlm.training.command import (
 from minlm.training.config import check_file, check_folder, load_config
 from minlm.training.findings import print_findings
 from minlm.training.hardware import choose_device
+from minlm.training.report import report_runs
 from minlm.writing import stream_text, write, write_best
 
 parser_of = partial(checkpoint_parser, package="minlm")
@@ -156,10 +159,15 @@ def doctor(arguments: list[str]) -> None:
 
     Exit status 1 where something is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL).config))
+    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL, ABOUT).config))
 
 
-COMMANDS = {command.__name__: command for command in (generate, evaluate, export, doctor)}
+def report(arguments: list[str]) -> None:
+    """Write the page of a run, finished or stopped; or of several, with their curves and metrics side by side."""
+    report_runs(arguments, report, "minlm", lambda run: loss_curve(run, run / "loss.png"), compare_losses)
+
+
+COMMANDS = {command.__name__: command for command in (generate, evaluate, export, doctor, report)}
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
 Shapes: B batch, T tokens, S tokens with the cached ones, D d_model, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -16,7 +16,7 @@ from minlm.transformer import Activation, Caches, Context, Transformer, Transfor
 class LMConfig(TransformerConfig):
     """A decoder-only language model.
 
-    vocab_size: ids there are; set from the tokenizer
+    vocab_size: tokens of the vocabulary to train; afterwards those it has
     vocab_digest: SHA-256 of the vocabulary; set from the tokenizer
     context_length: most tokens that are seen at once
     positions: a learned vector each (GPT-2), fixed sines (Vaswani et al.), or rotated queries and keys
@@ -25,7 +25,7 @@ class LMConfig(TransformerConfig):
 
     activation: Activation = "gelu_tanh"
     vocab_size: int = 256
-    vocab_digest: str = ""
+    vocab_digest: str = field(default="", metadata={"set_from": "tokenizer"})
     context_length: int = 128
     positions: PositionForm = "learned"
     tied: bool = True

@@ -22,10 +22,13 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from minlm.training.log import read_metrics
+
 # Okabe and Ito (2008): told apart with every kind of colour vision.
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"
 PLAIN = ("normal", 400)  # style and weight of a font
+MARKED = (VERMILION, "o"), (PURPLE, "s"), (GREEN, "D"), (ORANGE, "^")  # evaluation losses
 MOST_TOKENS = 64  # what an attention map can show with a label each
 MOST_HEADS = 16  # maps in one image
 
@@ -38,8 +41,11 @@ def new_figure(width: float, height: float) -> Figure:
     return figure
 
 
-def save_figure(figure: Figure, path: str | Path) -> Figure:
-    """Write the PNG under a temporary name, then move it into place: a reader never sees half a picture."""
+def save_figure(figure: Figure, path: str | Path, caption: str = "") -> Figure:
+    """Write the PNG under a temporary name, then move it into place: a reader never sees half a picture.
+
+    caption: what the figure shows, kept in the file as its "Description"; the report prints it below the figure.
+    """
     path = Path(path)
     if path.suffix != ".png":
         raise ValueError(f"pictures are PNG files: {str(path)!r} must end in .png")
@@ -49,7 +55,7 @@ def save_figure(figure: Figure, path: str | Path) -> Figure:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, in one line
-            figure.savefig(temporary, format="png")
+            figure.savefig(temporary, format="png", metadata={"Description": caption})
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -91,34 +97,31 @@ def add_fallback_fonts(figure: Figure) -> None:
         )
 
 
-def read_metrics(run: str | Path) -> list[dict]:
-    """The lines of a run's metrics.jsonl (the file, or its folder), one dictionary a line, in order of steps.
-
-    A last line without a line end is one that the run was writing: it is left out.
-    ValueError: no such file, a line that is not a JSON object with a step, no line.
-    """
-    path = Path(run) / "metrics.jsonl" if Path(run).is_dir() else Path(run)
-    if not path.is_file():
-        raise ValueError(f"no metrics at {str(path)!r}: give a run's folder or its metrics.jsonl")
-    rows = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").split("\n")[:-1], start=1):
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise ValueError(f"{path}, line {number}: not JSON ({error.msg}): {line[:60]!r}") from error
-        if not isinstance(row, dict) or "step" not in row:
-            raise ValueError(f'{path}, line {number}: not an object with a "step": {line[:60]!r}')
-        rows.append(row)
-    if not rows:
-        raise ValueError(f"{str(path)!r} holds no complete line: the run has not logged a step yet")
-    return sorted(rows, key=lambda row: row["step"])
-
-
-def series(rows: Sequence[dict], key: str) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the rows that have `key`."""
-    pairs = [(row["step"], row[key]) for row in rows if row.get(key) is not None]
+def series(rows: Sequence[dict], key: str, against: str = "step") -> tuple[np.ndarray, np.ndarray]:
+    """(places, values) of the rows that have `key`; places are the rows' values of `against`."""
+    pairs = [(row[against], row[key]) for row in rows if row.get(key) is not None and against in row]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=float), np.array(values, dtype=float)
+
+
+def with_minutes(rows: Sequence[dict]) -> list[dict]:
+    """The rows with the minutes since the run began; those of an evaluation are its training step's."""
+    at = {row["step"]: row["seconds"] / 60 for row in rows if "seconds" in row}
+    return [row | {"minutes": at[row["step"]]} if row["step"] in at else row for row in rows]
+
+
+def read_beside(run: str | Path, name: str) -> dict:
+    """The JSON object `name` of a run's folder; {} where there is none."""
+    path = Path(run) / name
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def evaluation_differs(run: str | Path) -> str:
+    """What makes a run's evaluation losses easier than its training losses, in brackets; "" if nothing does."""
+    train = read_beside(run, "config.json").get("train", {})
+    reasons = ["averaged weights"] if train.get("average") else []
+    reasons += ["no hard negatives"] if train.get("neighbours", 1) > 1 else []
+    return f" ({', '.join(reasons)})" if reasons else ""
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
@@ -133,46 +136,108 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def loss_curve(run: str | Path, path: str | Path) -> Figure:
-    """A run's losses against its steps, with the chance level, and its learning rate below -> PNG at `path`.
+    """A run's losses with the chance level, and its learning rate below, by step and by minutes -> PNG at `path`.
 
     Drawn: "loss" of the training lines, thin, and its running mean over a thirtieth of them; every "..._loss"
-    of the evaluation lines; "chance", dashed; "lr". ValueError: those of `read_metrics`; no loss in the file.
+    of the evaluation lines; "chance", dashed; "lr". Of a language model also the scale in nats per character, and
+    the validation text's own entropy where result.json has it. By minutes only where they are logged.
+    ValueError: those of `read_metrics`; no loss in the file.
     """
-    rows = read_metrics(run)
+    rows = with_minutes(read_metrics(run))
     steps, losses = series(rows, "loss")
     if not len(steps):
         raise ValueError(f'no "loss" in the metrics of {str(run)!r}: found only {sorted(set().union(*rows))}')
+    columns = ["step", "minutes"] if any("minutes" in row for row in rows) else ["step"]
     reach = len(losses) // 60
     smooth = running_mean(losses, reach)
     dot = "o" if len(losses) < 20 else None  # a line through one point cannot be seen
-    figure = new_figure(8, 5.5)
-    top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(4, 1))
-    top.plot(steps, losses, color=SKY, linewidth=0.7, alpha=0.7, label="training", marker=dot, markersize=4)
-    label = f"training, running mean of {2 * reach + 1}"
-    top.plot(steps, smooth, color=BLUE, linewidth=1.8, label=label)
-    names = sorted({key for row in rows for key in row if key.endswith("_loss")})
-    for name, color, marker in zip(
-        names, cycle((VERMILION, PURPLE, GREEN, ORANGE)), cycle("osD^"), strict=False
+    figure = new_figure(8 if len(columns) == 1 else 12, 5.5)
+    panels = figure.subplots(2, len(columns), sharex="col", sharey="row", height_ratios=(4, 1), squeeze=False)
+    note = evaluation_differs(run)
+    per_token = next((row for row in reversed(rows) if row.get("nats_per_character")), {})
+    floor = read_beside(run, "result.json").get("validation_floor_nats_per_character")
+    for against, (top, bottom) in zip(columns, panels.T, strict=True):
+        places, _ = series(rows, "loss", against)
+        top.plot(
+            places, losses, color=SKY, linewidth=0.7, alpha=0.7, label="training", marker=dot, markersize=4
+        )
+        label = f"training, running mean of {2 * reach + 1}"
+        top.plot(places, smooth, color=BLUE, linewidth=1.8, label=label)
+        for name, (color, marker) in zip(loss_names(rows), cycle(MARKED), strict=False):
+            label = name.replace("_", " ") + note
+            top.plot(*series(rows, name, against), color=color, marker=marker, markersize=5, label=label)
+        chance_places, chances = series(rows, "chance", against)
+        if len(chances):
+            label = f"chance level ({chances[-1]:.2f})"
+            style = {"linestyle": "--", "linewidth": 1.2, "marker": dot, "markersize": 3}
+            top.plot(chance_places, chances, color="black", label=label, **style)
+        if per_token and floor:
+            height = floor * per_token["validation_loss"] / per_token["nats_per_character"]
+            label = f"entropy of the validation text ({floor:.3f} nats per character)"
+            top.axhline(height, color="black", linestyle=":", linewidth=1.2, label=label)
+        bottom.plot(*series(rows, "lr", against), color=GREY, linewidth=1.5, marker=dot, markersize=4)
+        bottom.set_ylim(bottom=0)
+        for axes in (top, bottom):
+            plain_axes(axes)
+        label_axis(bottom, against)
+    if per_token:
+        ratio = per_token["nats_per_character"] / per_token["validation_loss"]
+        right = panels[0, -1].secondary_yaxis(
+            "right", functions=(lambda nats: nats * ratio, lambda nats: nats / ratio)
+        )
+        right.set_ylabel("nats per character")
+    panels[0, 0].set_ylabel("loss (nats per token)" if per_token else "loss (nats)")
+    panels[1, 0].set_ylabel("learning rate")
+    panels[0, 0].legend(frameon=False, fontsize=9)
+    title = f"Loss up to step {steps[-1]:,.0f}: training ends at {smooth[-1]:.3f}"
+    panels[0, 0].set_title(title) if len(columns) == 1 else figure.suptitle(title)
+    caption = "Loss and learning rate by optimizer step and by training time."
+    if note:
+        caption += f" Evaluation losses{note} can lie below the training loss."
+    return save_figure(figure, path, caption)
+
+
+def compare_losses(runs: Sequence[str | Path], path: str | Path) -> Figure:
+    """The losses of several runs over one another, a colour each, by step and by minutes -> PNG at `path`.
+
+    Above: the training loss, as its running mean over a thirtieth of the steps. Below: every "..._loss" of the
+    evaluations. Errors as `read_metrics`.
+    """
+    figure = new_figure(12, 7.5)
+    panels = figure.subplots(2, 2, sharex="col", sharey="row")
+    for run, color in zip(runs, cycle((BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY)), strict=False):
+        rows, name = with_minutes(read_metrics(run)), Path(run).resolve().name
+        for against, (top, bottom) in zip(("step", "minutes"), panels.T, strict=True):
+            places, losses = series(rows, "loss", against)
+            top.plot(places, running_mean(losses, len(losses) // 60), color=color, linewidth=1.5, label=name)
+            for key, (_, marker) in zip(loss_names(rows), cycle(MARKED), strict=False):
+                label = f"{name}: {key.replace('_', ' ')}{evaluation_differs(run)}"
+                bottom.plot(
+                    *series(rows, key, against), color=color, marker=marker, markersize=4, label=label
+                )
+            label_axis(bottom, against)
+    for row, words in zip(
+        panels, ("training loss (nats), running mean", "evaluation loss (nats)"), strict=True
     ):
-        label = name.replace("_", " ")
-        top.plot(*series(rows, name), color=color, marker=marker, markersize=5, label=label)
-    chance_steps, chances = series(rows, "chance")
-    if len(chances):
-        label = f"chance level ({chances[-1]:.2f})"
-        style = {"linestyle": "--", "linewidth": 1.2, "marker": dot, "markersize": 3}
-        top.plot(chance_steps, chances, color="black", label=label, **style)
-    top.set_ylabel("loss (nats)")
-    top.set_title(f"Loss up to step {steps[-1]:,.0f}: training ends at {smooth[-1]:.3f}")
-    top.legend(frameon=False)
-    bottom.plot(*series(rows, "lr"), color=GREY, linewidth=1.5, marker=dot, markersize=4)
-    bottom.set_ylabel("learning rate")
-    bottom.set_ylim(bottom=0)
-    bottom.set_xlabel("optimizer step")
-    bottom.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-    bottom.xaxis.set_major_formatter("{x:,.0f}")
-    for axes in (top, bottom):
+        row[0].set_ylabel(words)
+        if row[0].get_lines():
+            row[0].legend(frameon=False, fontsize=8)
+    for axes in panels.flat:
         plain_axes(axes)
-    return save_figure(figure, path)
+    figure.suptitle(f"Losses of {len(runs)} runs")
+    return save_figure(figure, path, "Losses of the runs by optimizer step and by training time.")
+
+
+def loss_names(rows: Sequence[dict]) -> list[str]:
+    """The losses of the evaluation lines."""
+    return sorted({key for row in rows for key in row if key.endswith("_loss")})
+
+
+def label_axis(axes: Axes, against: str) -> None:
+    axes.set_xlabel({"step": "optimizer step", "minutes": "minutes of training"}[against])
+    if against == "step":
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+        axes.xaxis.set_major_formatter("{x:,.0f}")
 
 
 def plain_axes(axes: Axes) -> None:
@@ -209,7 +274,9 @@ def metric_curves(run: str | Path, path: str | Path) -> Figure:
         axes.xaxis.set_major_formatter("{x:,.0f}")
         plain_axes(axes)
     figure.supxlabel("optimizer step", fontsize=9)
-    return save_figure(figure, path)
+    return save_figure(
+        figure, path, "Every other logged figure by optimizer step; above each, its last value."
+    )
 
 
 def visible(token: str) -> str:
@@ -224,7 +291,7 @@ def attention_maps(
     path: str | Path,
     memory_tokens: Sequence[str] | None = None,
 ) -> Figure:
-    """One layer's attention weights (H, T, S) as H maps, in one colour scale from 0 to the largest -> PNG at `path`.
+    """The last layer's attention weights (H, T, S) as H maps, in one colour scale -> PNG at `path`.
 
     Of more than MOST_HEADS heads the first ones are drawn, and the title says so.
     tokens are the T queries, the rows; memory_tokens the S keys, the columns (None: the queries themselves).
@@ -262,7 +329,8 @@ def attention_maps(
         axes.set_xticks(range(len(keys)), [visible(token) for token in keys], rotation=90, **labels)
         axes.set_yticks(range(len(tokens)), [visible(token) for token in tokens], **labels)
     figure.colorbar(drawn, ax=panels, label="attention weight", shrink=0.8)
-    figure.suptitle(f"Attention weights by head ({shown}); each row sums to 1")
-    figure.supxlabel("key (looked at)")
-    figure.supylabel("query (looking)")
-    return save_figure(figure, path)
+    kind = "Attention" if memory_tokens is None else "Cross-attention"
+    figure.suptitle(f"{kind} weights of the last layer by head ({shown}); each row sums to 1")
+    figure.supxlabel("key (attended to)")
+    figure.supylabel("query (attending)")
+    return save_figure(figure, path, f"{kind} of the last layer, a map per head: rows attend to columns.")

@@ -93,9 +93,13 @@ PRESETS = {
         ),
     ),
 }
-"""screenplay: the built-in script, five minutes on two cores. shakespeare-char: nanoGPT's game, with
-`--data.path input.txt`. script-lm, script-seq2seq: a movie script as plain text, with `--data.path FILE`: what
-comes next, and what is replied to a line."""
+ABOUT = {
+    "screenplay": "the built-in script, five minutes on two cores",
+    "shakespeare-char": "characters of any text, as nanoGPT's example has them: --data.path input.txt",
+    "script-lm": "continue a movie script in plain text: --data.path FILE",
+    "script-seq2seq": "reply to a line of a movie script in plain text: --data.path FILE",
+}
+"""One line per preset, for --help."""
 FULL = {
     "shakespeare-char": replace(
         PRESETS["shakespeare-char"],

@@ -3,7 +3,7 @@
 Shapes: B batch, S source tokens, T target tokens, D d_model, V vocabulary.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
@@ -17,7 +17,7 @@ from minlm.transformer import Activation, Caches, Context, Transformer, Transfor
 class Seq2SeqConfig(TransformerConfig):
     """An encoder and a decoder of n_layers Blocks each, over one vocabulary.
 
-    vocab_size: ids of source and target; set from the tokenizer
+    vocab_size: tokens of the vocabulary to train, of source and target; afterwards those it has
     vocab_digest: SHA-256 of their vocabulary; set from the tokenizer
     context_length: longest source, and longest target, in tokens
     start_id: the token every target begins with; set from the tokenizer
@@ -27,9 +27,9 @@ class Seq2SeqConfig(TransformerConfig):
     norm_first: bool = False
     dropout: float = 0.1
     vocab_size: int = 256
-    vocab_digest: str = ""
+    vocab_digest: str = field(default="", metadata={"set_from": "tokenizer"})
     context_length: int = 128
-    start_id: int = 0
+    start_id: int = field(default=0, metadata={"set_from": "tokenizer"})
 
     def __post_init__(self):
         super().__post_init__()

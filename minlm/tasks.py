@@ -53,6 +53,8 @@ OPENING = 1000  # tokens of the validation text in which its first line is sough
 class TokenTask:
     """Training by the cross-entropy of tokens: what both tasks share."""
 
+    unit = "tokens"
+
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, dataset: Dataset):
         train = fit_batch(config.train, len(dataset), world())
         self.config, self.tokenizer, self.dataset = replace(config, train=train), tokenizer, dataset

@@ -11,6 +11,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+# An example that fails shows the corners of its tensors, not pages of them.
+torch.set_printoptions(threshold=20, edgeitems=2, linewidth=100, sci_mode=False)
 settings.register_profile(
     "fast", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )

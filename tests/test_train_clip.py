@@ -187,7 +187,7 @@ def test_killed_three_times_at_random_the_weights_are_the_undisturbed_ones(tmp_p
     done = train("--resume", killed)
     assert done.returncode == 0, done.stderr
     assert equal_weights(whole, killed)
-    clock = {"seconds", "items_per_second"}
+    clock = {"seconds", "pairs_per_second"}
     rows = []
     for folder in (whole, killed):
         lines = map(json.loads, (folder / "metrics.jsonl").read_text().splitlines())

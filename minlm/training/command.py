@@ -28,6 +28,11 @@ from minlm.training.files import run_folder
 from minlm.training.loop import Interrupted
 
 SHORTHANDS = {name: f"train.{name}" for name in ("minutes", "steps", "epochs", "seed")}
+# Shown first in --help; "data" is every option of the data.
+COMMON = (
+    *("train.minutes", "train.steps", "train.epochs", "train.seed"),
+    *("data", "train.batch_size", "train.lr"),
+)
 LIMITS = {"train.minutes", "train.steps", "train.epochs"}
 RESUME_ALONE = (
     "--resume continues a run with its own config: beside it stand only --steps, --minutes and --epochs, "
@@ -54,18 +59,23 @@ def command_line(
     description: str,
     arguments: list[str] | None = None,
     full: dict[str, Any] | None = None,
+    about: dict[str, str] | None = None,
 ) -> Command:
     """Read the command line of a training script; the first preset is the default.
 
     full: the presets that have published shapes, too large for a laptop, under the same names (`--size full`).
+    about: a line on each preset, for --help.
     A run that is resumed keeps its own config. Limits given beside --resume replace all of its limits, so that it can
     be trained longer; --train.micro_batches may be given too, because it changes no gradient.
     Raises ValueError for values that cannot be; exits with status 2 for options that are not there.
     """
     first = OneLineParser(add_help=False)
-    choice = first.add_argument_group("what to train")
-    default = next(iter(presets))
-    choice.add_argument("--preset", choices=presets, help=f"recipe (default: {default})")
+    default, wide = next(iter(presets)), max(map(len, presets))
+    lines = [f"{name:{wide}}  {(about or {}).get(name, '')}".rstrip() for name in presets]
+    choice = first.add_argument_group("what to train", "\n".join(["presets:", *lines]))
+    choice.add_argument(
+        "--preset", choices=presets, metavar="NAME", help=f"one of the presets above (default: {default})"
+    )
     choice.add_argument(
         "--size",
         choices=("tiny", "full"),
@@ -104,9 +114,13 @@ def command_line(
     )
     elsewhere: dict[str, list[str]] = {}
     for name, other in sized.items():
-        for option in option_names(other):
-            elsewhere.setdefault(option, []).append(name)
+        for option in options_of(other):
+            elsewhere.setdefault(f"--{option.name}", []).append(name)
     parser = OneLineParser(elsewhere, usage=usage, description=description, parents=[first])
+    parser.add_argument_group(
+        f"the options of {saved or f'--preset {preset}'}",
+        "Those below, with their values here as defaults. Other presets have others: --preset NAME --help.",
+    )
     add_options(parser, config)
     options = vars(parser.parse_args(arguments))
     given = {name: text for name, text in options.items() if name not in vars(chosen)}
@@ -171,49 +185,60 @@ class OneLineParser(argparse.ArgumentParser):
         )
 
 
-def option_names(config: Any, prefix: str = "--") -> Iterator[str]:
-    """The long names of all options that a config has."""
-    for field in fields(config):
-        value = getattr(config, field.name)
-        if is_dataclass(value):
-            yield from option_names(value, f"{prefix}{field.name}.")
-        else:
-            yield prefix + field.name
+@dataclass(frozen=True)
+class Option:
+    """An option of the command line, made from a field of a config."""
+
+    name: str  # dotted, without --
+    part: str  # the heading of its group
+    metavar: str
+    help: str
+
+    def place(self) -> int:
+        """Its position among the COMMON options; their number if it is not one of them."""
+        places = (i for i, common in enumerate(COMMON) if f"{self.name}.".startswith(f"{common}."))
+        return next(places, len(COMMON))
 
 
-def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") -> None:
-    """One option a field of the (nested) config, its default shown; some have a shorthand too.
-
-    only: take the fields of this part of the config and leave out the others.
-    """
-    if only:
-        add_part(parser, getattr(config, only), f"{only}.")
-    else:
-        add_part(parser, config, "")
-
-
-def add_part(parser: argparse.ArgumentParser, config: Any, prefix: str) -> None:
-    """One group of options for the fields of a config, then one for each config nested in it."""
+def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
+    """The options of a config and of those nested in it; fields that are set from the data are none."""
     help_of, hints = field_help(type(config)), get_type_hints(type(config))
     first_line = (inspect.getdoc(type(config)) or "").splitlines()[0]
-    group = parser.add_argument_group(f"{prefix.rstrip('.') or 'run'}: {first_line.rstrip('.')}")
-    parts = []
+    part = f"{prefix.rstrip('.') or 'run'}: {first_line.rstrip('.')}"
+    nested = []
     for field in fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         if is_dataclass(value):
-            parts.append((value, f"{name}."))
-            continue
-        shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-        group.add_argument(
-            f"--{name}",
-            *(f"--{alias}" for alias, option in SHORTHANDS.items() if option == name),
-            dest=name,
-            metavar=metavar(hints[field.name]),
-            help=f"{help_of[field.name]} (default: {shown})".replace("%", "%%"),
-            default=argparse.SUPPRESS,
-        )
-    for value, name in parts:
-        add_part(parser, value, name)
+            nested.append((value, f"{name}."))
+        elif "set_from" not in field.metadata:
+            shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
+            text = f"{help_of[field.name]} (default: {shown})".replace("%", "%%")
+            yield Option(name, part, metavar(hints[field.name]), text)
+    for value, name in nested:
+        yield from options_of(value, name)
+
+
+def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") -> None:
+    """One option per field of the (nested) config, its default shown: the common ones, then part by part.
+
+    only: take the fields of this part of the config and leave out the others.
+    """
+    options = list(options_of(getattr(config, only), f"{only}.") if only else options_of(config))
+    groups: dict[str, list[Option]] = {}
+    for option in sorted(options, key=Option.place):
+        common = not only and option.place() < len(COMMON)
+        groups.setdefault("common options" if common else option.part, []).append(option)
+    for title, members in groups.items():
+        group = parser.add_argument_group(title)
+        for option in members:
+            group.add_argument(
+                f"--{option.name}",
+                *(f"--{alias}" for alias, name in SHORTHANDS.items() if name == option.name),
+                dest=option.name,
+                metavar=option.metavar,
+                help=option.help,
+                default=argparse.SUPPRESS,
+            )
 
 
 def metavar(annotation: Any) -> str:
@@ -264,13 +289,17 @@ def call_command(commands: dict[str, Callable[[list[str]], None]], description: 
 
 
 def run_training(
-    train: Callable[[Any, Path, bool], Any], presets: dict[str, Any], description: str, full: dict[str, Any]
+    train: Callable[[Any, Path, bool], Any],
+    presets: dict[str, Any],
+    description: str,
+    full: dict[str, Any],
+    about: dict[str, str] | None = None,
 ) -> None:
     """Call train(config, run, resume) as the command line asks, in every process; errors name the way out."""
     with processes(), ExitStack() as held:
 
         def begin() -> Command:
-            command = command_line(presets, description, full=full)
+            command = command_line(presets, description, full=full, about=about)
             folder = run_folder(command.run, new=not command.resume, numbered=command.numbered)
             return replace(command, run=held.enter_context(folder))
 

@@ -1,6 +1,7 @@
 """dataclass <-> JSON: each option is written once, as a field of a frozen dataclass.
 
-A field's help is the line `name: text` of its class's docstring. Unknown names, wrong types and impossible
+A field's help is the line `name: text` of its class's docstring; a field whose metadata names what it is `set_from`
+is no option of the command line. Unknown names, wrong types and impossible
 values are one-line ValueErrors. The command line made from the same fields: minlm/training/command.py.
 """
 

@@ -31,6 +31,7 @@ class Task(Protocol):
     """What a model is trained for: all that `fit` needs to know of it."""
 
     batches: Batches
+    unit: str  # what `backward` counts: tokens, pairs
 
     def backward(self, model: nn.Module, batch: Batch, precision: Precision) -> tuple[Tensor, int, Metrics]:
         """Fill the gradients of a whole batch's mean loss -> (that loss, items it is a mean of, metrics to log)."""
@@ -104,7 +105,7 @@ def fit(model: nn.Module, task: Task, config: TrainConfig, run: Path) -> Trainin
             }
             row |= {name: float(value) for name, value in metrics.items()}
             row |= {"lr": config.lr * factor, "gradient_norm": norm, "seconds": state.seconds}
-            row |= {"items_per_second": count / step_seconds}
+            row |= {f"{task.unit}_per_second": count / step_seconds}
             log.step(row, progress())
             if first and due(config.evaluate_every, state.step, progress()):
                 model.eval()

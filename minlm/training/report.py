@@ -1,25 +1,36 @@
-"""report.html: one page with what a run's folder holds, complete in itself; it asks no other file or server.
+"""report.html: one page on a run, or on several side by side, complete in itself; it asks no other file or server.
 
-Figures stand beside their chance level: where a dictionary of result.json has a key "chance", its value is either
-such a figure itself or a dictionary of the same keys as the figures around it.
+Metrics have their chance level below them: where a dictionary of result.json has a key "chance" that is a dictionary,
+it holds levels for the metrics beside it, under the same keys. run.json records how the run was started.
 """
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+import shlex
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
+from math import prod
 from pathlib import Path
 from typing import Any
 
-from minlm.training.checkpoint import replace_text
-from minlm.training.config import files_beside_weights, load_config, save_config
-from minlm.training.distributed import rank
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
 
+from minlm.training.checkpoint import damaged, has_checkpoint, last_checkpoint, replace_text, write_json
+from minlm.training.command import OneLineParser
+from minlm.training.config import check_file, files_beside_weights, load_config, save_config
+from minlm.training.distributed import rank, world
+from minlm.training.log import read_metrics
+from minlm.training.loop import choose_device
+
+FAILURES = ("failures", "confusion")  # ends of the names of images that are shown first
 STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5c6570; --line: #d8dde3; --paper: #fff; --shade: #f5f7f9;
-  --curve: #0072b2; }
+:root { color-scheme: light dark; --ink: #1b1f24; --soft: #5c6570; --line: #d8dde3; --paper: #fff; --shade: #f5f7f9; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e6e9ed; --soft: #9aa4af; --line: #363d46; --paper: #14171a;
-  --shade: #1d2126; --curve: #56b4e9; } }
+  --shade: #1d2126; } }
 body { margin: 0 auto; max-width: 62rem; padding: 1.2rem; background: var(--paper); color: var(--ink);
   font: 16px/1.5 system-ui, sans-serif; }
 h1 { font-size: 1.6rem; margin: 0; overflow-wrap: anywhere; } h2 { font-size: 1.2rem; margin: 2.2rem 0 .6rem; }
@@ -28,11 +39,10 @@ h3 { font-size: 1rem; margin: 0 0 .3rem; } p { color: var(--soft); margin: .2rem
 table { border-collapse: collapse; font-size: .9rem; margin: .3rem 0; }
 th, td { border-bottom: 1px solid var(--line); padding: .25rem .8rem .25rem 0; text-align: left; vertical-align: top; }
 th { font-weight: 600; } tbody th { font-weight: 400; }
-td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; } td.number, th.number { text-align: right; }
+td { font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 td small { color: var(--soft); white-space: nowrap; display: block; }
 figure { margin: 1.2rem 0; } figcaption { color: var(--soft); font-size: .9rem; }
 img { max-width: 100%; height: auto; background: #fff; border: 1px solid var(--line); border-radius: 4px; }
-svg { width: 100%; height: auto; } svg text { fill: var(--soft); font-size: 13px; }
 pre { background: var(--shade); padding: .8rem; overflow-x: auto; font-size: .85rem; }
 .side-by-side { display: flex; flex-wrap: wrap; gap: 0 3rem; align-items: flex-start; }
 section { margin-bottom: 1.4rem; max-width: 100%; }
@@ -55,17 +65,35 @@ PAGE = """<!DOCTYPE html>
 
 
 def begin_files(run: Path, config: Any, tokenizer: Any, resume: bool) -> None:
-    """Write config and vocabulary of a new run; of a run that is continued, only its limits can have changed."""
+    """Write config, vocabulary and run.json of a new run; of a continued one, only its limits can have changed."""
     if resume:
         save_config(config, run / "config.json")
     else:
         files_beside_weights(config, tokenizer)(run)
-    (run / "report.html").unlink(missing_ok=True)  # written last: where it is, the run is finished
+    (run / "report.html").unlink(missing_ok=True)  # written last: a finished run has it
+    starts = read_object(run / "run.json").get("starts", []) if resume else []
+    write_json(run / "run.json", {"starts": [*starts, this_start(config)]})
+
+
+def this_start(config: Any) -> dict[str, Any]:
+    """The command line, date, device and versions of this process's run."""
+    device = choose_device(config.train.device)
+    name = (
+        torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
+    )
+    return {
+        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
+        "device": f"{device.type}, {name}",
+        "processes": world(),
+        "torch": torch.__version__,
+        "python": sys.version.split()[0],
+    }
 
 
 def finished_result(run: Path, config: Any) -> dict:
     """The result of a run that was trained to its end with this very config, which is said; {} otherwise."""
-    written = all((run / name).exists() for name in ("result.json", "report.html"))
+    written = all((run / name).exists() for name in ("result.json", "report.html")) and is_finished(run)
     if not written or load_config(type(config), run / "config.json") != config:
         return {}
     if rank() == 0:
@@ -73,35 +101,91 @@ def finished_result(run: Path, config: Any) -> dict:
     return json.loads((run / "result.json").read_text(encoding="utf-8"))
 
 
-def write_report(run: Path) -> Path:
-    """The page of a run, from result.json, the pictures, metrics.jsonl, sample.txt and config.json -> its path.
+def is_finished(run: Path) -> bool:
+    """Tell if a run has come to its end since it was last started."""
+    return "finished" in read_object(run / "run.json")
 
-    What a run does not have yet is left out, and the page says that figures or pictures are missing.
-    Raises ValueError where the folder has no config.json, or where a file of it is not JSON.
-    """
+
+def write_report(run: Path) -> Path:
+    """Note in run.json that a run has come to its end, and write its page -> the page's path."""
     run = Path(run)
+    finished = {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}
+    write_json(run / "run.json", read_object(run / "run.json") | finished)
+    return write_page([run], run / "report.html")
+
+
+def report_runs(
+    arguments: list[str],
+    command: Callable,
+    package: str,
+    draw: Callable[[Path], Any],
+    compare: Callable[[Sequence[Path], Path], Any],
+) -> None:
+    """The command `report`: draw the curves of one run, or of several over one another, and write the page.
+
+    draw(run) writes images of its curves into a run's folder; compare(runs, path) writes one image of all.
+    """
+    parser = OneLineParser(prog=f"python -m {package} report", description=command.__doc__)
+    parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="FILE",
+        help="the page (default: RUN/report.html; of several runs, report.html in the current folder)",
+    )
+    given = parser.parse_args(arguments)
+    runs = list(given.runs)
+    for run in runs:
+        check_run(run)
+    out = given.out or (runs[0] / "report.html" if len(runs) == 1 else Path("report.html"))
+    check_file(out, "--out")
+    comparison = out.with_suffix(".png")
+    if len(runs) == 1:
+        draw(runs[0])
+    else:
+        compare(runs, comparison)
+    print(write_page(runs, out, comparison if len(runs) > 1 else None))
+
+
+def check_run(run: Path) -> None:
     if not (run / "config.json").is_file():
         raise ValueError(f"no run at {str(run)!r}: a run's folder has a config.json")
-    config, result = read_object(run / "config.json"), read_object(run / "result.json")
-    pictures = sorted(run.glob("*.png"), key=lambda path: (path.stem != "loss", path.stem))
-    parts = ["<h2>Figures</h2>", as_they_fit(figures(result))]
-    if not result:
-        parts[1] = "<p>No result.json: the run has not come to its end.</p>"
-    if not (run / "loss.png").is_file():
-        parts += ["<h2>Loss</h2>", loss_curve(run / "metrics.jsonl")]
-    parts.append("<h2>Pictures</h2>")
-    parts += [figure(path) for path in pictures] or ["<p>No pictures in the run's folder.</p>"]
-    if (run / "sample.txt").is_file():
-        text = (run / "sample.txt").read_text(encoding="utf-8", errors="replace")
-        parts += ["<h2>Sample</h2>", f"<pre>{escape(text)}</pre>"]
-    parts += ["<h2>Config</h2>", as_they_fit(options(config))]
-    page = PAGE.format(title=escape(run.resolve().name), style=STYLE, body="\n".join(parts))
-    replace_text(run / "report.html", page)
-    return run / "report.html"
 
 
-def as_they_fit(sections: Sequence[str]) -> str:
-    return f'<div class="side-by-side">{"".join(sections)}</div>'
+def write_page(runs: Sequence[Path], out: Path, comparison: Path | None = None) -> Path:
+    """Write the page of a run, or of several, a column each -> its path.
+
+    From run.json, result.json, config.json, metrics.jsonl, sample.txt and the images of each run. What a run does
+    not have yet is left out, and the page says so. comparison: an image of the curves of all, shown in place of
+    each run's own.
+    Raises ValueError where a folder has no config.json, or where a file of it is not JSON.
+    """
+    for run in runs:
+        check_run(run)
+    names = [run.resolve().name for run in runs]
+    results, configs = (
+        [list(rows_of(read_object(run / name))) for run in runs] for name in ("result.json", "config.json")
+    )
+    logged = [last_logged(run) for run in runs]
+    parts = ["<h2>Run</h2>", tables([provenance(run) for run in runs], names), "<h2>Metrics</h2>"]
+    for run, name, result in zip(runs, names, results, strict=True):
+        if not result:
+            parts.append(f"<p>No result.json: {escape(name)} has not come to its end.</p>")
+        elif not is_finished(run):
+            parts.append(
+                f"<p>{escape(name)} was continued after these metrics, or stopped before its end.</p>"
+            )
+    both = [result + last for result, last in zip(results, logged, strict=True)]
+    parts += [tables(both, names), "<h2>Images</h2>", *images(runs, comparison)]
+    for run, name in zip(runs, names, strict=True):
+        if (run / "sample.txt").is_file():
+            text = (run / "sample.txt").read_text(encoding="utf-8", errors="replace")
+            parts += [f"<h2>Sample{of(name, runs)}</h2>", f"<pre>{escape(text)}</pre>"]
+    parts.append("<h2>Options</h2>" if len(runs) == 1 else "<h2>Options that differ</h2>")
+    parts.append(tables(configs, names, equal=len(runs) == 1))
+    page = PAGE.format(title=escape(", ".join(names)), style=STYLE, body="\n".join(parts))
+    replace_text(out, page)
+    return out
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -114,9 +198,80 @@ def read_object(path: Path) -> dict[str, Any]:
         raise ValueError(f"{str(path)!r} is not JSON ({error}): it is damaged; remove it") from None
     if not isinstance(values, dict):
         raise ValueError(
-            f"{str(path)!r} holds a {type(values).__name__}, not an object of figures: remove it"
+            f"{str(path)!r} holds a {type(values).__name__}, not an object of metrics: remove it"
         )
     return values
+
+
+Row = tuple[str, Any, Any]  # dotted name, value, its chance level or None
+
+
+def provenance(run: Path) -> list[Row]:
+    """How a run was started and how far it came, as rows of a table; parameters are counted in its checkpoint."""
+    record = read_object(run / "run.json")
+    starts = record.get("starts", [])
+    rows: dict[str, Any] = {"folder": str(run)}
+    if starts:
+        rows |= {"started": starts[0]["date"], "finished": record.get("finished", "not yet")}
+        rows |= {key: value for key, value in starts[-1].items() if key != "date"}
+    if len(starts) > 1:
+        rows["continued"] = ", ".join(start["date"] for start in starts[1:])
+    if has_checkpoint(run):
+        rows["parameters"] = count_weights(last_checkpoint(run) / "model.safetensors")
+    return [(key, value, None) for key, value in rows.items()]
+
+
+def last_logged(run: Path) -> list[Row]:
+    """The last value of everything in metrics.jsonl; also a stopped run has these."""
+    last: dict[str, Any] = {}
+    for row in read_metrics(run) if (run / "metrics.jsonl").is_file() else ():
+        last |= row
+    return list(rows_of(last, prefix="last logged."))
+
+
+def count_weights(path: Path) -> int:
+    """How many numbers a file of weights holds, from its header."""
+    try:
+        with safe_open(path, "pt") as file:
+            return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    except (SafetensorError, OSError) as error:
+        raise damaged(path, str(error)) from None
+
+
+def rows_of(node: Mapping[str, Any], levels: Any = None, prefix: str = "") -> Iterator[Row]:
+    """The single values in a nested object as rows. levels: chance levels known from further out, by key.
+
+    Lists within lists are left out: confusion matrices, which are drawn.
+    """
+    levels = levels if isinstance(levels, Mapping) else {}
+    if isinstance(node.get("chance"), Mapping):
+        levels = levels | node["chance"]
+    for key, value in node.items():
+        if isinstance(value, Mapping):
+            if key != "chance":
+                yield from rows_of(value, levels.get(key), f"{prefix}{key}.")
+        elif not (isinstance(value, list) and any(isinstance(item, list) for item in value)):
+            yield prefix + key, value, levels.get(key)
+
+
+def tables(columns: Sequence[Sequence[Row]], names: Sequence[str], equal: bool = True) -> str:
+    """A table per part of dotted names, a row per last part, a column per run; equal: show rows that all share."""
+    found = [{name: (value, chance) for name, value, chance in rows} for rows in columns]
+    parts: dict[str, list[str]] = {}
+    for name in dict.fromkeys(name for rows in found for name in rows):
+        cells = [rows.get(name, (None, None)) for rows in found]
+        if equal or any(other != cells[0] for other in cells):
+            part, _, last = name.rpartition(".")
+            row = f'<tr><th scope="row">{words(last)}</th>{"".join(cell(*pair) for pair in cells)}</tr>'
+            parts.setdefault(part, []).append(row)
+    head = "".join(f'<th scope="col">{escape(name)}</th>' for name in names)
+    head = f"<thead><tr><td></td>{head}</tr></thead>" if len(names) > 1 else ""
+    sections = (
+        f"<section>{f'<h3>{words(part)}</h3>' if part else ''}"
+        f'<div class="wide"><table>{head}<tbody>{"".join(rows)}</tbody></table></div></section>'
+        for part, rows in parts.items()
+    )
+    return f'<div class="side-by-side">{"".join(sections)}</div>'
 
 
 def words(name: str) -> str:
@@ -130,148 +285,43 @@ def shown(value: Any) -> str:
         return escape("–" if value is None or value == "" else str(value))
     if isinstance(value, list):
         return ", ".join(shown(item) for item in value)
-    return f'<data value="{value!r}">{value:,}</data>' if isinstance(value, int) else number(value)
-
-
-def number(value: float) -> str:
-    rounded = f"{value:,.1f}" if 1000 <= abs(value) < 1e12 else f"{value:.4g}"
+    rounded = f"{value:,}" if isinstance(value, int) else f"{value:.4g}"
+    if isinstance(value, float) and 1000 <= abs(value) < 1e12:
+        rounded = f"{value:,.1f}"
     return f'<data value="{value!r}">{rounded}</data>'
 
 
-def cell(value: Any, chance: Any = None) -> str:
+def cell(value: Any, chance: Any) -> str:
     """A table's cell: the value, and under it its chance level in small where it has one."""
     beside = "" if chance is None else f"<small>chance {shown(chance)}</small>"
-    kind = ' class="number"' if isinstance(value, int | float) and not isinstance(value, bool) else ""
-    return f"<td{kind}>{shown(value)}{beside}</td>"
+    return f"<td>{shown(value)}{beside}</td>"
 
 
-def figures(node: Mapping[str, Any], chance: Mapping[str, Any] | None = None, title: str = "") -> list[str]:
-    """The figures of an object as sections: the single ones, lists, then the objects in it.
-
-    Objects of the same single figures become the rows of one table. chance: levels known from further out.
-    """
-    node, chance = with_levels(node, chance or {})
-    single = {key: value for key, value in node.items() if kind_of(value) == "single"}
-    lists = {key: value for key, value in node.items() if kind_of(value) == "list"}
-    parts = []
-    if single:
-        rows = [(key, [cell(value, chance.get(key))]) for key, value in single.items()]
-        parts.append(section(title, rows))
-    for key, value in lists.items():
-        rows = value if value and all(isinstance(row, list) for row in value) else [value]
-        parts.append(section(joined(title, key), [("", [cell(item) for item in row]) for row in rows]))
-    tables: dict[Any, dict[str, Mapping]] = {}
-    for key, value in node.items():
-        if isinstance(value, Mapping):
-            tables.setdefault(columns_of(value, chance.get(key)) or key, {})[key] = value
-    for columns, objects in tables.items():
-        if len(objects) > 1:
-            parts.append(side_by_side(columns, objects, chance, title))
-        else:
-            for key, value in objects.items():
-                parts += figures(value, chance.get(key), joined(title, key))
-    return parts
+def of(name: str, runs: Sequence[Path]) -> str:
+    return f" of {escape(name)}" if len(runs) > 1 else ""
 
 
-def with_levels(node: Mapping[str, Any], outer: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """(figures, the chance levels that stand beside them); a level that fits no figure is a figure itself."""
-    node, beside = dict(node), {}
-    own = node.pop("chance") if isinstance(node.get("chance"), Mapping) else {}
-    for key, level in [*own.items(), *outer.items()]:
-        kinds = {kind_of(level), kind_of(node[key])} if key in node and key not in beside else set()
-        if kinds in ({"single"}, {"object"}):
-            beside[key] = level
-        else:
-            name = f"chance {key}"
-            while name in node:
-                name = f"chance {name}"
-            node[name] = level
-    return node, beside
+def images(runs: Sequence[Path], comparison: Path | None) -> list[str]:
+    """Failures first, then the loss, then the other images; those of one name side by side."""
+    stems = {path.stem for run in runs for path in run.glob("*.png")}
+    stems -= {"loss", comparison.stem} if comparison else set()
+    ordered = sorted(stems, key=lambda stem: (not stem.endswith(FAILURES), stem != "loss", stem))
+    parts = [figure(comparison, "")] if comparison else []
+    for stem in ordered:
+        paths = [run / f"{stem}.png" for run in runs if (run / f"{stem}.png").is_file()]
+        drawn = [figure(path, of(path.parent.resolve().name, runs)) for path in paths]
+        parts.append(f'<div class="side-by-side">{"".join(drawn)}</div>')
+    return parts or ["<p>No images in the run's folder.</p>"]
 
 
-def kind_of(value: Any) -> str:
-    return "object" if isinstance(value, Mapping) else "list" if isinstance(value, list) else "single"
-
-
-def columns_of(values: Mapping[str, Any], chance: Mapping | None) -> tuple[str, ...]:
-    """The columns of a row made of these figures; () where they are no row: nested, or chance knows more."""
-    levels = chance or {}
-    flat = all(kind_of(value) == "single" for value in [*values.values(), *levels.values()])
-    return tuple(values) if flat and levels.keys() <= values.keys() else ()
-
-
-def side_by_side(columns: Sequence[str], objects: Mapping[str, Mapping], chance: Mapping, title: str) -> str:
-    """A row an object, a column a figure, each above chance[object][figure]."""
-    rows = []
-    for key, values in objects.items():
-        beside = chance.get(key, {})
-        rows.append((key, [cell(values[column], beside.get(column)) for column in columns]))
-    return section(title, rows, columns)
-
-
-def joined(title: str, key: str) -> str:
-    return f"{title}: {key}" if title else key
-
-
-def section(title: str, rows: Sequence[tuple[str, Sequence[str]]], columns: Sequence[str] = ()) -> str:
-    """A heading and a table: rows of (name, cells), under the names of the columns where there are any."""
-    head = "".join(f'<th scope="col" class="number">{words(column)}</th>' for column in columns)
-    head = f"<thead><tr><td></td>{head}</tr></thead>" if columns else ""
-    lines = []
-    for name, cells in rows:
-        first = f'<th scope="row">{words(name)}</th>' if name else ""
-        lines.append(f"<tr>{first}{''.join(cells)}</tr>")
-    table = f'<div class="wide"><table>{head}<tbody>{"".join(lines)}</tbody></table></div>'
-    return f"<section>{f'<h3>{words(title)}</h3>' if title else ''}{table}</section>"
-
-
-def figure(path: Path) -> str:
-    """A picture with a caption made from its name; its bytes are in the page."""
+def figure(path: Path, owner: str) -> str:
+    """An image whose bytes are in the page, with the description that the file holds, or else its name."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            said = escape(image.info.get("Description", ""))
+    except OSError as error:
+        raise ValueError(f"{str(path)!r} is not an image ({error}): remove it") from None
     name, content = words(path.stem).capitalize(), base64.b64encode(path.read_bytes()).decode()
-    image = f'<img alt="{name}" src="data:image/png;base64,{content}">'
-    return f"<figure>{image}<figcaption>{name}</figcaption></figure>"
-
-
-def options(config: Mapping[str, Any], title: str = "") -> list[str]:
-    """A section of the single options, then those of each part of the config."""
-    rows = [(key, [cell(value)]) for key, value in config.items() if not isinstance(value, Mapping)]
-    parts = [section(title, rows)] if rows else []
-    for key, value in config.items():
-        if isinstance(value, Mapping):
-            parts += options(value, f"{title}.{key}" if title else key)
-    return parts
-
-
-def loss_curve(path: Path) -> str:
-    """The losses of metrics.jsonl against the steps as a drawing in the page; a sentence where there are none."""
-    rows = []
-    for line in path.read_text(encoding="utf-8").split("\n")[:-1] if path.is_file() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError as error:
-            raise ValueError(
-                f"{str(path)!r} has a line that is not JSON ({error}): remove the line"
-            ) from None
-    points = [(row["step"], row["loss"]) for row in rows if abs(row.get("loss", float("nan"))) < float("inf")]
-    if not points:
-        return "<p>No loss has been logged.</p>"
-    width, height, left, bottom = 720, 260, 60, 30
-    steps, losses = zip(*points, strict=True)
-    low, high = min(losses), max(losses)
-
-    def place(step: float, loss: float) -> str:
-        x = left + (width - left - 10) * (step - steps[0]) / max(steps[-1] - steps[0], 1)
-        y = 12 + (height - bottom - 12) * (high - loss) / ((high - low) or 1)
-        return f"{x:.1f},{y:.1f}"
-
-    line = " ".join(place(*point) for point in points)
-    marks = [
-        f'<text x="{left - 6}" y="18" text-anchor="end">{high:.3g}</text>',
-        f'<text x="{left - 6}" y="{height - bottom}" text-anchor="end">{low:.3g}</text>',
-        f'<text x="{left}" y="{height - 8}">step {steps[0]:,}</text>',
-        f'<text x="{width - 10}" y="{height - 8}" text-anchor="end">step {steps[-1]:,}</text>',
-    ]
-    drawn = f'<polyline points="{line}" fill="none" stroke="var(--curve)" stroke-width="1.5"/>'
-    caption = f"Training loss (nats) of {len(points):,} steps, last {shown(losses[-1])}"
-    svg = f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="training loss">{"".join(marks)}{drawn}</svg>'
-    return f"<figure>{svg}<figcaption>{caption}</figcaption></figure>"
+    drawn = f'<img alt="{name}{owner}" src="data:image/png;base64,{content}">'
+    return f"<figure>{drawn}<figcaption><b>{name}{owner}.</b> {said}</figcaption></figure>"

@@ -2,12 +2,13 @@
 
 import itertools
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from minclip.class_plots import accuracy_by_class, confusion_matrix
+from minclip.class_plots import accuracy_by_class, confusion_matrix, worst_confusions
 
 
 def cells_of(axes):
@@ -95,3 +96,13 @@ def test_bars_are_the_accuracies_best_class_first(tmp_path_factory, n_classifier
 def test_accuracy_by_class_refuses(tmp_path, per_class, message):
     with pytest.raises(ValueError, match=message):
         accuracy_by_class(per_class, 0.1, tmp_path / "bars.png")
+
+
+def test_the_most_frequent_confusions_are_said_in_words(tmp_path):
+    counts = np.array([[5, 3, 0], [9, 1, 0], [0, 0, 4]])
+    said = worst_confusions(counts, ("cat", "dog", "cow"))
+    assert said == "Most frequent confusions: dog taken for cat (9 of 10), cat taken for dog (3 of 8)."
+    assert worst_confusions(np.eye(2, dtype=int), ("cat", "dog")) == "No image is taken for another class."
+    confusion_matrix(counts.tolist(), ("cat", "dog", "cow"), tmp_path / "a.png", "Zero shot")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["Description"] == f"Zero shot. {said}"

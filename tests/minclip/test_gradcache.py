@@ -14,6 +14,7 @@ from minclip.losses import contrastive_figures
 from minclip.text import BertTextConfig
 from minlm.training.batches import split
 from minlm.training.hardware import Precision
+from tests.laws import close
 from tests.minclip.drawn import (
     FLOAT32,
     LOSSES,
@@ -64,20 +65,22 @@ def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
 def same_run(found: tuple, expected: tuple, dtype: torch.dtype) -> None:
     """Every gradient to the tolerance times the largest one: some are zero by symmetry (keys' biases)."""
     tolerance = TOLERANCE[dtype]
-    torch.testing.assert_close(found[0], expected[0], atol=tolerance, rtol=tolerance)
-    assert found[1] == expected[1]
+    close(found[0], expected[0], "the loss must be the whole batch's", atol=tolerance, rtol=tolerance)
+    assert found[1] == expected[1], "every pair must be counted once"
     assert found[2].keys() == expected[2].keys()
     for name, figure in expected[2].items():
         if name == "top1":  # equal captions tie, and then the last bit decides
             continue
-        torch.testing.assert_close(found[2][name], figure, atol=tolerance, rtol=tolerance, msg=name)
+        law = f"{name} must be the whole batch's"
+        close(found[2][name], figure, law, atol=tolerance, rtol=tolerance)
     assert found[3].keys() == expected[3].keys()
     given_gradients = [gradient for gradient in expected[3].values() if gradient is not None]
     largest = max(1.0, *(gradient.abs().max().item() for gradient in given_gradients))
     for name, gradient in expected[3].items():
-        assert (found[3][name] is None) == (gradient is None), name
+        assert (found[3][name] is None) == (gradient is None), f"{name} must have a gradient unless frozen"
         if gradient is not None:
-            torch.testing.assert_close(found[3][name], gradient, atol=tolerance * largest, rtol=0, msg=name)
+            law = f"the gradient of {name} must be the whole batch's, whatever the parts"
+            close(found[3][name], gradient, law, atol=tolerance * largest, rtol=0)
 
 
 def chunks(n: int, n_parts: int) -> list[slice]:
@@ -120,7 +123,7 @@ def test_with_dropout_both_passes_draw_the_same_masks(device, config, n, n_parts
     after = get_state()
     torch.manual_seed(seed)
     same_run(run(model, batch, n_parts), expected, dtype)
-    assert torch.equal(get_state(), after)
+    assert torch.equal(get_state(), after), "the random state must end where one pass leaves it"
 
 
 FROZEN = ["image_tower", "text_tower", "image_projection", "text_projection", "logit_scale"]
@@ -140,7 +143,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
     expected = whole_batch(model, batch, [slice(n)])
     same_run(run(model, batch, n_parts), expected, pair_of(model, batch)[0].dtype)
     for name, gradient in expected[3].items():
-        assert (gradient is None) == (name.split(".")[0] in frozen)
+        assert (gradient is None) == (name.split(".")[0] in frozen), f"{name}: only what is frozen has none"
 
 
 @given(clip_configs, sizes, parts, seeds, st.sampled_from(["image", "text", "both"]))
@@ -177,7 +180,8 @@ def test_no_graph_is_wider_than_a_part(config, n, n_parts, seed):
     backward(model, batch, n_parts)
     lengths = [len(range(n)[part]) for part in chunks(n, n_parts)]
     expected = [(with_graph, length) for with_graph in (False, True) for length in lengths]
-    assert seen == {"image": expected, "text": expected}
+    law = "each part must be embedded once without a graph and once with one, never more at a time"
+    assert seen == {"image": expected, "text": expected}, law
 
 
 @given(resnet_clip_configs, sizes, parts, seeds)
@@ -190,7 +194,8 @@ def test_batchnorm_counts_every_part_once(config, n, n_parts, seed):
     found, expected = (m.image_tower.state_dict() for m in (model, reference))
     for name in found:
         if "running_" in name:
-            torch.testing.assert_close(found[name], expected[name], atol=1e-12, rtol=1e-12, msg=name)
+            law = f"{name} must be updated once per part, though parts are embedded twice"
+            close(found[name], expected[name], law, atol=1e-12, rtol=1e-12)
     model.image_tower(batch["images"])  # and after it they go on as before
     reference.image_tower(batch["images"])
     for norm, other in zip(model.image_tower.modules(), reference.image_tower.modules(), strict=True):
@@ -211,7 +216,7 @@ def test_under_autocast_every_parameter_still_gets_its_gradient(text):
         results.append(run(model, batch, n_parts, Precision("bf16", torch.device("cpu")))[3])
     for name, gradient in results[0].items():
         cosine = torch.cosine_similarity(gradient.flatten(), results[1][name].flatten(), dim=0)
-        assert cosine > 0.98, name
+        assert cosine > 0.98, f"{name} must get its gradient under autocast too"
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -231,6 +236,6 @@ def test_plain_accumulation_is_another_gradient(seed):
     def likeness(result):
         return torch.cosine_similarity(direction(result), direction(expected), dim=0)
 
-    assert likeness(cached) > 1 - 1e-9
-    assert likeness(accumulated) < 0.97
+    assert likeness(cached) > 1 - 1e-9, "cached gradients must point where the whole batch's do"
+    assert likeness(accumulated) < 0.97, "plain accumulation must be told from the whole batch"
     assert accumulated[0] < expected[0] - 0.5  # ln 2 is what chance is worth among two, ln 8 among eight

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.losses import clip_logits, clip_loss, contrastive_figures, sigmoid_loss
+from tests.laws import close
 from tests.minlm.test_transformer import normal
 
 seeds = st.integers(0, 10**6)
@@ -17,10 +18,10 @@ scales = st.floats(0, math.log(100))
 TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
-def same(found: torch.Tensor, expected: torch.Tensor | float) -> None:
+def same(found: torch.Tensor, expected: torch.Tensor | float, law: str = "") -> None:
     expected = torch.as_tensor(expected, dtype=torch.float64)
     tolerance = TOLERANCE[found.dtype]
-    torch.testing.assert_close(found.double(), expected, atol=tolerance, rtol=tolerance)
+    close(found.double(), expected, law, atol=tolerance, rtol=tolerance)
 
 
 def unit(seed: int, n: int, embed_dim: int) -> torch.Tensor:
@@ -59,10 +60,11 @@ def test_the_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, seed)
         value.backward()
         results.append((value, inputs))
     (value, inputs), (expected, expected_inputs) = results
-    same(value, expected)
-    for mine, theirs in zip(inputs, expected_inputs, strict=True):
+    same(value, expected, "the loss must be its equation, term by term")
+    for name, mine, theirs in zip(("images", "texts", "scale"), inputs, expected_inputs, strict=True):
         tolerance = TOLERANCE[value.dtype] * max(1.0, theirs.grad.abs().max().item())
-        torch.testing.assert_close(mine.grad, theirs.grad, atol=tolerance, rtol=0)
+        law = f"the gradient of the {name} must be the equation's"
+        close(mine.grad, theirs.grad, law, atol=tolerance, rtol=0)
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
@@ -72,7 +74,8 @@ def test_the_gradient_of_the_scale_is_the_slope_of_the_loss(n, embed_dim, scale,
     clip_loss(images, texts, parameter, groups)[0].backward()
     above, below = (written_out(images, texts, log_scale(scale + d), groups) for d in (step, -step))
     slope = (above - below) / (2 * step)
-    torch.testing.assert_close(parameter.grad, slope, atol=1e-3, rtol=1e-4)
+    law = "logit_scale's gradient must be the slope of the loss along it"
+    close(parameter.grad, slope, law, atol=1e-3, rtol=1e-4)
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
@@ -87,13 +90,17 @@ def test_the_loss_is_symmetric_and_sees_neither_order_nor_basis(n, embed_dim, sc
     images, texts, groups = draw(seed, n, embed_dim)
     scale = log_scale(scale)
     value = clip_loss(images, texts, scale, groups)[0]
-    same(clip_loss(texts, images, scale, groups)[0], value)
+    same(clip_loss(texts, images, scale, groups)[0], value, "images and texts must be interchangeable")
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    same(clip_loss(images[order], texts[order], scale, groups[order])[0], value)
+    same(
+        clip_loss(images[order], texts[order], scale, groups[order])[0],
+        value,
+        "order of pairs must not matter",
+    )
     rotation = torch.linalg.qr(normal(seed + 2, embed_dim, embed_dim))[0]
-    same(clip_loss(images @ rotation, texts @ rotation, scale, groups)[0], value)
+    same(clip_loss(images @ rotation, texts @ rotation, scale, groups)[0], value, "only angles must matter")
     names = torch.randperm(n, generator=torch.Generator().manual_seed(seed + 3)) + 10**9
-    assert torch.equal(clip_loss(images, texts, scale, names[groups])[0], value)  # groups are only names
+    assert torch.equal(clip_loss(images, texts, scale, names[groups])[0], value), "groups must be only names"
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
@@ -103,10 +110,11 @@ def test_unique_groups_are_plain_infonce(n, embed_dim, scale, seed):
     scale = log_scale(scale)
     plain = clip_loss(images, texts, scale)[0]
     unique = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
-    assert torch.equal(clip_loss(images, texts, scale, unique)[0], plain)
+    law = "with unique groups the loss must be plain InfoNCE, bit for bit"
+    assert torch.equal(clip_loss(images, texts, scale, unique)[0], plain), law
     logits, labels = scale.exp() * (images @ texts.T), torch.arange(n)
     figure_3 = (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-    same(plain / n, figure_3)
+    same(plain / n, figure_3, "the loss must be that of Radford et al. 2021, figure 3")
 
 
 @given(st.integers(2, 7), scales, seeds)
@@ -121,11 +129,11 @@ def test_a_group_never_pushes_its_own_members_away(n, scale, seed):
             for j in range(n):
                 gradient = others.grad[j, i]
                 if i == j:
-                    assert gradient <= 0  # pulled
+                    assert gradient <= 0, f"pair {i} must be pulled together"
                 elif groups[i] == groups[j]:
-                    assert gradient == 0
+                    assert gradient == 0, f"{i} and {j} of one group must not be each other's negatives"
                 else:
-                    assert gradient >= 0  # pushed
+                    assert gradient >= 0, f"{i} and {j} of different groups must be pushed apart"
     apart = groups[:, None] != groups
     if scale < 1:  # where no weight has vanished: every compared pair has its push
         assert (others.grad.T[apart] > 0).all()
@@ -137,8 +145,9 @@ def test_one_group_leaves_nothing_to_learn(n, embed_dim, scale, seed):
     inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
     value = clip_loss(*inputs, torch.full((n,), 5))[0]
     value.backward()
-    assert value == 0
-    assert all((x.grad == 0).all() for x in inputs)  # and not NaN, of the excluded pairs' infinities
+    assert value == 0, "a batch of one group has no negatives: its loss must be zero"
+    # NaN comes of the excluded pairs' infinities.
+    assert all((x.grad == 0).all() for x in inputs), "without negatives gradients must be zero, not NaN"
 
 
 @given(sizes, st.integers(1, 8), seeds)
@@ -146,11 +155,14 @@ def test_without_temperature_the_loss_is_chance(n, embed_dim, seed):
     """exp(s) -> 0 makes all logits equal: ln B for unique groups, the mean of ln |N(i)| in general."""
     images, texts, groups = draw(seed, n, embed_dim)
     scale = log_scale(-40.0)
-    same(clip_loss(images, texts, scale)[0] / n, math.log(n))
+    same(
+        clip_loss(images, texts, scale)[0] / n, math.log(n), "chance must be ln B where all logits are equal"
+    )
     chance = contrastive_figures(images, texts, scale, groups)["chance"]
     same(chance, clip_loss(images, texts, scale, groups)[0].detach() / n)
     sizes_compared = [1 + sum(int(g != h) for h in groups) for g in groups]
-    same(chance, sum(map(math.log, sizes_compared)) / n)
+    law = "chance must be the mean of ln(number of texts that an image is compared with)"
+    same(chance, sum(map(math.log, sizes_compared)) / n, law)
 
 
 @given(st.integers(2, 40), scales, seeds)
@@ -158,7 +170,8 @@ def test_perfect_embeddings_reach_the_floor_of_their_temperature(n, scale, seed)
     """Orthogonal pairs: ln(1 + (B - 1) exp(-exp(s))) each, next to nothing at the largest scale."""
     rotation = torch.linalg.qr(normal(seed, n, n))[0]
     floor = math.log1p((n - 1) * math.exp(-math.exp(scale)))
-    same(clip_loss(rotation, rotation, log_scale(scale))[0] / n, floor)
+    law = "perfect embeddings must reach ln(1 + (B - 1) exp(-exp(s)))"
+    same(clip_loss(rotation, rotation, log_scale(scale))[0] / n, floor, law)
     assert clip_loss(rotation, rotation, log_scale(math.log(100)))[0] < 1e-6
 
 
@@ -167,7 +180,7 @@ def test_logits_are_scaled_cosines(n_images, n_texts, embed_dim, scale, seed):
     images, texts = unit(seed, n_images, embed_dim), unit(seed + 1, n_texts, embed_dim)
     logits = clip_logits(images, texts, log_scale(scale))
     cosines = F.cosine_similarity(images[:, None], texts[None], dim=-1)
-    same(logits, math.exp(scale) * cosines)
+    same(logits, math.exp(scale) * cosines, "logits must be cosines times exp(logit_scale)")
 
 
 @given(sizes, st.integers(1, 8), scales, seeds, st.booleans())
@@ -192,7 +205,7 @@ def test_a_collapsed_model_has_no_hit(n, embed_dim, seed):
     """Every embedding the same: all cosines tie, and the loss is chance at any scale."""
     one = torch.eye(embed_dim, dtype=torch.float64)[seed % embed_dim].repeat(n, 1)
     figures = contrastive_figures(one, one, log_scale(3.0), torch.arange(n))
-    assert figures["top1"] == 0
+    assert figures["top1"] == 0, "ties must count against a collapsed model"
     same(figures["chance"], math.log(n))
     same(clip_loss(one, one, log_scale(3.0))[0] / n, math.log(n))
 
@@ -204,7 +217,7 @@ def test_the_loss_is_the_same_under_autocast(n, embed_dim, scale, seed):
     inputs = (images, texts, log_scale(scale).float(), groups)
     with torch.autocast("cpu", torch.bfloat16):
         value, figures = clip_loss(*inputs)[0], contrastive_figures(*inputs)
-    assert torch.equal(value, clip_loss(*inputs)[0])
+    assert torch.equal(value, clip_loss(*inputs)[0]), "logits must stay float32 under autocast"
     assert figures == contrastive_figures(*inputs)
 
 

@@ -399,3 +399,15 @@ def test_inference_needs_no_gradients(tiny_run):
     model, tokenizer, _ = load(tiny_run)
     assert not embed_texts(model, tokenizer, ["a red circle"]).requires_grad
     assert torch.is_grad_enabled()
+
+
+def test_report_writes_a_page_on_a_stopped_run_and_one_on_several(tiny_run, tmp_path, capsys):
+    stopped, page = tmp_path / "stopped", tmp_path / "both.html"
+    shutil.copytree(tiny_run, stopped)
+    for path in [stopped / "result.json", *stopped.glob("*.png"), *stopped.glob("*.html")]:
+        path.unlink()
+    COMMANDS["report"]([str(stopped)])
+    COMMANDS["report"]([str(stopped), str(tiny_run), "--out", str(page)])
+    assert capsys.readouterr().out.splitlines() == [str(stopped / "report.html"), str(page)]
+    assert (stopped / "loss.png").is_file()
+    assert "has not come to its end" in (stopped / "report.html").read_text(encoding="utf-8")

@@ -8,9 +8,10 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIP
 from minclip.data.records import class_captions
-from minclip.presets import PRESETS
+from minclip.presets import ABOUT, PRESETS
 from minclip.text import GPTTextConfig
 from minclip.tokenizer import WordPiece, encode_batch
+from minlm.training.command import options_of
 from minlm.training.config import from_dict, to_dict
 
 
@@ -53,3 +54,16 @@ def test_the_class_captions_of_cifar10_fit_into_its_preset():
 def test_impossible_caches_are_refused(gib):
     with pytest.raises(ValueError, match=f"cache_gib={gib} must be at least 0 and finite"):
         replace(PRESETS["shapes"], cache_gib=gib)
+
+
+def test_every_preset_has_a_line_for_help_and_the_option_of_its_data():
+    assert list(ABOUT) == list(PRESETS)
+    for name, line in ABOUT.items():
+        assert "\n" not in line
+        for option in ("root", "path"):
+            assert (f"--data.{option} " in line) == (getattr(PRESETS[name].data, option, None) == ""), name
+
+
+def test_what_is_set_from_the_tokenizer_is_no_option():
+    for config in PRESETS.values():
+        assert not {"text.end_id", "text.vocab_digest"} & {option.name for option in options_of(config)}

@@ -13,7 +13,14 @@ from minclip import report
 from minclip.data.records import Question, Record
 from minclip.embed import embed_images, embed_texts
 from minclip.evaluate import Evaluation
-from minclip.report import draw_classes, draw_pictures, draw_where_it_looks, draw_zero_shot, spread
+from minclip.report import (
+    draw_classes,
+    draw_curves,
+    draw_pictures,
+    draw_where_it_looks,
+    draw_zero_shot,
+    spread,
+)
 from minclip.resnet import ResNet, ResNetConfig
 from minclip.runs import load
 from minclip.zero_shot import zero_shot
@@ -77,7 +84,7 @@ def test_pictures_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
     assert captions == [f"{i} 0" for i in places]
     assert torch.equal(rows[0], images[places])
     assert torch.equal(rows[1], texts[[owners.index(i) for i in places]])
-    shown, *embeddings, queries, _ = given["retrieval_grid"]
+    shown, *embeddings, queries, _, _ = given["retrieval_grid"]
     assert (shown, queries) == (records, spread(20, 4))
     assert torch.equal(embeddings[0], images)
     assert torch.equal(embeddings[1], texts)
@@ -131,3 +138,33 @@ def test_attention_is_drawn_where_the_tower_has_it(tiny_run, tmp_path):
 )
 def test_places_are_spread_evenly(count, wanted, places):
     assert spread(count, wanted) == places
+
+
+def test_failures_are_the_worst_ranks_and_none_where_all_are_right(tmp_path, monkeypatch):
+    drawn = []
+    for name in ("loss_curve", "metric_curves", "similarity_matrix"):
+        monkeypatch.setattr(report, name, lambda *_: None)
+    monkeypatch.setattr(report, "retrieval_grid", lambda *values: drawn.append(values[-3:]))
+    records = [record(i, (f"{i}",)) for i in range(9)]
+    owners = torch.arange(9)
+    texts = torch.eye(9)
+    draw_pictures(tmp_path, records, Evaluation({}, 1.0, texts, texts, owners))
+    assert [path.name for _, path, _ in drawn] == ["retrieval.png"]
+    drawn.clear()
+    images = texts.clone()
+    images[[2, 7]] = F.normalize(
+        texts[[7, 2]] + texts[[2, 7]] / 2, dim=-1
+    )  # each more like the other's caption
+    images[4] = F.normalize(2 - texts[4], dim=0)  # more like every caption than its own
+    draw_pictures(tmp_path, records, Evaluation({}, 1.0, images, texts, owners))
+    queries, path, which = drawn[0]
+    assert (path.name, which) == ("failures.png", "worst ranks")
+    assert queries[0] == 4
+    assert sorted(queries) == [2, 4, 7]
+
+
+def test_curves_can_be_drawn_of_a_run_that_was_stopped(tmp_path):
+    rows = [{"step": step, "loss": 1.0, "top1": 0.5, "seconds": step} for step in (1, 2)]
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    draw_curves(tmp_path)
+    assert {path.name for path in tmp_path.glob("*.png")} == {"loss.png", "metrics.png"}

@@ -1,5 +1,6 @@
 """The generated command line: presets, dotted options, saved configs, and one-line errors with exit status 2."""
 
+import argparse
 import errno
 import io
 import os
@@ -16,7 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from minlm.training.command import command_line, run_main, run_training
+from minlm.training.command import add_options, command_line, run_main, run_training
 from minlm.training.config import save_config
 from minlm.training.loop import Interrupted
 from minlm.training.state import TrainConfig
@@ -440,3 +441,53 @@ def test_help_shows_every_option_its_meaning_and_default(capsys):
     assert "in metres (default: 100)" in said
     assert "--train.steps" in said
     assert "--steps" in said
+
+
+def help_of(capsys, *arguments, **more):
+    with pytest.raises(SystemExit):
+        command_line(PRESETS, "Trains.", [*arguments, "--help"], **more)
+    return capsys.readouterr().out
+
+
+def test_help_has_a_line_on_each_preset(capsys):
+    about = {"plain": "a tower", "tall": "100 metres of it", "river": "a bridge"}
+    said = help_of(capsys, about=about)
+    for name, line in about.items():
+        assert f"  {name:5}  {line}\n" in said
+
+
+def test_help_says_whose_options_it_lists(capsys, tmp_path):
+    assert "the options of --preset tall:" in help_of(capsys, "--preset", "tall")
+    save_config(PRESETS["river"], tmp_path / "config.json")
+    assert f"the options of {tmp_path / 'config.json'}:" in help_of(
+        capsys, "--config", str(tmp_path / "config.json")
+    )
+
+
+def test_help_shows_common_options_first_and_each_once(capsys):
+    said = help_of(capsys)
+    common = said[said.index("common options:") :].split("\n\n")[0]
+    shown = [line.split()[0].rstrip(",") for line in common.splitlines() if line.startswith("  --")]
+    names = ("minutes", "steps", "epochs", "seed", "batch_size", "lr")
+    assert shown == [f"--train.{name}" for name in names]
+    listed = [line.split()[0].rstrip(",") for line in said.splitlines() if line.startswith("  --")]
+    assert len(listed) == len(set(listed))
+    assert {"--tower.height", "--train.warmup", "--train.lr_floor"} <= set(listed) - set(shown)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fitted:
+    """A tower whose bricks are counted.
+
+    bricks: how many there are; set from the data
+    height: in metres
+    """
+
+    bricks: int = field(default=0, metadata={"set_from": "data"})
+    height: int = 3
+
+
+def test_what_is_set_from_the_data_is_no_option(capsys):
+    parser = argparse.ArgumentParser()
+    add_options(parser, Fitted())
+    assert [action.dest for action in parser._actions] == ["help", "height"]

@@ -35,6 +35,7 @@ from minlm.training.distributed import (
 )
 from minlm.training.loop import fit
 from minlm.training.state import TrainConfig
+from tests.laws import close
 from tests.minclip.drawn import FLOAT32, LOSSES, backward, batch_of, clip_configs, model_of, pair_of, seeds
 from tests.minclip.test_gradcache import same_run
 from tests.minlm.test_loop import Points, PointsTask, Stop, model_with_dropout, rows, squared_error
@@ -111,8 +112,9 @@ def test_gather_and_its_gradient(together, seed):
     """Forward: the rows in order. Backward: the sum of what all processes ask of them."""
     found, asked = together(gathered, seed), weights_of(seed).sum(dim=0)
     for number, (whole, gradient) in enumerate(found):
-        assert torch.equal(whole, rows_of(seed).flatten(0, 1))
-        torch.testing.assert_close(gradient, asked[3 * number : 3 * number + 3])
+        assert torch.equal(whole, rows_of(seed).flatten(0, 1)), "every process must have all rows, in order"
+        law = "a row's gradient must be the sum of what all processes ask of it"
+        close(gradient, asked[3 * number : 3 * number + 3], law)
 
 
 def clip_step(config, seed, n, n_parts):
@@ -154,7 +156,8 @@ def token_step(seed, n_parts):
 def test_unequal_counts_weigh_as_in_one_process(together, seed, n_parts):
     expected = token_step(seed, 1)
     for found in together(token_step, seed, n_parts):
-        torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-12)
+        law = "shares of unequal counts must weigh as they do in one process"
+        close(found, expected, law, atol=1e-12, rtol=1e-12)
 
 
 def plain_model():
@@ -195,9 +198,9 @@ def test_a_run_of_two_is_the_run_of_one(together, tmp_path_factory, muon_lr, ave
     alone = trained(folder / "one", config, plain_model, torch.float64)
     first, second = together(trained, folder / "two", config, plain_model, torch.float64)
     for name, value in alone.items():
-        torch.testing.assert_close(first[name], value, atol=1e-9, rtol=1e-9)
-        assert torch.equal(first[name], second[name])
-    hidden = ("seconds", "items_per_second")
+        close(first[name], value, f"{name}: two processes must train as one", atol=1e-9, rtol=1e-9)
+        assert torch.equal(first[name], second[name]), f"{name} must be the same in both processes"
+    hidden = ("seconds", "tokens_per_second")
     for found, expected in zip(rows(folder / "two", *hidden), rows(folder / "one", *hidden), strict=True):
         assert found == pytest.approx(expected, rel=1e-5)
     assert [path.name for path in sorted((folder / "two").glob("step-*"))] == [
@@ -213,8 +216,8 @@ def test_a_run_of_two_resumed_is_uninterrupted(together, tmp_path, stop_after):
     together(trained, tmp_path / "killed", RUN, model_with_dropout, torch.float32, stop_after)
     resumed = together(trained, tmp_path / "killed", RUN, model_with_dropout, torch.float32)
     for name, value in whole[0].items():
-        assert torch.equal(resumed[0][name], value), name
-    hidden = ("seconds", "items_per_second")
+        assert torch.equal(resumed[0][name], value), f"{name}: a resumed run must be the uninterrupted one"
+    hidden = ("seconds", "tokens_per_second")
     assert rows(tmp_path / "killed", *hidden) == rows(tmp_path / "whole", *hidden)
     with pytest.raises(ValueError, match="trained by 2 processes, now there are 1: start as many again"):
         trained(tmp_path / "whole", RUN, model_with_dropout, torch.float32)
@@ -236,8 +239,8 @@ def first_mask(folder):
 
 def test_each_process_draws_its_own_dropout(together, tmp_path):
     first, second = together(first_mask, tmp_path / "run")
-    assert not torch.equal(first, second)
-    assert torch.equal(first, first_mask(tmp_path / "alone"))
+    assert not torch.equal(first, second), "each process must draw its own dropout masks"
+    assert torch.equal(first, first_mask(tmp_path / "alone")), "the first must draw those of a run of one"
 
 
 def steps_in_time(folder):
@@ -259,7 +262,7 @@ def steps_in_time(folder):
 
 def test_one_clock_ends_the_run_for_all(together, tmp_path):
     first, second = together(steps_in_time, tmp_path / "run")
-    assert first == second > 0
+    assert first == second > 0, "all processes must stop at the same step, by one clock"
 
 
 def collected():
@@ -326,7 +329,8 @@ def test_the_first_process_goes_first(together, tmp_path):
 def test_the_shares_together_are_the_batch(share, world, seed, step):
     whole = Batches(Points(), share * world, seed)
     shares = [Batches(Points(), share * world, seed, rank=number, world=world) for number in range(world)]
-    assert [key for one in shares for key in one.keys(step)] == whole.keys(step)
+    law = "the processes' shares together must be the batch, in order"
+    assert [key for one in shares for key in one.keys(step)] == whole.keys(step), law
     assert {len(one.keys(step)) for one in shares} == {share}
 
 

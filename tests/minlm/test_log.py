@@ -31,12 +31,33 @@ def test_a_gradient_that_overflows_is_null(log):
     assert lines(log)[0].items() >= {"gradient_norm": None, "top1": None}.items()
 
 
+@pytest.mark.parametrize("unit", ["tokens", "pairs"])
+def test_a_bar_of_80_columns_shows_the_remaining_time_and_the_unit(log, unit):
+    """With numbers as long as they come: a run of hours, its hundred thousandth step, a GPU's rate."""
+    row = {"step": 100_000, "loss": 10.9, "chance": 10.82, f"{unit}_per_second": 123_456.0}
+    log.step(row, 0.5)
+    shown = log.bar.format_meter(**log.bar.format_dict | {"ncols": 80, "elapsed": 36_000.0})
+    assert len(shown) <= 80
+    assert shown.startswith(" 50% 10:00:00<20:00:00|")  # a quarter of the run took ten hours
+    assert shown.endswith(f"| step 100000 loss 10.900 (chance 10.82) 123456 {unit}/s")
+
+
+def test_an_evaluation_is_broken_between_figures_only(log, capsys):
+    names = ("dev_loss", "dev_image_to_text_recall@10", "dev_text_to_image_recall@10", "dev_zero_shot_top1")
+    log.bar.ncols = 80
+    log.evaluation({"step": 400, **dict.fromkeys(names, 0.5)})
+    shown = [line.strip("\r ") for line in capsys.readouterr().err.splitlines() if "=" in line]
+    assert [word for line in shown for word in line.split()[-3:] if "=" in word] == [
+        f"{name}=0.500" for name in names
+    ]
+    assert max(map(len, shown)) <= 80
+
+
 def test_the_bar_shows_loss_chance_rate_and_progress(log):
     assert log.bar.n == 25
     log.step(ROW, 0.5)
     assert log.bar.n == 50
     assert log.bar.postfix[0] == "step 3 loss 1.235 (chance 4.85) 812 items/s"
-    assert "remaining" in log.bar.bar_format
 
 
 def test_progress_past_the_end_stays_within_the_bar(log):
@@ -47,4 +68,4 @@ def test_progress_past_the_end_stays_within_the_bar(log):
 def test_evaluations_are_lines_too(log, capsys):
     log.evaluation({"step": 4, "dev_loss": 2.5})
     assert lines(log) == [{"step": 4, "dev_loss": 2.5}]
-    assert "step 4: dev_loss 2.500" in capsys.readouterr().err
+    assert "step 4: dev_loss=2.500" in capsys.readouterr().err

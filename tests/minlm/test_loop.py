@@ -146,7 +146,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(
         assert torch.equal(resumed.state_dict()[name], value), name
     for name, value in load_weights(last_checkpoint(folder / "whole")).items():
         assert torch.equal(load_weights(last_checkpoint(folder / "killed"))[name], value)
-    clock = ("seconds", "items_per_second")
+    clock = ("seconds", "tokens_per_second")
     assert rows(folder / "killed", *clock) == rows(folder / "whole", *clock)
 
 
@@ -167,7 +167,7 @@ def test_a_signal_ends_the_run_after_its_step_is_saved(tmp_path, number):
     assert [path.name for path in (tmp_path / "run").glob("step-*")] == ["step-00000004"]
     resumed = train(tmp_path / "run", config)
     assert all(torch.equal(resumed.state_dict()[name], value) for name, value in whole.state_dict().items())
-    clock = ("seconds", "items_per_second")
+    clock = ("seconds", "tokens_per_second")
     assert rows(tmp_path / "run", *clock) == rows(tmp_path / "whole", *clock)
 
 

@@ -1,6 +1,7 @@
 """python -m minlm: each command on a trained folder, against the same figures and texts computed here."""
 
 import json
+import shutil
 import sys
 from contextlib import nullcontext
 
@@ -262,3 +263,15 @@ def test_help_names_every_command(monkeypatch, capsys):
     main()
     said = capsys.readouterr().out
     assert all(f"minlm {command} " in said for command in COMMANDS)
+
+
+def test_report_writes_a_page_on_a_stopped_run_and_one_on_several(lm_run, tmp_path, capsys):
+    stopped, page = tmp_path / "stopped", tmp_path / "both.html"
+    shutil.copytree(lm_run, stopped)
+    for path in [stopped / "result.json", *stopped.glob("*.png"), *stopped.glob("*.html")]:
+        path.unlink()
+    COMMANDS["report"]([str(stopped)])
+    COMMANDS["report"]([str(stopped), str(lm_run), "--out", str(page)])
+    assert capsys.readouterr().out.splitlines() == [str(stopped / "report.html"), str(page)]
+    assert (stopped / "loss.png").is_file()
+    assert "has not come to its end" in (stopped / "report.html").read_text(encoding="utf-8")

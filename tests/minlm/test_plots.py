@@ -17,6 +17,7 @@ import minlm.plots
 from minlm.plots import (
     add_fallback_fonts,
     attention_maps,
+    compare_losses,
     loss_curve,
     metric_curves,
     new_figure,
@@ -123,7 +124,7 @@ def test_a_failed_write_leaves_the_old_picture(tmp_path, monkeypatch):
     path.write_bytes(b"old picture")
     figure = new_figure(2, 2)
 
-    def half_written(temporary, format):
+    def half_written(temporary, **_):
         temporary.write_bytes(b"half a pic")
         raise OSError("disk full")
 
@@ -201,6 +202,7 @@ def test_attention_maps_show_the_weights(tmp_path, n_heads, panels):
 def test_of_very_many_heads_the_first_are_shown(tmp_path):
     weights = torch.randn(70, 2, 2).softmax(-1)
     figure = attention_maps(weights, ["a", "b"], tmp_path / "maps.png")
+    assert "weights of the last layer" in figure.get_suptitle()
     titles = [axes.get_title() for axes in figure.axes if axes.get_images()]
     assert titles == [f"head {head}" for head in range(16)]
     assert "(the first 16 of 70)" in figure.get_suptitle()
@@ -254,3 +256,83 @@ def test_every_other_figure_has_a_panel(tmp_path):
     assert (tmp_path / "metrics.png").stat().st_size > 5000
     with pytest.raises(ValueError, match="no figure beside the loss in the metrics"):
         metric_curves(write(tmp_path / "bare.jsonl", [training_row(1, 2.0)]), tmp_path / "metrics.png")
+
+
+def timed_run(folder, minutes=2.0, evaluations=(), **files):
+    """Sixty steps of training, the last of them after so many minutes, with JSON files beside them."""
+    folder.mkdir(exist_ok=True)
+    rows = [training_row(step, 6 / step) | {"seconds": minutes * step} for step in range(1, 61)]
+    write(folder / "metrics.jsonl", [*rows, *evaluations])
+    for name, values in files.items():
+        (folder / f"{name}.json").write_text(json.dumps(values))
+    return folder
+
+
+def test_the_loss_is_drawn_by_time_as_well(tmp_path):
+    run = timed_run(tmp_path / "run", evaluations=[{"step": 30, "dev_loss": 0.5}])
+    left, right, *_ = loss_curve(run, tmp_path / "loss.png").axes
+    for axes, place in ((left, lambda step: step), (right, lambda step: step / 30)):
+        drawn = lines_of(axes)
+        assert drawn["training"] == [[pytest.approx(place(step)), 6 / step] for step in range(1, 61)]
+        assert drawn["dev loss"] == [[pytest.approx(place(30)), 0.5]]
+
+
+@pytest.mark.parametrize(
+    "train, note",
+    [
+        ({}, ""),
+        ({"average": 0.0, "neighbours": 1}, ""),
+        ({"average": 0.99, "neighbours": 1}, " (averaged weights)"),
+        ({"average": 0.0, "neighbours": 2}, " (no hard negatives)"),
+        ({"average": 0.99, "neighbours": 2}, " (averaged weights, no hard negatives)"),
+    ],
+)
+def test_the_curve_says_why_a_dev_loss_can_lie_below_the_training_loss(tmp_path, train, note):
+    run = timed_run(tmp_path / "run", evaluations=[{"step": 60, "dev_loss": 0.01}], config={"train": train})
+    figure = loss_curve(run, tmp_path / "loss.png")
+    assert f"dev loss{note}" in lines_of(figure.axes[0])
+    with Image.open(tmp_path / "loss.png") as image:
+        assert ("can lie below the training loss" in image.info["Description"]) == bool(note)
+
+
+def test_a_language_models_curve_has_the_scale_and_the_floor_of_its_figures(tmp_path):
+    """Two characters per token: half as many nats per character."""
+    evaluation = {"step": 60, "validation_loss": 3.0, "nats_per_character": 1.5, "bits_per_byte": 2.0}
+    floor = {"validation_floor_nats_per_character": 0.25}
+    run = timed_run(tmp_path / "run", evaluations=[evaluation], result=floor)
+    figure = loss_curve(run, tmp_path / "loss.png")
+    top = figure.axes[0]
+    assert top.get_ylabel() == "loss (nats per token)"
+    line = lines_of(top)["entropy of the validation text (0.250 nats per character)"]
+    assert [height for _, height in line] == [0.5, 0.5]
+    (second,) = figure.axes[1].child_axes
+    assert second.get_ylabel() == "nats per character"
+    figure.canvas.draw()
+    np.testing.assert_allclose(second.get_ylim(), np.array(top.get_ylim()) / 2)
+
+
+def test_runs_are_compared_by_step_and_by_time(tmp_path):
+    runs = [
+        timed_run(tmp_path / name, minutes, [{"step": 60, "dev_loss": minutes}])
+        for name, minutes in (("fast", 1.0), ("slow", 4.0))
+    ]
+    figure = compare_losses(runs, tmp_path / "both.png")
+    (above, above_by_time), (below, below_by_time) = figure.axes[:2], figure.axes[2:]
+    for axes, place in ((above, lambda step, _: step), (above_by_time, lambda step, m: step * m / 60)):
+        for name, minutes in (("fast", 1.0), ("slow", 4.0)):
+            points = lines_of(axes)[name]
+            assert [x for x, _ in points] == pytest.approx([place(step, minutes) for step in range(1, 61)])
+    assert lines_of(below) == {"fast: dev loss": [[60, 1.0]], "slow: dev loss": [[60, 4.0]]}
+    assert lines_of(below_by_time) == {"fast: dev loss": [[1.0, 1.0]], "slow: dev loss": [[4.0, 4.0]]}
+    assert len({line.get_color() for line in above.get_lines()}) == 2
+
+
+def test_a_caption_is_kept_in_the_file(tmp_path):
+    save_figure(labelled("a"), tmp_path / "a.png", "Loss – by step ≥ 0.")
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["Description"] == "Loss – by step ≥ 0."
+
+
+def test_cross_attention_is_called_so(tmp_path):
+    figure = attention_maps(np.eye(2)[None], ["a", "b"], tmp_path / "maps.png", ["c", "d"])
+    assert figure.get_suptitle().startswith("Cross-attention weights of the last layer")

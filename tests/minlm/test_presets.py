@@ -7,11 +7,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minlm.presets import FULL, PRESETS, RunConfig
+from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.runs import MODELS
 from minlm.screenplay import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import CharTokenizer
+from minlm.training.command import options_of
 from minlm.training.config import field_help, from_dict, to_dict
 
 EVERY = {**PRESETS, **{f"{name} full": config for name, config in FULL.items()}}
@@ -74,3 +75,12 @@ def test_every_option_has_its_help():
 def test_impossible_smoothings_are_refused(share):
     with pytest.raises(ValueError, match=rf"label_smoothing={share} is a share: it must lie in \[0, 1\)"):
         replace(PRESETS["script-seq2seq"], label_smoothing=share)
+
+
+def test_every_preset_has_a_line_for_help():
+    assert list(ABOUT) == list(PRESETS)
+
+
+def test_what_is_set_from_the_tokenizer_is_no_option():
+    for config in EVERY.values():
+        assert not {"model.start_id", "model.vocab_digest"} & {option.name for option in options_of(config)}

@@ -1,23 +1,37 @@
-"""The page has every figure and picture of the run, whole, escaped, and asks nothing of the world."""
+"""The page has every metric and image of the runs, whole, escaped, and asks nothing of the world."""
 
 import base64
 import json
-import random
-import re
+from dataclasses import dataclass
 from html.parser import HTMLParser
+from io import BytesIO
 
+import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from safetensors.torch import save_file
 
-from minlm.training.report import write_report
+from minlm.plots import compare_losses, loss_curve
+from minlm.training.config import save_config
+from minlm.training.report import (
+    begin_files,
+    finished_result,
+    report_runs,
+    rows_of,
+    write_page,
+    write_report,
+)
+from minlm.training.state import TrainConfig
 
-PNG = bytes.fromhex("89504e470d0a1a0a")
-VOID = {"meta", "img", "polyline"}
+VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """What a reader sees: text by tag, the whole numbers of <data>, the cells of tables, pictures."""
+    """What a reader sees: text by tag, the whole numbers of <data>, the cells of tables, images."""
 
     def __init__(self, path):
         super().__init__()
@@ -38,7 +52,7 @@ class Page(HTMLParser):
             self.numbers.append(attributes["value"])
         if tag == "img":
             self.images.append((attributes["alt"], attributes["src"]))
-        if tag == "h3":
+        if tag in ("h2", "h3"):
             self.heads.append("")
 
     def handle_endtag(self, tag):
@@ -49,8 +63,18 @@ class Page(HTMLParser):
             self.text += data
         if "tr" in self.open and self.rows[-1]:
             self.rows[-1][-1] += data
-        if "h3" in self.open:
+        if "h2" in self.open or "h3" in self.open:
             self.heads[-1] += data
+
+
+def png(seed, description=None):
+    """A small image file's bytes, of noise, with a description or without."""
+    pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
+    info, file = PngInfo(), BytesIO()
+    if description:
+        info.add_text("Description", description)
+    Image.fromarray(pixels).save(file, "png", pnginfo=info)
+    return file.getvalue()
 
 
 def make_run(folder, result=None, config=None, pictures=(), metrics=None):
@@ -61,7 +85,7 @@ def make_run(folder, result=None, config=None, pictures=(), metrics=None):
     for name, content in pictures:
         (folder / name).write_bytes(content)
     if metrics is not None:
-        (folder / "metrics.jsonl").write_text(metrics)
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
     return folder
 
 
@@ -69,12 +93,6 @@ def page_of(run):
     path = write_report(run)
     assert path == run / "report.html"
     return Page(path)
-
-
-def leaves(value):
-    if isinstance(value, dict):
-        value = list(value.values())
-    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, list) else [value]
 
 
 RESULT = {
@@ -98,24 +116,24 @@ RESULT = {
 }
 
 
-def test_figures_stand_beside_their_chance(tmp_path):
+def test_metrics_have_their_chance_below(tmp_path):
     page = page_of(make_run(tmp_path / "run", RESULT))
-    rows = page.rows
-    assert ["images", "500"] in rows
-    assert ["data", "shapes"] in rows
-    assert ["seconds", "1,210.4"] in rows
-    assert ["", "recall@1", "median rank"] in rows
-    assert ["image to text", "0.98chance 0.00201", "1"] in rows
-    assert ["text to image", "0.9875chance 0.002", "2"] in rows
-    assert ["", "accuracy", "chance", "n"] in rows
-    assert ["colour", "0.75", "0.125", "112"] in rows
-    assert ["top1", "0.5chance 0.1"] in rows
-    assert ["top5", "0.875chance 0.51"] in rows
-    assert ["cat", "0.3"] in rows
-    assert ["3", "7"] in rows
-    assert ["1", "12,345"] in rows
-    assert page.heads == ["zero shot", "linear probe", "linear probe: confusion", "linear probe: per class"]
-    assert sorted(page.numbers) == sorted([*(repr(x) for x in leaves(RESULT) if x != "shapes"), "128"])
+    for row in (
+        ["images", "500"],
+        ["data", "shapes"],
+        ["seconds", "1,210.4"],
+        ["recall@1", "0.98chance 0.00201"],
+        ["median rank", "1"],
+        ["recall@1", "0.9875chance 0.002"],
+        ["accuracy", "0.75"],
+        ["chance", "0.125"],
+        ["top1", "0.5chance 0.1"],
+        ["top5", "0.875chance 0.51"],
+        ["cat", "0.3"],
+    ):
+        assert row in page.rows
+    parts = ["image to text", "text to image", "zero shot.colour", "zero shot.place", "linear probe"]
+    assert [head for head in page.heads if head in parts] == parts
 
 
 names = st.text("abc_<&\"'>é ", min_size=1, max_size=6)
@@ -123,16 +141,23 @@ values = (
     st.integers(-(10**9), 10**9) | st.floats(allow_infinity=False, allow_nan=False) | st.booleans() | names
 )
 trees = st.recursive(
-    values | st.lists(values, max_size=3) | st.lists(st.lists(values, max_size=3), max_size=3),
-    lambda inner: st.dictionaries(names | st.just("chance"), inner, max_size=4),
+    values | st.lists(values, max_size=3),
+    lambda inner: st.dictionaries(names, inner, max_size=4),
     max_leaves=20,
 )
 
 
-@given(st.dictionaries(names | st.just("chance"), trees, max_size=5), trees)
-def test_every_figure_of_any_result_is_on_the_page(tmp_path_factory, result, option):
-    page = page_of(make_run(tmp_path_factory.mktemp("run"), result, {"option": option}))
-    found = leaves([result, option])
+def leaves(value):
+    if isinstance(value, dict):
+        value = list(value.values())
+    return [leaf for item in value for leaf in leaves(item)] if isinstance(value, list) else [value]
+
+
+@given(st.dictionaries(names, trees, max_size=5))
+def test_every_metric_of_any_result_is_on_the_page(tmp_path_factory, result):
+    run = make_run(tmp_path_factory.mktemp("run"), result, {"option": 1234567})
+    page = page_of(run)
+    found = [*leaves(result), 1234567]
     numbers = [repr(x) for x in found if isinstance(x, int | float) and not isinstance(x, bool)]
     assert sorted(page.numbers) == sorted(numbers)
     for leaf in found:
@@ -140,26 +165,145 @@ def test_every_figure_of_any_result_is_on_the_page(tmp_path_factory, result, opt
             assert str(leaf) in page.text
 
 
-def test_pictures_are_whole_and_loss_comes_first(tmp_path):
-    rng = random.Random(0)
-    pictures = [(name, PNG + rng.randbytes(300)) for name in ("attention.png", "loss.png", "zero_shot.png")]
+def with_chance(node, level):
+    """Each dictionary of numbers with their levels beside it under "chance", in the outermost one."""
+    if not isinstance(node, dict):
+        return level(node)
+    return {key: with_chance(value, level) for key, value in node.items()}
+
+
+@given(st.dictionaries(names, st.dictionaries(names, st.floats(0, 1), min_size=1), min_size=1, max_size=4))
+def test_each_metric_has_its_own_chance_wherever_the_levels_are(result):
+    levels = with_chance(result, lambda value: value / 2)
+    outside = {**result, "chance": levels}
+    inside = {key: {**part, "chance": levels[key]} for key, part in result.items()}
+    expected = [(f"{key}.{name}", v, v / 2) for key, part in result.items() for name, v in part.items()]
+    assert list(rows_of(outside)) == list(rows_of(inside)) == expected
+
+
+def test_failures_come_first_then_the_loss_and_images_are_whole(tmp_path):
+    stems = ("attention", "class_confusion", "failures", "loss", "zero_shot")
+    pictures = [(f"{stem}.png", png(i)) for i, stem in enumerate(stems)]
     page = page_of(make_run(tmp_path / "run", RESULT, pictures=pictures))
-    prefix = "data:image/png;base64,"
-    assert all(source.startswith(prefix) for _, source in page.images)
-    drawn = [
-        (alt, base64.b64decode(source.removeprefix(prefix), validate=True)) for alt, source in page.images
+    assert [alt for alt, _ in page.images] == [
+        "Class confusion",
+        "Failures",
+        "Loss",
+        "Attention",
+        "Zero shot",
     ]
-    contents = dict(pictures)
-    assert drawn == [
-        ("Loss", contents["loss.png"]),
-        ("Attention", contents["attention.png"]),
-        ("Zero shot", contents["zero_shot.png"]),
+    contents = {name[:-4].replace("_", " ").capitalize(): content for name, content in pictures}
+    for alt, source in page.images:
+        assert base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) == contents[alt]
+
+
+def test_a_caption_is_the_description_in_the_file(tmp_path):
+    run = make_run(tmp_path / "run", RESULT, pictures=[("loss.png", png(0, "Loss ≥ <0> by step."))])
+    assert "Loss. Loss ≥ <0> by step." in page_of(run).text
+
+
+def test_columns_are_runs_and_only_options_that_differ_are_listed(tmp_path):
+    runs = [
+        make_run(
+            tmp_path / name,
+            {"top1": top1},
+            {"seed": 0, "train": {"lr": lr, "steps": 9}},
+            [("loss.png", png(0)), ("attention.png", png(1))],
+        )
+        for name, top1, lr in (("first", 0.25, 0.1), ("second", 0.5, 0.2))
     ]
-    assert "<svg" not in page.source
+    (tmp_path / "all.png").write_bytes(png(2))
+    page = Page(write_page(runs, tmp_path / "all.html", tmp_path / "all.png"))
+    assert ["", "first", "second"] in page.rows
+    assert ["top1", "0.25", "0.5"] in page.rows
+    assert ["lr", "0.1", "0.2"] in page.rows
+    assert not [row for row in page.rows if row[0] in ("seed", "steps")]
+    assert [alt for alt, _ in page.images] == ["All", "Attention of first", "Attention of second"]
+    assert not (tmp_path / "first" / "report.html").exists()
+
+
+@dataclass(frozen=True)
+class Config:
+    train: TrainConfig
+
+
+class Tokenizer:
+    def save(self, folder):
+        (folder / "vocab.txt").write_text("a")
+
+
+CONFIG = Config(TrainConfig(steps=9, device="cpu"))
+STEPS = [
+    {"step": step, "loss": 5.0 - step, "chance": 4.0, "lr": 0.1, "seconds": 60.0 * step} for step in (1, 2)
+]
+
+
+def test_the_page_says_how_the_run_was_started(tmp_path, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["/some/where/train.py", "--data.path", "a b.txt"])
+    begin_files(tmp_path, CONFIG, Tokenizer(), resume=False)
+    begin_files(tmp_path, CONFIG, Tokenizer(), resume=True)
+    (tmp_path / "step-00000002").mkdir()
+    save_file({"a": torch.zeros(3, 4), "b": torch.zeros(5)}, tmp_path / "step-00000002/model.safetensors")
+    rows = {row[0]: row[1] for row in page_of(make_run(tmp_path, RESULT, metrics=STEPS)).rows}
+    assert rows["command"] == "train.py --data.path 'a b.txt'"
+    assert rows["device"].startswith("cpu")
+    assert rows["torch"] == torch.__version__
+    assert rows["parameters"] == "17"
+    assert len(json.loads((tmp_path / "run.json").read_text())["starts"]) == 2
+    for key in ("started", "finished", "continued"):
+        assert rows[key].startswith("20")
+
+
+def test_a_page_on_a_stopped_run_does_not_make_it_a_finished_one(tmp_path):
+    begin_files(tmp_path, CONFIG, Tokenizer(), resume=False)
+    make_run(tmp_path, RESULT, {}, metrics=STEPS)
+    save_config(CONFIG, tmp_path / "config.json")
+    page = Page(write_page([tmp_path], tmp_path / "report.html"))
+    assert ["finished", "not yet"] in page.rows
+    assert "was continued after these metrics, or stopped before its end" in page.text
+    assert finished_result(tmp_path, CONFIG) == {}
+    write_report(tmp_path)
+    assert finished_result(tmp_path, CONFIG) == RESULT
+    begin_files(tmp_path, CONFIG, Tokenizer(), resume=True)
+    assert finished_result(tmp_path, CONFIG) == {}
+
+
+def report(*arguments):
+    """A page."""
+    report_runs(
+        [str(x) for x in arguments],
+        report,
+        "minlm",
+        lambda run: loss_curve(run, run / "loss.png"),
+        compare_losses,
+    )
+
+
+def test_a_stopped_run_has_its_curves_and_last_values(tmp_path):
+    run = make_run(tmp_path / "run", metrics=[*STEPS, {"step": 2, "dev_loss": 9.5}])
+    report(run)
+    page = Page(run / "report.html")
+    assert [alt for alt, _ in page.images] == ["Loss"]
+    assert "last logged" in page.heads
+    for row in (["loss", "3"], ["dev loss", "9.5"], ["step", "2"]):
+        assert row in page.rows
+
+
+def test_several_runs_are_one_page_with_one_image_of_their_curves(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    runs = [make_run(tmp_path / name, metrics=STEPS) for name in ("one", "two")]
+    report(*runs)
+    assert [alt for alt, _ in Page(tmp_path / "report.html").images] == ["Report"]
+    report(*runs, "--out", tmp_path / "both.html")
+    assert (tmp_path / "both.png").is_file()
+    with pytest.raises(ValueError, match="no run at"):
+        report(runs[0], tmp_path / "none")
+    with pytest.raises(ValueError, match=r"--out .* cannot be written"):
+        report(*runs, "--out", tmp_path / "none" / "page.html")
 
 
 def test_the_page_asks_nothing_of_the_world(tmp_path):
-    page = page_of(make_run(tmp_path / "run", RESULT, pictures=[("loss.png", PNG)]))
+    page = page_of(make_run(tmp_path / "run", RESULT, pictures=[("loss.png", png(0))]))
     for word in ("http:", "https:", "//", "<script", "<link", "@import", "url("):
         assert word not in page.source.replace(page.images[0][1], "")
     assert "default-src 'none'; img-src data:" in page.source
@@ -181,50 +325,16 @@ def test_config_by_section(tmp_path):
         "image": {"type": "VisionTransformerConfig", "image_size": [64, 32], "weights": None},
     }
     page = page_of(make_run(tmp_path / "run", RESULT, config | {"train": {"inner": {"lr": 0.001}}}))
-    assert page.heads[-2:] == ["image", "train.inner"]
+    assert page.heads[-3:] == ["Options", "image", "train.inner"]
     assert ["embed dim", "64"] in page.rows
     assert ["image size", "64, 32"] in page.rows
     assert ["weights", "–"] in page.rows
     assert ["lr", "0.001"] in page.rows
 
 
-def drawn_points(page):
-    points = page.source.split('points="')[1].split('"')[0].split()
-    return [tuple(map(float, point.split(","))) for point in points]
-
-
-def test_the_loss_is_drawn_where_there_is_no_picture_of_it(tmp_path):
-    rows = [{"step": step, "loss": 5 - step} for step in (1, 2, 3)] + [{"step": 3, "dev_loss": 9.0}]
-    metrics = "\n".join(map(json.dumps, rows)) + '\n{"step": 4, "lo'  # the last line is being written
-    page = page_of(make_run(tmp_path / "run", RESULT, metrics=metrics))
-    across, down = zip(*drawn_points(page), strict=True)
-    assert across[1] - across[0] == pytest.approx(across[2] - across[1])
-    assert down[1] - down[0] == pytest.approx(down[2] - down[1])
-    assert across[0] < across[1]
-    assert down[0] < down[1]  # a falling loss: down the picture
-    assert "Training loss (nats) of 3 steps, last 2" in page.text
-
-
-@given(st.lists(st.floats(-99, 99), min_size=1, max_size=5), st.integers(0, 3))
-def test_the_curve_is_drawn_between_its_labels(tmp_path_factory, losses, first):
-    """Losses that are no numbers are left out, and a single one or all the same are a curve too."""
-    rows = [{"step": first + i, "loss": loss} for i, loss in enumerate(losses)]
-    rows += [{"step": 99, "loss": float(kind)} for kind in ("nan", "inf", "-inf")]
-    metrics = "".join(json.dumps(row) + "\n" for row in rows)
-    page = page_of(make_run(tmp_path_factory.mktemp("run"), RESULT, metrics=metrics))
-    last = first + len(losses) - 1
-    labels = re.findall(r"<text[^>]*>([^<]*)</text>", page.source)
-    assert labels == [f"{max(losses):.3g}", f"{min(losses):.3g}", f"step {first}", f"step {last}"]
-    assert f"of {len(losses)} steps" in page.text
-    assert repr(losses[-1]) in page.numbers
-    points = drawn_points(page)
-    assert points[0][0] == 60  # at the axis
-    assert min(y for _, y in points) == 12  # the highest at the top
-
-
 def test_a_run_that_has_not_ended_says_so(tmp_path):
     page = page_of(make_run(tmp_path / "run"))
-    for sentence in ("the run has not come to its end", "No loss has been logged", "No pictures in the run"):
+    for sentence in ("run has not come to its end", "No images in the run"):
         assert sentence in page.text
 
 
@@ -232,9 +342,11 @@ def test_a_run_that_has_not_ended_says_so(tmp_path):
     "name, content, message",
     [
         ("result.json", '{"images": 5', "result.json' is not JSON .*: it is damaged; remove it"),
-        ("result.json", "[1]", "result.json' holds a list, not an object of figures"),
+        ("result.json", "[1]", "result.json' holds a list, not an object of metrics"),
         ("config.json", "{", "config.json' is not JSON"),
-        ("metrics.jsonl", '{"st\n{}\n', "metrics.jsonl' has a line that is not JSON"),
+        ("metrics.jsonl", '{"st\n{}\n', "metrics.jsonl, line 1: not JSON"),
+        ("run.json", "{", "run.json' is not JSON"),
+        ("loss.png", "no image", "loss.png' is not an image"),
     ],
 )
 def test_damaged_files_are_one_line(tmp_path, name, content, message):
@@ -254,5 +366,5 @@ def test_no_run_no_page(tmp_path):
 def test_an_old_page_is_replaced_whole(tmp_path):
     run = make_run(tmp_path / "run", RESULT)
     first = write_report(run).read_text()
-    assert write_report(run).read_text() == first
-    assert {path.name for path in run.iterdir()} == {"config.json", "result.json", "report.html"}
+    assert write_page([run], run / "report.html").read_text() == first
+    assert {path.name for path in run.iterdir()} == {"config.json", "result.json", "run.json", "report.html"}

@@ -24,6 +24,7 @@ from minlm.transformer import (
     quick_gelu,
     record_attention,
 )
+from tests.laws import close
 
 seeds = st.integers(0, 10**6)
 # What torch.nn's layers can do too: its activations are given as functions.
@@ -119,7 +120,8 @@ def test_encoder_is_torchs_encoder(config, batch, length, seed, causal):
         x, mask=~causal_mask(length) if causal else None, src_key_padding_mask=~token_mask, is_causal=False
     )
     context = Context(causal=causal, mask=key_mask(token_mask))
-    torch.testing.assert_close(ours(x, context), theirs, atol=1e-12, rtol=1e-12)
+    law = "the Transformer must be torch.nn's encoder of the same weights"
+    close(ours(x, context), theirs, law, atol=1e-12, rtol=1e-12)
 
 
 @given(configs, st.integers(1, 3), st.integers(1, 5), st.integers(1, 5), seeds)
@@ -133,7 +135,8 @@ def test_decoder_is_torchs_decoder(config, batch, length, memory_length, seed):
     token_mask[:, 0] = True
     theirs = torch_stack(ours)(x, memory, ~causal_mask(length), memory_key_padding_mask=~token_mask)
     found = ours(x, Context(causal=True, memory=memory, memory_mask=key_mask(token_mask)))
-    torch.testing.assert_close(found, theirs, atol=1e-12, rtol=1e-12)
+    law = "with cross-attention it must be torch.nn's decoder of the same weights"
+    close(found, theirs, law, atol=1e-12, rtol=1e-12)
 
 
 @given(st.integers(1, 3), st.integers(1, 3), st.integers(1, 5), st.integers(1, 6), seeds)
@@ -152,9 +155,10 @@ def test_attention_is_the_equation(batch, heads, n_queries, n_keys, seed):
                 e = {s: math.exp(query[b, h, t].dot(key[b, h, s]).item() / 2) for s in seen}
                 for s in range(n_keys):
                     expected = e[s] / sum(e.values()) if s in e else 0.0
-                    assert weights[b, h, t, s].item() == pytest.approx(expected, abs=1e-12)
+                    law = f"the weight of key {s} for query {t} must be the softmax over the visible keys"
+                    assert weights[b, h, t, s].item() == pytest.approx(expected, abs=1e-12), law
                 mean = sum((weights[b, h, t, s] * value[b, h, s] for s in seen), torch.zeros(3).double())
-                torch.testing.assert_close(out[b, h, t], mean)
+                close(out[b, h, t], mean, "attention must give the values' mean by its weights")
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.integers(0, 6), st.booleans(), st.booleans(), seeds)
@@ -173,7 +177,8 @@ def test_fused_attention_is_the_written_out_one(batch, n_queries, n_earlier, cau
     with record_attention(layer) as weights:
         written = run()
     assert len(weights) == 2
-    torch.testing.assert_close(fused, written, atol=1e-12, rtol=1e-12)
+    law = "fused and written-out attention must be the same function, with earlier keys in a cache too"
+    close(fused, written, law, atol=1e-12, rtol=1e-12)
 
 
 @given(st.integers(1, 3), st.integers(1, 6), st.booleans(), seeds)
@@ -184,7 +189,8 @@ def test_bfloat16_attention_agrees_with_float32(batch, length, causal, seed):
     exact = layer(x, Context(causal=causal, mask=mask))
     with torch.autocast("cpu", torch.bfloat16):
         rounded = layer(x, Context(causal=causal, mask=mask))
-    assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max()
+    law = "bfloat16 must only round"
+    assert (rounded - exact).abs().max() <= 0.05 * exact.abs().max(), law
 
 
 @given(st.booleans(), st.integers(1, 3), st.integers(1, 5), seeds)
@@ -193,10 +199,10 @@ def test_a_row_that_may_look_nowhere_gives_zero_and_finite_gradients(written, ba
     mask = random_mask(seed + 3, batch, 1, length, length)
     mask[0, 0, 0] = False
     out = attention(*tensors, mask)[0] if written else F.scaled_dot_product_attention(*tensors, mask)
-    assert (out[0, :, 0] == 0).all()
+    assert (out[0, :, 0] == 0).all(), "a query that may attend nowhere must give zeros, not NaN or a mean"
     out.square().sum().backward()
     for tensor in tensors:
-        assert tensor.grad.isfinite().all()
+        assert tensor.grad.isfinite().all(), "a query that may attend nowhere must leave gradients finite"
     assert (tensors[0].grad[0, :, 0] == 0).all()
 
 
@@ -211,8 +217,8 @@ def test_padding_changes_nothing(config, length, n_padding, seed):
     after, before = (Context(mask=key_mask(torch.cat(parts, 1))) for parts in ([real, no], [no, real]))
     right = model(torch.cat([x, padding], 1), after)[:, :length]
     left = model(torch.cat([padding, x], 1), before)[:, n_padding:]
-    torch.testing.assert_close(right, plain, atol=1e-12, rtol=1e-12)
-    torch.testing.assert_close(left, plain, atol=1e-12, rtol=1e-12)
+    close(right, plain, "padding on the right must change nothing", atol=1e-12, rtol=1e-12)
+    close(left, plain, "padding on the left must change nothing", atol=1e-12, rtol=1e-12)
 
 
 @given(configs, st.integers(2, 7), st.data(), seeds)
@@ -222,8 +228,9 @@ def test_the_future_changes_nothing(config, length, data, seed):
     now = data.draw(st.integers(1, length - 1))
     other = torch.cat([x[:, :now], normal(seed + 2, 2, length - now, config.d_model)], dim=1)
     found, expected = model(other, context), model(x, context)
-    torch.testing.assert_close(found[:, :now], expected[:, :now], atol=1e-12, rtol=1e-12)
-    assert not torch.allclose(found[:, now:], expected[:, now:])
+    law = f"tokens from {now} on must not change the outputs before them"
+    close(found[:, :now], expected[:, :now], law, atol=1e-12, rtol=1e-12)
+    assert not torch.allclose(found[:, now:], expected[:, now:]), "a query must see itself"
 
 
 @given(configs, st.lists(st.integers(1, 3), min_size=1, max_size=4), st.booleans(), st.booleans(), seeds)
@@ -243,11 +250,12 @@ def test_cache_is_no_cache(config, pieces, turned, crossed, seed):
     for _ in range(2):  # once more after the text is forgotten
         found, start = [], 0
         for n in pieces:
-            assert caches.length == start
+            assert caches.length == start, "a cache must be as long as what was fed"
             found.append(model(x[:, start : start + n], context(start, n, caches)))
             start += n
         caches.clear()
-    torch.testing.assert_close(torch.cat(found, 1), whole, atol=1e-12, rtol=1e-12)
+    law = f"a text fed in pieces of {pieces} with a cache must be the text fed at once"
+    close(torch.cat(found, 1), whole, law, atol=1e-12, rtol=1e-12)
 
 
 def test_a_full_cache_is_refused():
@@ -264,8 +272,8 @@ def test_weights_are_collected_layer_by_layer_and_sum_to_one():
     model(torch.randn(2, 5, 8))  # afterwards nothing is recorded
     assert [w.shape for w in weights] == [(2, 2, 5, 5)] * 3
     for w in weights:
-        torch.testing.assert_close(w.sum(-1), torch.ones(2, 2, 5))
-        assert (w.triu(1) == 0).all()
+        close(w.sum(-1), torch.ones(2, 2, 5), "the weights of a query must sum to one")
+        assert (w.triu(1) == 0).all(), "a causal query must give no weight to later keys"
 
 
 @given(seeds)
@@ -291,11 +299,11 @@ def test_dropout_acts_in_training_only_and_on_weights_too():
     config = TransformerConfig(d_model=8, n_heads=2, n_layers=1, dropout=0.5)
     model, x = Transformer(config), torch.randn(2, 5, 8)
     model.eval()
-    assert torch.equal(model(x), model(x))
+    assert torch.equal(model(x), model(x)), "dropout must be off in eval mode"
     model.train()
-    assert not torch.equal(model(x), model(x))
+    assert not torch.equal(model(x), model(x)), "dropout must act in training"
     model.blocks[0].dropout.p = 0.0  # what is left is dropout on the attention weights
-    assert not torch.equal(model(x), model(x))
+    assert not torch.equal(model(x), model(x)), "dropout must act on attention weights too"
 
 
 @given(st.sampled_from([32, 64, 128]), st.integers(1, 6))
