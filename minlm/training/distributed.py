@@ -38,7 +38,7 @@ def world() -> int:
 
 @contextmanager
 def processes() -> Iterator[None]:
-    """Inside, the processes that torchrun has started know each other; each has a GPU of its own, where there are."""
+    """Initialise the process group under torchrun, one GPU per process if available."""
     if "RANK" not in os.environ:
         yield
         return

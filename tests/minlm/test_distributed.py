@@ -30,6 +30,7 @@ from minlm.training.distributed import (
     from_first_process,
     gather,
     mean_over_processes,
+    processes,
     rank,
     world,
 )
@@ -311,6 +312,23 @@ def agreed():
 
 def test_all_have_the_firsts_command(together):
     assert together(agreed) == [Command("of 0", {}, Path("run"), False)] * WORLD
+
+
+@pytest.mark.parametrize("gpus, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
+def test_tensors_go_the_way_of_their_device(monkeypatch, gpus, backend):
+    """With GPUs there, tensors on the CPU still travel: --train.device cpu works. Nobody gives up within an hour."""
+    begun, used, ended = [], [], []
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("LOCAL_RANK", "3")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus)
+    monkeypatch.setattr(torch.cuda, "set_device", used.append)
+    monkeypatch.setattr(dist, "init_process_group", lambda name, timeout: begun.append((name, timeout)))
+    monkeypatch.setattr(dist, "destroy_process_group", lambda: ended.append(1))
+    with processes():
+        assert not ended
+    [(name, timeout)] = begun
+    assert (name, used, ended) == (backend, [3] if gpus else [], [1])
+    assert timeout.total_seconds() > 3600
 
 
 def written_first(path):
