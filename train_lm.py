@@ -24,7 +24,15 @@ from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.runs import MODELS, make_tokenizer
 from minlm.tasks import TASKS, TokenTask
 from minlm.tokenizer import load_tokenizer
-from minlm.training.checkpoint import check_digest, check_same_data, replace_text, write_json
+from minlm.training.checkpoint import (
+    check_depth,
+    check_digest,
+    check_same_data,
+    has_checkpoint,
+    last_checkpoint,
+    replace_text,
+    write_json,
+)
 from minlm.training.command import errors_in_one_line, run_training
 from minlm.training.distributed import rank
 from minlm.training.hardware import check_hardware
@@ -42,6 +50,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     if resume:
         tokenizer = load_tokenizer(run)
         check_digest(tokenizer.digest, config.model.vocab_digest, run)
+        if has_checkpoint(run):
+            check_depth(config.model.n_layers, last_checkpoint(run))
     else:
         tokenizer = make_tokenizer(config, texts)
         config = config.with_tokenizer(tokenizer)

@@ -118,6 +118,17 @@ def test_a_run_is_not_continued_with_another_vocabulary(run, tmp_path, monkeypat
         train(monkeypatch, "--resume", folder)
 
 
+def test_a_run_is_not_continued_with_layers_that_its_weights_lack(run, tmp_path, monkeypatch):
+    folder = tmp_path / "copy"
+    shutil.copytree(run[0], folder)
+    (folder / "report.html").unlink()  # the run is not finished
+    config = json.loads((folder / "config.json").read_text())
+    config["model"]["n_layers"] = 10**9
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=r"config.json asks for 1,000,000,000 layers"):
+        train(monkeypatch, "--resume", folder)
+
+
 def test_a_run_is_not_continued_with_another_text(tmp_path, monkeypatch):
     text = tmp_path / "text.txt"
     text.write_text("to be or not to be, " * 90)
