@@ -14,17 +14,18 @@ import pytest
 from PIL import Image
 
 import minclip.__main__
-import minclip.clip_bpe
+import minclip.data.clip_bpe
 import minlm.__main__
 import train_clip
 import train_lm
-from minclip.clip_bpe import ClipBPE
+from minclip.data.clip_bpe import ClipBPE
+from minclip.data.transforms import TransformConfig
 from minclip.presets import PRESETS
 from minclip.pretrained import save_image_tower, save_text_tower
-from minclip.transforms import TransformConfig
-from minclip.vit import VisionTransformerConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.command import command_line
-from tests.minclip import test_pretrained_clips, test_pretrained_towers
+from tests.minclip.pretrained import test_clips as test_pretrained_clips
+from tests.minclip.pretrained import test_towers as test_pretrained_towers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -120,12 +121,12 @@ def train(words, monkeypatch):
 def test_the_commands_run(place, monkeypatch, capsys):
     """In the README's order, in one folder; the first run of CLIP stands for runs/NAME."""
     monkeypatch.chdir(place)
-    monkeypatch.setattr(minclip.clip_bpe, "N_MERGES", 2)
+    monkeypatch.setattr(minclip.data.clip_bpe, "N_MERGES", 2)
     write_published(place)
     ran = []
     for line in LINES:
         words = shlex.split(line.removeprefix("pip install -r requirements.txt && "))
-        if words[0] == "torchrun":  # tests/minlm/test_distributed.py runs it
+        if words[0] == "torchrun":  # tests/minlm/training/test_distributed.py runs it
             assert words[1:4] == ["--nproc-per-node", "2", "train_clip.py"]
             assert words[5] in PRESETS
             continue
