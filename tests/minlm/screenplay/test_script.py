@@ -443,7 +443,7 @@ def test_bad_scripts_are_named(tmp_path):
         (lambda: parse_script("INT. HOUSE - DAY\n\nANNA\n(nods)\n"), "no dialogue found"),
         (
             lambda: read_script(tmp_path / "none.txt"),
-            "no such script: .*none.txt is not a file; name a script",
+            "no such script: .*none.txt is not a file; pass the path",
         ),
     ]:
         with pytest.raises(ValueError, match=match) as error:
@@ -463,7 +463,7 @@ def test_what_is_no_text_is_refused(tmp_path_factory, text, noise, encoding):
     ):
         path.write_bytes(data)
         with pytest.raises(
-            ValueError, match=r"script.txt holds NUL or many control .*: is it a text file in UTF-8\?"
+            ValueError, match=r"script.txt has NUL or many control .*: convert it to text in UTF-8"
         ):
             read_script(path)
     path.write_bytes(plain.encode() + bytes([noise]))
