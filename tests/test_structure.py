@@ -88,13 +88,9 @@ def test_no_six_lines_stand_twice():
 
 # Modules whose tests are in the file of the module that they are a part of.
 PART_OF = {
-    "minlm/screenplay/grammar": "minlm/screenplay/test_source",
-    "minlm/screenplay/scene": "minlm/screenplay/test_source",
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
     "minlm/training/state": "minlm/training/test_loop",
     "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
-    "minclip/data/shapes_scene": "minclip/data/test_shapes",
-    "minclip/data/shapes_text": "minclip/data/test_shapes",
 }
 # Formats of weights are tested together, by what is loaded.
 TOGETHER = "minclip/pretrained/"
