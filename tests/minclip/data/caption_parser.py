@@ -32,8 +32,7 @@ PLACES = {
     "in the (bottom|lower) right corner": "bottom right",
 }
 ONE = re.compile(r"(?:a picture of |there is |the image shows )?0 (?P<place>.+)|(?P<first>.+) there is 0")
-# Skeletons with R, S for relations and digits for the objects in the order of their mention; then what is said,
-# as (who, relation, to whom): who stands in that relation to whom.
+# Skeletons: R for a relation, digits for the objects in order of mention -> (a, b): a is in that relation to b.
 TWO = {
     "0 R 1": (0, 1),
     "a picture of 0 R 1": (0, 1),
@@ -41,7 +40,7 @@ TWO = {
     "0 can be seen R 1": (0, 1),
     "0 and 1, the first R the second": (0, 1),
 }
-THREE = {  # the two objects of the first relation, the relation's place among the relations, the odd object
+THREE = {  # -> the pair, the index of its relation, the third object
     "0 R 1, with 2 R both": ((0, 1), 0, 2),
     "a picture of 0 R 1, with 2 R them": ((0, 1), 0, 2),
     "there is 0 and R it 1 R 2": ((1, 2), 1, 0),
@@ -62,7 +61,7 @@ LAYOUT_OF = {
 
 
 def parse(caption):
-    """A caption -> the attributes of the scene that it describes, as `Scene.attributes` gives them."""
+    """Parse a caption into `Scene.attributes`."""
     things = []
     for found in MENTION.finditer(caption):
         (colour,) = {found["colour"], found["colour2"]} - {None}
@@ -73,6 +72,7 @@ def parse(caption):
     skeleton = MENTION.sub(lambda _: str(next(numbers)), caption)
     if len(things) == 1:
         said = ONE.fullmatch(skeleton)
+        assert said, caption
         (place,) = (
             name for words, name in PLACES.items() if re.fullmatch(words, said["place"] or said["first"])
         )
@@ -91,12 +91,12 @@ def parse(caption):
     else:
         pair, which, odd = THREE[skeleton]
         between, third = relations[which], relations[1 - which]
-        if odd == 0:  # "there is C and above it A and B": the pair stands so to C
+        if odd == 0:  # "there is C and above it A and B": the relation is the pair's to C
             third = REVERSE[third]
     between, pair = ordered(pair, between)
     return (LAYOUT_OF[between, third], *(things[n] for n in (*pair, odd)))
 
 
 def ordered(pair, relation):
-    """ "B right of A" is "A left of B"."""
+    """Rewrite "B right of A" as "A left of B", "B below A" as "A above B"."""
     return (relation, pair) if relation in ("left", "above") else (REVERSE[relation], pair[::-1])

@@ -34,10 +34,11 @@ def test_each_colour_and_each_shape_is_held_out_equally_often(seed, held_out):
 def test_training_never_sees_a_held_out_combination_and_dev_nothing_else(seed):
     config = ShapesConfig(seed=seed, train_size=60, dev_size=60)
     seen, held = combinations(config)
-    for split, allowed in (("train", seen), ("seen", seen), ("dev", held)):
+    allowed = {"train": seen, "seen": seen, "dev": held}
+    for split in ("train", "seen", "dev"):
         for scene in scenes(config, split):
             pairs = [(thing.colour, thing.shape) for thing in scene.objects]
-            assert set(pairs) <= set(allowed)
+            assert set(pairs) <= set(allowed[split])
             assert len(set(pairs)) == len(pairs)  # otherwise "the red circle" could be either
 
 
@@ -61,7 +62,7 @@ def test_groups_agree_with_attributes():
     chosen = scenes(ShapesConfig(train_size=6000), "train")
     pairs = {(scene.attributes, scene.group) for scene in chosen}
     assert len({attributes for attributes, _ in pairs}) == len({group for _, group in pairs}) == len(pairs)
-    assert len(pairs) < len(chosen)  # some attributes come twice, so the group is not just a running number
+    assert len(pairs) < len(chosen)  # some attributes occur twice, so the group is not a running number
     assert 0 <= min(group for _, group in pairs) <= max(group for _, group in pairs) < 2**30
 
 
@@ -98,7 +99,7 @@ def test_other_seeds_and_other_splits_give_other_scenes():
     assert len(set(everything)) == len(everything)
 
 
-def test_the_same_bytes_in_another_process():
+def test_another_process_draws_the_same_bytes():
     config = ShapesConfig(train_size=12, dev_size=12)
     program = (
         "import hashlib\n"
@@ -124,7 +125,7 @@ def test_the_same_bytes_in_another_process():
     assert len(set(here)) == 36
 
 
-def test_records_survive_pickling_and_have_ids_of_their_own():
+def test_records_survive_pickling_and_have_unique_ids():
     splits = ShapesConfig(train_size=9, dev_size=9, image_size=40).read()
     records = [record for split in splits.values() for record in split]
     assert len({record.image_id for record in records}) == 27
@@ -140,17 +141,17 @@ def test_records_survive_pickling_and_have_ids_of_their_own():
 CHOICES = {"colour": 8, "shape": 8, "size": 2, "pattern": 3, "place": 9, "relation": 4}
 
 
-def test_of_each_questions_choices_only_the_answer_is_true():
-    asked = CONFIG.questions()
+def test_only_the_answer_of_each_question_is_true():
+    asked, chosen = CONFIG.questions(), scenes(CONFIG, "dev")
     assert {name: len(items[0].choices) for name, items in asked.items()} == CHOICES
     parts = {"size": 0, "pattern": 1, "colour": 2, "shape": 3}
     for name, items in asked.items():
         for question in items:
-            (scene, _) = question.record.open.args
+            scene = chosen[int(question.record.image_id.removeprefix("dev-"))]
             read = [parse(choice) for choice in question.choices]
             assert [attributes == scene.attributes for attributes in read].index(True) == question.answer
             assert len(set(read)) == CHOICES[name]
-            for attributes in read:  # nothing but what is asked for differs
+            for attributes in read:  # only the value asked differs
                 if name in parts:
                     ((*mine, _), (*theirs, _)) = (attributes, scene.attributes)
                     assert mine == theirs
@@ -175,7 +176,7 @@ def test_no_constant_answer_beats_chance(seed):
 
 
 def asked_value(name, question):
-    """The true value of what is asked, found in the right sentence."""
+    """Parse the value asked from the true sentence."""
     sentence = question.choices[question.answer]
     if name == "relation":
         return MENTION.sub("", sentence).strip()
@@ -197,7 +198,7 @@ def asked_value(name, question):
         ({"image_size": 31}, r"image_size 31 is too small to see patterns: use 32 or more"),
     ],
 )
-def test_bad_values_are_named(values, message):
+def test_bad_values_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
         ShapesConfig(**values)
 

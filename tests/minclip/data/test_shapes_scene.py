@@ -25,18 +25,18 @@ def test_objects_lie_inside_and_apart(seed, split, index):
 
 
 @given(seed=SEEDS, split=SPLITS, index=INDICES, image_size=st.sampled_from([48, 64, 161]))
-def test_the_picture_shows_what_the_caption_says(seed, split, index, image_size):
-    assert_shows_what_is_said(make_scene(ShapesConfig(seed=seed), split, index), image_size)
+def test_the_image_agrees_with_the_caption(seed, split, index, image_size):
+    assert_image_agrees(make_scene(ShapesConfig(seed=seed), split, index), image_size)
 
 
-def test_the_dev_pictures_show_what_their_captions_say():
-    for scene in scenes(CONFIG, "dev"):  # all layouts, and jitter and drift out to their ends
+def test_the_dev_images_agree_with_their_captions():
+    for scene in scenes(CONFIG, "dev"):  # all layouts, jitter and drift up to their maxima
         assert_inside_and_apart(scene)
-        assert_shows_what_is_said(scene, 64)
+        assert_image_agrees(scene, 64)
 
 
 def assert_inside_and_apart(scene):
-    """The boxes of the objects lie in the picture and do not overlap."""
+    """Check that the boxes of the objects are in the image and do not overlap."""
     for thing in scene.objects:
         assert RADII[thing.size] <= min(thing.x, thing.y)
         assert max(thing.x, thing.y) <= 1 - RADII[thing.size]
@@ -44,8 +44,8 @@ def assert_inside_and_apart(scene):
         assert max(abs(a.x - b.x), abs(a.y - b.y)) >= RADII[a.size] + RADII[b.size]
 
 
-def assert_shows_what_is_said(scene, image_size):
-    """Size, colour, pattern and place of every object, measured in the picture, are those of the caption."""
+def assert_image_agrees(scene, image_size):
+    """Measure size, colour, pattern and place of every object in the image; compare them with the caption."""
     image = np.asarray(draw(scene, image_size), dtype=float)
     drawn = np.abs(image - scene.background).max(axis=2) > 8
     centres = []
@@ -59,7 +59,7 @@ def assert_shows_what_is_said(scene, image_size):
         colours = nearest_colours(image[drawn & box])
         ink = "black" if thing.colour in ("yellow", "cyan") else "white"
         inked = colours.pop(ink, 0) > 0
-        if image_size > 96:  # enough for whole pixels of ink; for the smaller ones see the next test
+        if image_size > 96:  # else ink covers no whole pixel; smaller sizes are tested below
             assert inked == (thing.pattern != "plain")
         assert colours.most_common(1)[0][0] == thing.colour
         centres.append((columns.mean() / image_size, rows.mean() / image_size))
@@ -69,7 +69,7 @@ def assert_shows_what_is_said(scene, image_size):
 
 
 def nearest_colours(pixels):
-    """(n, 3) pixels -> how many are, within rounding and smooth edges, each colour of the world or white."""
+    """Count the pixels (n, 3) close to each colour of the world and to white."""
     names = [*COLOURS, "white"]
     palette = np.array([*COLOURS.values(), (255, 255, 255)], dtype=float)
     distance = np.abs(pixels[:, None] - palette).max(axis=2)
@@ -78,7 +78,7 @@ def nearest_colours(pixels):
 
 
 def assert_layout(layout, centres):
-    """Centres measured in the picture agree with what the layout means, with a clear margin."""
+    """Check that centres measured in the image agree with the layout, with a clear margin."""
     if len(centres) == 1:
         row, column = layout.split()
         ((x, y),) = centres
@@ -108,12 +108,12 @@ def test_objects_that_differ_in_an_attribute_look_different(image_size):
     distance = squares[:, None] + squares[None] - 2 * flat @ flat.T
     np.fill_diagonal(distance, np.inf)
     closest = np.unravel_index(distance.argmin(), distance.shape)
-    # In full pixels of one channel turned from dark to bright: eight of 64 × 64 at the very least.
+    # The unit is one channel of one pixel turned from dark to bright: at least 8 in 64 × 64.
     assert distance.min() > 8 * (image_size / 64) ** 2, [kinds[n] for n in closest]
 
 
 @given(seed=SEEDS, index=INDICES)
-def test_the_picture_does_not_depend_on_its_size(seed, index):
+def test_the_scene_does_not_depend_on_the_image_size(seed, index):
     small, large = ShapesConfig(seed=seed), ShapesConfig(seed=seed, image_size=256)
     scene = make_scene(small, "dev", index)
     assert scene == make_scene(large, "dev", index)

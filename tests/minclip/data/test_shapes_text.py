@@ -14,7 +14,7 @@ INDICES = st.integers(0, 10**6)
 
 
 @given(seed=SEEDS, split=SPLITS, index=INDICES)
-def test_every_caption_read_back_gives_the_scene(seed, split, index):
+def test_every_caption_is_parsed_into_the_scene(seed, split, index):
     scene = make_scene(ShapesConfig(seed=seed), split, index)
     said = captions(scene)
     assert len(set(said)) == 5
@@ -22,7 +22,7 @@ def test_every_caption_read_back_gives_the_scene(seed, split, index):
         assert parse(caption) == scene.attributes, caption
 
 
-def test_every_caption_of_the_splits_read_back_gives_the_scene():
+def test_every_caption_of_the_splits_is_parsed_into_the_scene():
     for split in ("train", "dev", "seen"):
         for scene in scenes(CONFIG, split):
             assert {parse(caption) for caption in captions(scene)} == {scene.attributes}

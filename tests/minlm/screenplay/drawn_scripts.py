@@ -15,35 +15,30 @@ HEADINGS = [
     "INT./EXT. CAR (MOVING) - DUSK",
     "I/E GARAGE",
 ]
-GESTURES = ["(beat)", "(to ANNA, who is not listening to any of it)", "(laughs, then stops)"]
+PARENTHETICALS = ["(beat)", "(to ANNA, who is not listening to any of it)", "(laughs, then stops)"]
 EXTENSIONS = ["", "", " (O.S.)", " (V.O.)", "'S VOICE (O.S.)"]
 
 
 def sentence(rng):
-    words = [
-        "Oh",
-        *rng.choices(WORDS, k=rng.randrange(25)),
-    ]  # never "(" or a number first: those are ambiguous
-    return " ".join(words) + rng.choice([".", "!", "?", "", " --"])
+    """Draw a sentence that begins with a plain word: a parenthesis or number would be ambiguous."""
+    words = rng.choices(WORDS, k=rng.randrange(25))
+    return " ".join(["Oh", *words]) + rng.choice([".", "!", "?", "", " --"])
 
 
 def draw_scenes(rng):
-    """[(heading, [action | (name, [sentence | gesture])])]: what a script says, whatever its layout."""
+    """Draw a script's content without layout: [(heading, [action | (name, [sentence | parenthetical])])]."""
     scenes = []
     for _ in range(rng.randrange(1, 4)):
         items = []
         for _ in range(rng.randrange(1, 7)):
-            gestures = rng.sample(GESTURES, rng.randrange(3))
-            parts = [part for gesture in gestures for part in (gesture, sentence(rng))] or [sentence(rng)]
+            asides = rng.sample(PARENTHETICALS, rng.randrange(3))
+            parts = [part for aside in asides for part in (aside, sentence(rng))] or [sentence(rng)]
             if rng.random() < 0.3:
                 parts.insert(0, sentence(rng))
             items.append((rng.choice(NAMES), parts))
             if rng.random() < 0.4:
-                items.append(
-                    "He looks at "
-                    + " ".join(rng.choices(["the door", "her", "HER"], k=rng.randrange(30)))
-                    + "."
-                )
+                objects = rng.choices(["the door", "her", "HER"], k=rng.randrange(30))
+                items.append(f"He looks at {' '.join(objects)}.")
         scenes.append((rng.choice(HEADINGS), items))
     return scenes
 
@@ -52,20 +47,20 @@ def expected_turns(scenes):
     turns = []
     for k, (_, items) in enumerate(scenes):
         for name, parts in (item for item in items if not isinstance(item, str)):
-            line = " ".join(" ".join(part for part in parts if part not in GESTURES).split())
-            turns.append(Turn(name, line, tuple(part for part in parts if part in GESTURES), k))
+            line = " ".join(" ".join(part for part in parts if part not in PARENTHETICALS).split())
+            turns.append(Turn(name, line, tuple(part for part in parts if part in PARENTHETICALS), k))
     return turns
 
 
 class Indented:
-    """Columns for action, speech, gestures and cues; a page may break a speech between any two lines."""
+    """Columns for action, speech, parentheticals and cues; speech may break across pages between any two lines."""
 
     def __init__(self, rng):
         self.rng = rng
         self.action = rng.choice([0, 5, 15])
         self.speech = self.action + rng.randrange(5, 15)
-        self.gesture = self.speech + rng.randrange(3, 6)
-        self.cue = self.gesture + rng.randrange(3, 9)
+        self.parenthetical = self.speech + rng.randrange(3, 6)
+        self.cue = self.parenthetical + rng.randrange(3, 9)
 
     def page_break(self, name, lines):
         number = self.rng.choice(["12.", "12", "Page 7", "- 3 -"])
@@ -76,12 +71,12 @@ class Indented:
     def turn(self, name, parts):
         yield " " * self.cue + name + self.rng.choice(EXTENSIONS)
         for k, part in enumerate(parts):
-            column, width = (self.gesture, 22) if part in GESTURES else (self.speech, 35)
+            column, width = (self.parenthetical, 22) if part in PARENTHETICALS else (self.speech, 35)
             lines = textwrap.wrap(part, width, break_on_hyphens=False)
             for n, line in enumerate(lines):
                 yield " " * column + line
                 is_last = k + 1 == len(parts) and n + 1 == len(lines)
-                if part not in GESTURES and not is_last and self.rng.random() < 0.15:
+                if part not in PARENTHETICALS and not is_last and self.rng.random() < 0.15:
                     yield from self.page_break(name, lines)
 
     def paragraph(self, text):
@@ -89,7 +84,7 @@ class Indented:
 
 
 class Flush:
-    """No indents: a page that breaks a speech says who goes on, or breaks it in mid-sentence."""
+    """No indents. After a page break the cue is repeated, or the sentence continues."""
 
     action = 0
 
@@ -118,7 +113,7 @@ class Flush:
 
 
 class Colons(Flush):
-    """`HOT ROD: speech`, the speech going on below."""
+    """`HOT ROD: speech`, continued on the next lines."""
 
     def turn(self, name, parts):
         head, *rest = [line for part in parts for line in textwrap.wrap(part, 35, break_on_hyphens=False)]
@@ -127,7 +122,7 @@ class Colons(Flush):
 
 
 def render(scenes, layout, rng):
-    """The lines of the script; CONTINUED and a page number may stand between items of different people."""
+    """Lay out a script as lines, some with CONTINUED and page numbers between items of different characters."""
     lines = []
     numbered = rng.random() < 0.3
     blank = [""] * rng.choice([1, 1, 2])
@@ -166,7 +161,7 @@ def words_of(script):
 
 
 def check_whole(text, script):
-    """Nothing is lost: the laws that hold for whatever text could be read at all."""
+    """Check the laws of every parsed text: pieces, scenes and turns each keep all of its words."""
     whole = plain_text(text)
     assert words_of(script) == whole.split()
     assert "\n".join(scene.text for scene in script.scenes) == whole
@@ -174,7 +169,7 @@ def check_whole(text, script):
         kind: "".join(p.text for p in script.pieces if p.kind == kind)
         for kind in ("dialogue", "action", "heading")
     }
-    said, gestures = (
+    said, parentheticals = (
         "".join(t.line for t in script.turns),
         "".join("".join(t.parentheticals) for t in script.turns),
     )
@@ -183,5 +178,5 @@ def check_whole(text, script):
     assert paragraphs.replace(" ", "") == kinds["action"].replace(" ", "")
     assert "".join(scene.heading for scene in script.scenes) == kinds["heading"]
     aside = "".join(p.text for p in script.pieces if p.kind == "parenthetical")
-    assert gestures.replace(" ", "") == aside.replace(" ", "")
+    assert parentheticals.replace(" ", "") == aside.replace(" ", "")
     assert all(script.scenes[turn.scene].elements.count(turn) for turn in script.turns)

@@ -21,8 +21,8 @@ from minlm.screenplay.grammar import (
     uniform,
 )
 
-# A small play with everything the scenes have: variables of two pools, drawn at different times and remembered,
-# word lists, capitals, facts in the state, moves that return to their own state (up to `limit` times).
+# A small play with all features of the scenes: variables of two pools, drawn at different times, word lists,
+# capitals, facts in the state, states that recur (up to `limit` times).
 WORDS = {"how": ("softly", "loud", "in tune"), "what": ("a", "two")}
 POOLS = {"ABC": ("AL", "BERTHA", "CY", "DORA"), "X": ("key", "lantern")}
 
@@ -53,7 +53,7 @@ def small_play(limit: int) -> Grammar:
 
 
 def enumerate_texts(grammar: Grammar) -> list[tuple[str, float]]:
-    """Every derivation's text and probability, written apart from `sample` and `parse`: by recursion."""
+    """Return every derivation's text and probability, by recursion, independently of `sample` and `parse`."""
 
     def fill(parts, names):
         if not parts:
@@ -107,7 +107,7 @@ class TestSmallPlay:
         assert entropy == pytest.approx(-math.fsum(p * math.log(p) for _, p in self.texts), rel=1e-12)
         assert length == pytest.approx(math.fsum(p * len(text) for text, p in self.texts), rel=1e-12)
 
-    def test_samples_come_as_often_as_their_probability_says(self):
+    def test_samples_have_the_frequencies_of_their_probabilities(self):
         tally = small_play(limit=0)
         probabilities = dict(enumerate_texts(tally))
         rng, n = random.Random("tally"), 20_000
@@ -115,7 +115,7 @@ class TestSmallPlay:
         assert set(counts) <= set(probabilities)
         chi_square = sum((counts[t] - n * p) ** 2 / (n * p) for t, p in probabilities.items())
         freedom = len(probabilities) - 1
-        assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)  # mean and deviation of chi-square
+        assert abs(chi_square - freedom) < 5 * math.sqrt(2 * freedom)  # mean and std of chi-square
 
     @given(st.integers(0, 2**32), st.integers(0, 6))
     def test_a_sample_parses_to_the_probability_it_was_drawn_with(self, seed, limit):

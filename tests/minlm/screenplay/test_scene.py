@@ -8,24 +8,18 @@ from itertools import combinations, pairwise
 import pytest
 
 from minlm.screenplay import scene
-from minlm.screenplay.grammar import (
-    Variable,
-    reachable,
-)
-from minlm.screenplay.source import (
-    ScreenplayConfig,
-    write_scenes,
-)
+from minlm.screenplay.grammar import Variable, reachable
+from minlm.screenplay.source import ScreenplayConfig, write_scenes
 from tests.minlm.screenplay.continuity import check_facts
 
 SCENES = write_scenes(ScreenplayConfig(seed=1, n_scenes=400))
 
 
 def may_clash(first: list[tuple[str, ...]], second: list[tuple[str, ...]]) -> bool:
-    """Whether some text of one sequence of word choices begins (or is) some text of the other."""
+    """Return whether a text of one sequence of word choices is a prefix of a text of the other."""
 
     @cache
-    def ahead(mine, yours, rest):  # I have written `rest` more than you
+    def ahead(mine, yours, rest):  # mine is `rest` ahead of yours
         if not yours:
             return True
         if not rest and not mine:
@@ -49,7 +43,7 @@ def test_clash_finder():
 
 
 def test_at_every_state_the_moves_are_distinguishable():
-    """Proved for all states and all words: no text of a move begins a text of another, so a text has one derivation."""
+    """In no state is a text of one move a prefix of a text of another, so a text has one derivation."""
     cast = dict(zip("ABC", scene.POOLS["ABC"], strict=False)) | {"X": "lantern", "P": "the last waltz"}
 
     @cache
@@ -90,17 +84,17 @@ def test_form_of_a_screenplay():
         if line.startswith(" "):
             assert re.fullmatch(indented, line), line
         if re.fullmatch(r" {10}[A-Z]+| {7}\(.*\)", line):
-            assert re.match(r" {4}\w| {7}\(", following), line  # a cue is followed by what is said
+            assert re.match(r" {4}\w| {7}\(", following), line  # speech follows a cue
         if re.fullmatch(r" {10}[A-Z]+", following):
             assert line == ""
 
 
 class TestFacts:
-    def test_hold_in_every_scene(self):
+    def test_facts_hold_in_every_scene(self):
         assert [check_facts(text) for text, _ in SCENES] == [[]] * len(SCENES)
 
     def test_only_those_on_stage_speak_and_only_holders_hand_on(self):
-        """Once more, without the templates: from cues, entrances, exits and the hands that the thing passes through."""
+        """Check without the templates, from cues, entrances, exits and the thing's holders."""
         anyone = r"\b(?:" + "|".join(scene.POOLS["ABC"]) + r")\b"
         exits = hands = 0
         for text, _ in SCENES:
@@ -111,7 +105,7 @@ class TestFacts:
                     met, on_stage, holder = (
                         set(names),
                         set(names),
-                        re.search(r"([A-Z]+)(, \w+,)? holds", block)[1],
+                        re.findall(r"([A-Z]+)(?:, \w+,)? holds", block)[0],
                     )
                 elif re.match(r"[A-Z]+ (enters|returns)", block):
                     assert names[0] not in on_stage
@@ -139,7 +133,7 @@ class TestFacts:
         assert exits > 20
         assert hands > 50
 
-    def test_who_is_asked_answers(self):
+    def test_the_character_asked_answers(self):
         asked = 0
         for text, _ in SCENES:
             for block, following in pairwise(text.split("\n\n")):

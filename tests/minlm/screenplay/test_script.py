@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 import minlm.screenplay.script
 from minlm.screenplay.script import Turn, parse_script, plain_text, read_script, reply_pairs, without_hidden
 from tests.minlm.screenplay.drawn_scripts import (
-    GESTURES,
     HEADINGS,
     NAMES,
+    PARENTHETICALS,
     Colons,
     Flush,
     Indented,
@@ -26,7 +26,7 @@ from tests.minlm.screenplay.drawn_scripts import (
 
 
 def hidden_as_written(text):
-    """What `without_hidden` leaves, as one regular expression: quadratic where nothing has an end."""
+    """Compute `without_hidden` by one regular expression, in quadratic time."""
     return re.sub(r"(?is)<!--.*?-->|<(script|style|head)\b.*?</\1>", "", text)
 
 
@@ -51,20 +51,20 @@ def test_hidden_parts_of_a_page_end_at_their_first_end(text):
 
 
 @pytest.mark.parametrize("opening, kinds", [("<script>", 1), ("<!--", 1), ("<style><head><script>", 3)])
-def test_the_end_of_what_has_none_is_looked_for_once(monkeypatch, opening, kinds):
-    looked_for = []
+def test_a_missing_end_is_searched_once(monkeypatch, opening, kinds):
+    searched = []
     find_end = minlm.screenplay.script.find_end
-    monkeypatch.setattr(minlm.screenplay.script, "find_end", lambda *a: looked_for.append(a) or find_end(*a))
+    monkeypatch.setattr(minlm.screenplay.script, "find_end", lambda *a: searched.append(a) or find_end(*a))
     assert without_hidden(opening * 1000) == opening * 1000
-    assert len(looked_for) == kinds
+    assert len(searched) == kinds
 
 
 @pytest.mark.parametrize("make_layout", [Indented, Flush, Colons])
 @given(seed=st.integers(0, 2**32))
-def test_drawn_scripts_come_back(make_layout, seed):
+def test_random_scripts_are_parsed_into_their_turns(make_layout, seed):
     rng = random.Random(f"script/{seed}")
     scenes = draw_scenes(rng)
-    if make_layout is Colons:  # a gesture before the first word has no line of its own there
+    if make_layout is Colons:  # a parenthetical before the first word would not have a line of its own
         scenes = [
             (h, [i if isinstance(i, str) else (i[0], ["Oh", *i[1]]) for i in items]) for h, items in scenes
         ]
@@ -83,9 +83,11 @@ def test_drawn_scripts_come_back(make_layout, seed):
 def test_a_blank_line_after_every_line_changes_nothing(seed):
     rng = random.Random(f"script/{seed}")
     scenes = draw_scenes(rng)
-    for _, items in scenes:  # a gesture of several lines cannot be told from speech without its block
-        items[:] = [i if isinstance(i, str) else (i[0], [p for p in i[1] if p != GESTURES[1]]) for i in items]
-        items[:] = [i for i in items if isinstance(i, str) or any(p not in GESTURES for p in i[1])]
+    for _, items in scenes:  # a parenthetical of several lines needs them together
+        items[:] = [
+            i if isinstance(i, str) else (i[0], [p for p in i[1] if p != PARENTHETICALS[1]]) for i in items
+        ]
+        items[:] = [i for i in items if isinstance(i, str) or any(p not in PARENTHETICALS for p in i[1])]
     lines = [line for line in render(scenes, Indented(rng), rng) if line]
     if expected_turns(scenes):
         assert parse_script("\n\n".join(lines)).turns == expected_turns(scenes)
@@ -94,7 +96,19 @@ def test_a_blank_line_after_every_line_changes_nothing(seed):
 odd_lines = st.one_of(
     st.text(max_size=30),
     st.sampled_from(
-        [*HEADINGS, *NAMES, *GESTURES, "", "12.", "(CONTINUED)", "ANNA: yes", "Boy:", "CUT TO:", "(a", "b) c"]
+        [
+            *HEADINGS,
+            *NAMES,
+            *PARENTHETICALS,
+            "",
+            "12.",
+            "(CONTINUED)",
+            "ANNA: yes",
+            "Boy:",
+            "CUT TO:",
+            "(a",
+            "b) c",
+        ]
     ),
 )
 
@@ -106,14 +120,14 @@ def test_no_word_of_any_text_is_lost(rows):
     )
     try:
         script = parse_script(text)
-    except ValueError as error:  # nobody is seen to speak where the odd lines look like another layout
+    except ValueError as error:  # the odd lines may look like another layout
         assert "no dialogue found" in str(error)  # noqa: PT017
     else:
         check_whole(text, script)
 
 
 def one_script(text):
-    """Written with / for the end of a line."""
+    """Parse a text whose lines end in /."""
     return parse_script(text.replace("/", "\n"))
 
 
@@ -127,7 +141,7 @@ def test_pairs_are_of_different_characters_in_one_scene():
     assert reply_pairs(script) == [("One.", "Two. Three."), ("Two. Three.", "Four.")]
 
 
-def test_what_is_no_cue():
+def test_transitions_shots_and_numbers_are_no_cues():
     script = one_script(
         "FADE IN:/A room.//CLOSE SHOT/It turns.//THE CROWD ROARS./Long.//ANNA/Yes.//MEANWHILE/INT. B - DAY//"
         "She reads the long old letter:/Dear me.//SUPER: LATER//CUT TO:/black//"
@@ -137,7 +151,7 @@ def test_what_is_no_cue():
     assert [piece.text for piece in script.pieces if piece.kind == "mark"] == ["12."]
 
 
-def test_what_is_no_cue_where_cues_are_indented():
+def test_indented_words_that_are_no_cues():
     script = parse_script(
         """INT. A - DAY
 
@@ -172,7 +186,7 @@ He nods.
     ]
 
 
-def test_speakers_abreast_and_centred_names():
+def test_two_columns_of_speech_and_centred_names():
     script = parse_script(
         """INT. A - DAY
 
@@ -212,7 +226,7 @@ def test_a_heading_ends_a_speech():
     assert script.scenes[1].elements == ("He goes.", Turn("ROD", "Oh.", (), 1))
 
 
-def test_plain_text_is_plain():
+def test_plain_text():
     assert plain_text("\ufeffa\r\nb\rc\fd\te\xa0f &amp;") == "a\nb\nc\nd       e f &amp;"
     assert plain_text("<html><style>x</style><p>A &amp; <i>b</i><br/>c</html>") == "\nA & b\nc"
 
@@ -231,7 +245,7 @@ def test_a_name_repeated_on_the_next_page_goes_on():
     assert [turn.line for turn in script.turns] == ["One two.", "Three. Four.", "Five.", "Six."]
 
 
-def test_one_word_broken_at_its_hyphen_is_whole():
+def test_a_word_broken_at_its_hyphen_is_joined():
     script = one_script("ANNA/A vice-/president, or --/12-/13 -/no?")
     assert script.turns[0].line == "A vice-president, or -- 12- 13 - no?"
 
@@ -253,7 +267,7 @@ def test_encodings(encoding, twice, tmp_path):
     if twice == "latin-1":
         text = text.replace("—", "-").replace("“", "'").replace("”", "'")
     once = text
-    if twice:  # five bytes mean nothing in Windows-1252: readers let them through as they are
+    if twice:  # Windows-1252 leaves five bytes undefined; readers keep them
         unused = b"\x81\x8d\x8f\x90\x9d"
         once = "".join(chr(b) if b in unused else bytes([b]).decode(twice) for b in text.encode())
     (tmp_path / "script.txt").write_bytes(once.encode(encoding))
@@ -262,7 +276,7 @@ def test_encodings(encoding, twice, tmp_path):
     assert plain_text(plain_text(text)) == plain_text(text)
 
 
-def test_bad_scripts_are_named(tmp_path):
+def test_bad_scripts_are_refused(tmp_path):
     for call, match in [
         (lambda: parse_script(""), "the script is empty"),
         (lambda: parse_script(" \n\ufeff\t\r\n"), "the script is empty"),
@@ -282,8 +296,8 @@ def test_bad_scripts_are_named(tmp_path):
 
 
 @given(text=st.text(min_size=1), noise=st.integers(1, 8), encoding=st.sampled_from(["utf-16", "utf-32"]))
-def test_what_is_no_text_is_refused(tmp_path_factory, text, noise, encoding):
-    """Other encodings, pictures and the like; a stray control character in a long text is none of them."""
+def test_binary_files_are_refused(tmp_path_factory, text, noise, encoding):
+    """Other encodings and images are refused; one control character in a long text is allowed."""
     path = tmp_path_factory.mktemp("script") / "script.txt"
     plain = "Nobody spoke. " * 40
     for data in (

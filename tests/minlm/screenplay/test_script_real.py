@@ -18,9 +18,9 @@ def test_charade_keeps_every_word(charade):
     check_whole(*charade)
 
 
-def test_charade_has_its_figures(charade):
+def test_charade_has_the_known_counts(charade):
     text, script = charade
-    assert len(script.scenes) == 210  # 209 headings, and what stands before the first
+    assert len(script.scenes) == 210  # 209 headings and the text before the first
     assert len(script.turns) == 1217
     assert len(reply_pairs(script)) == 955
     count = Counter(turn.character for turn in script.turns)
@@ -35,15 +35,14 @@ def test_charade_has_its_figures(charade):
     }
     assert dict(count.most_common(7)) == leads
     assert count["FÉLIX"] == 16
-    # an independent count: lines in the names' column, and two who speak abreast
+    # an independent count: lines in the column of names, and two names elsewhere
     assert sum(line[:38].strip() != "" and line[:37].strip() == "" for line in text.split("\n")) == 1217 - 2
     speech = sum(line[:26].strip() != "" and line[:25].strip() == "" for line in text.split("\n"))
-    assert (
-        sum(piece.kind == "dialogue" for piece in script.pieces) == speech + 3 - 1
-    )  # TEX stands in that column
+    n_dialogue = sum(piece.kind == "dialogue" for piece in script.pieces)
+    assert n_dialogue == speech + 3 - 1  # a cue, TEX, is in that column
 
 
-def test_charade_is_read_right(charade):
+def test_charade_is_parsed_correctly(charade):
     _, script = charade
     assert all(turn.line for turn in script.turns)
     for turn in script.turns:
