@@ -69,6 +69,11 @@ def test_headings(heading):
     )
 
 
+def test_a_recurring_sentence_is_no_name_in_title_case():
+    text = "\n\n".join(["Anna\nYes.", "Rex\nNo.", "Boom.\nHe falls."] * 3)
+    assert {name for kind, name in pieces(text) if kind == "cue"} == {"Anna", "Rex"}
+
+
 def test_square_brackets_are_parentheticals():
     text = "ANNA\n[nods]\nYes.\n\nROD [aside]:\nNo.\n\nRex [loud]: Oh.\n\nRex: No.\n\nRex [low]: Ah."
     assert pieces(text) == [

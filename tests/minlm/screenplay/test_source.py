@@ -12,9 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minlm.screenplay import scene
-from minlm.screenplay.grammar import (
-    expectations,
-)
+from minlm.screenplay.grammar import expectations
 from minlm.screenplay.source import (
     ScreenplayConfig,
     entropy_rate,
