@@ -26,7 +26,7 @@ class ShapesConfig(DataConfig):
     """The built-in world of drawn scenes.
 
     Splits: `train`; `dev`, scenes in which every object's combination of colour and shape is held out; `seen`, as
-    many new scenes of combinations that also occur in training. In each split a third of the scenes have one object, a
+    many new scenes of combinations that also occur in training. In each split a third of the scenes has one object, a
     third two, a third three. No two scenes of `dev`, and no two of `seen`, have equal attributes.
 
     seed: seed of the held-out combinations and of every scene
@@ -61,11 +61,11 @@ class ShapesConfig(DataConfig):
             raise ValueError(f"image_size {self.image_size} is too small to see patterns: use 32 or more")
 
     def questions(self) -> dict[str, list[Question]]:
-        """Choices between sentences about the images of dev, exactly one of which is true.
+        """Return multiple-choice questions about the images of dev; exactly one sentence of each is true.
 
-        Scenes of one object ask for colour, shape (8 choices each), size (2), pattern (3) and place (9), scenes
-        of two for their relation (4). Each value and each position in the list is correct equally often, so a
-        constant answer is at chance, 1 / (number of choices).
+        One object: colour and shape (8 choices each), size (2), pattern (3) and place (9). Two objects: their
+        relation (4). Each value and each position is correct equally often, so a constant answer scores at chance,
+        1 / (number of choices).
         """
         asked: dict[str, dict[str, list[tuple[Record, dict[str, str]]]]] = {}
         for record, scene in zip(_records(self, "dev"), scenes(self, "dev"), strict=True):
@@ -95,10 +95,11 @@ def combinations(config: ShapesConfig) -> tuple[list[tuple[str, str]], list[tupl
 
 
 def make_scene(config: ShapesConfig, split: Split, index: int) -> Scene:
-    """Make scene `index` of an endless series, a function of (seed, split, index); one, two, three objects in turn.
+    """Make scene `index` of an endless series with one, two and three objects in turn.
 
-    In `train`, `variants` consecutive scenes show the same objects in other places, which makes relations hard
-    to ignore. For `dev` and `seen`, `scenes` skips the scenes whose attributes occurred before.
+    The scene is a function of (seed, split, index). In `train`, `variants` consecutive scenes show the same objects,
+    so that only places and relations distinguish them. `dev` and `seen` may repeat attributes; `scenes` removes
+    the repetitions.
     """
     seen, held_out = combinations(config)
     number = index // config.variants if split == "train" else index

@@ -1,7 +1,7 @@
 """Plot and words of one scene of the built-in script, as a grammar (see `grammar.py`).
 
 A scene is a walk over `State`: heading, setting, opening, then beats. A beat is an action, or a cue with its speech.
-The state holds the facts, which last: the characters on stage (only they speak or are addressed), the holder of the
+The state contains the facts, which last: the characters on stage (only they speak or are addressed), the holder of the
 thing (it is handed on, laid down, picked up, carried off), the promise made. A scene ends only after its promise is
 kept or called in. Names are the grammar's variables, so the plot never depends on them.
 """
@@ -194,7 +194,7 @@ def cues(state: State) -> tuple[Move, ...]:
 
 
 def parentheticals(state: State) -> tuple[Move, ...]:
-    """Return parentheticals: a manner, or the one listener who is then addressed."""
+    """Return parentheticals: a manner of speaking, or the only listener addressed."""
     line = state._replace(node="line")
     manner = uniform([(pattern(f"{'':7}(<ing>)\n"), line)])
     to_whom = [

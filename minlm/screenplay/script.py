@@ -57,7 +57,7 @@ class Script:
 def read_script(path: str | Path) -> str:
     """Read a text file as UTF-8 or, failing that, Windows-1252; undo double encoding.
 
-    Raises ValueError if the file is missing or no text.
+    Raises ValueError if the file is missing or binary.
     """
     if not Path(path).is_file():
         raise ValueError(f"no such script: {path} is not a file; pass the path of a script or any plain text")
@@ -112,7 +112,7 @@ def reply_pairs(script: Script) -> list[tuple[str, str]]:
 
 
 def _of_page(text: str) -> str:
-    """Extract the text of a web page: from its first <pre> to its last </pre>, or all if it has none."""
+    """Extract the text of a web page, from its first <pre> to its last </pre> if it has them."""
     text = without_hidden(text)
     start, ends = re.search(r"(?i)<pre\b[^<>]*>", text), [m.start() for m in re.finditer(r"(?i)</pre>", text)]
     text = text[start.end() if start else 0 : ends[-1] if ends else None]
@@ -123,7 +123,7 @@ def _of_page(text: str) -> str:
 def without_hidden(text: str) -> str:
     """Remove a web page's comments, scripts, styles and head; keep those that are never closed.
 
-    A closing that is missing once is not searched again, so that a page of openings takes linear time.
+    A missing end is searched only once, so that even a page of openings takes linear time.
     """
     kept, done, endless = [], 0, set()
     for opening in re.finditer(r"(?i)<!--|<(script|style|head)\b", text):

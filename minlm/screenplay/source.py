@@ -18,7 +18,7 @@ from minlm.screenplay.scene import SCENE
 class ScreenplayConfig:
     """Size and seed of the built-in script.
 
-    seed: seed of the scenes; the script depends on nothing else
+    seed: random seed; equal seeds give equal scripts in every process
     n_scenes: training scenes; a longer script begins with the shorter one of the same seed
     validation_scenes: scenes for validation; they follow the training scenes
     """

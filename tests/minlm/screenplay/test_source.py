@@ -13,13 +13,7 @@ from hypothesis import strategies as st
 
 from minlm.screenplay import scene
 from minlm.screenplay.grammar import expectations
-from minlm.screenplay.source import (
-    ScreenplayConfig,
-    entropy_rate,
-    floor_of,
-    log_probability,
-    write_scenes,
-)
+from minlm.screenplay.source import ScreenplayConfig, entropy_rate, floor_of, log_probability, write_scenes
 from tests.minlm.screenplay.continuity import check_facts
 
 SCENES = write_scenes(ScreenplayConfig(seed=1, n_scenes=400))
@@ -46,13 +40,13 @@ def test_entropy_is_the_mean_of_a_large_sample():
     rate = entropy_rate()
     assert rate == nats / characters
     samples = write_scenes(ScreenplayConfig(seed=2, n_scenes=2000))
-    for stds in (
+    for residuals in (
         [-log_p - nats for _, log_p in samples],
         [len(text) - characters for text, _ in samples],
         [-log_p - rate * len(text) for text, log_p in samples],
     ):
-        mean = math.fsum(stds) / len(samples)
-        error = math.sqrt(math.fsum((d - mean) ** 2 for d in stds)) / len(samples)
+        mean = math.fsum(residuals) / len(samples)
+        error = math.sqrt(math.fsum((d - mean) ** 2 for d in residuals)) / len(samples)
         assert abs(mean) < 4 * error
     assert 0.2 < rate < 0.45  # learnable by a small model, but not trivial
     assert 800 < characters < 1600
