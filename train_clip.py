@@ -19,12 +19,12 @@ import torch
 
 from minclip.clip import CLIP
 from minclip.data.dataset import check_pictures
-from minclip.evaluate import choice_accuracy, evaluate_all, format_figures
+from minclip.data.tokenizer import load_tokenizer
+from minclip.evaluation.evaluate import choice_accuracy, evaluate_all, format_figures
+from minclip.evaluation.report import draw_pictures, draw_where_it_looks, draw_zero_shot
 from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
-from minclip.report import draw_pictures, draw_where_it_looks, draw_zero_shot
 from minclip.runs import check_splits, data_digest, make_model, make_tokenizer
 from minclip.task import PairTask
-from minclip.tokenizer import load_tokenizer
 from minlm.training.batches import fit_batch
 from minlm.training.checkpoint import check_digest, check_same_data, write_json
 from minlm.training.command import errors_in_one_line, run_training

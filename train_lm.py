@@ -22,7 +22,7 @@ from minlm.data import texts_digest
 from minlm.plots import loss_curve
 from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.runs import MODELS, make_tokenizer
-from minlm.tasks import TASKS, TokenTask
+from minlm.task import TASKS, TokenTask
 from minlm.tokenizer import load_tokenizer
 from minlm.training.checkpoint import (
     check_depth,

@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minlm.lm import TransformerLM
 from minlm.presets import PRESETS, RunConfig
 from minlm.runs import make_tokenizer
-from minlm.tasks import Continuation
+from minlm.task import Continuation
 from minlm.training.command import OneLineParser, run_main
 from minlm.training.loop import fit
 from minlm.transformer import ACTIVATIONS

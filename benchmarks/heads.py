@@ -25,13 +25,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import train_clip
 from minclip.clip import CLIP
 from minclip.data.records import Record
-from minclip.embed import evaluating, image_features
+from minclip.data.tokenizer import Tokenizer, encode_batch
+from minclip.evaluation.embed import evaluating, image_features
+from minclip.evaluation.retrieval import retrieval
 from minclip.losses import clip_loss
 from minclip.presets import PRESETS, RunConfig
-from minclip.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
-from minclip.retrieval import retrieval
 from minclip.runs import check_splits, load
-from minclip.tokenizer import Tokenizer, encode_batch
+from minclip.towers.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
 from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
 from minlm.training.command import OneLineParser, run_main
 from minlm.training.config import check_file

@@ -26,17 +26,17 @@ from minclip import pretrained
 from minclip.clip import CLIP
 from minclip.data.records import Record, open_image
 from minclip.data.sources import read_text
+from minclip.data.tokenizer import Tokenizer, WordPiece
+from minclip.data.transforms import ImageTransform
 from minclip.doctor import examine
-from minclip.embed import embed_classes, embed_images, embed_texts
-from minclip.evaluate import evaluate_all, format_figures
-from minclip.plots import SHOWN, search_results
+from minclip.evaluation.embed import embed_classes, embed_images, embed_texts
+from minclip.evaluation.evaluate import evaluate_all, format_figures
+from minclip.evaluation.plots import SHOWN, search_results
+from minclip.evaluation.report import draw_curves
+from minclip.evaluation.search import embed_folder, image_files
 from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.pretrained import Format, is_published
-from minclip.report import draw_curves
 from minclip.runs import load
-from minclip.search import embed_folder, image_files
-from minclip.tokenizer import Tokenizer, WordPiece
-from minclip.transforms import ImageTransform
 from minlm.plots import compare_losses
 from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (

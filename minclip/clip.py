@@ -18,11 +18,11 @@ from minclip.losses import (
     sigmoid_loss,
     soft_target_loss,
 )
-from minclip.modified_resnet import ModifiedResNet, ModifiedResNetConfig
-from minclip.projection import Projection, make_projection
-from minclip.resnet import ResNet, ResNetConfig
-from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
-from minclip.vit import VisionTransformer, VisionTransformerConfig
+from minclip.towers.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from minclip.towers.projection import Projection, make_projection
+from minclip.towers.resnet import ResNet, ResNetConfig
+from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
+from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.batches import Batch
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100

@@ -17,11 +17,11 @@ from minclip.data.parquet import ParquetConfig
 from minclip.data.shapes import ShapesConfig
 from minclip.data.shards import ShardsConfig
 from minclip.data.table import TableConfig
-from minclip.resnet import ResNetConfig
-from minclip.text import BertTextConfig, GPTTextConfig
-from minclip.tokenizer import Tokenizer
-from minclip.transforms import ImageTransform, TransformConfig
-from minclip.vit import VisionTransformerConfig
+from minclip.data.tokenizer import Tokenizer
+from minclip.data.transforms import ImageTransform, TransformConfig
+from minclip.towers.resnet import ResNetConfig
+from minclip.towers.text import BertTextConfig, GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig
 
 Data = (

@@ -10,15 +10,15 @@ from torch import Tensor
 
 from minclip.clip import CLIP, contrastive_loss, embed_batch
 from minclip.data.dataset import PairDataset
-from minclip.data.features import with_features
 from minclip.data.records import Record
-from minclip.embed import embed_classes
-from minclip.evaluate import evaluate_records
+from minclip.data.tokenizer import Tokenizer
+from minclip.evaluation.embed import embed_classes
+from minclip.evaluation.evaluate import evaluate_records
+from minclip.evaluation.zero_shot import zero_shot
+from minclip.features import with_features
 from minclip.gradcache import cached_backward
 from minclip.losses import contrastive_figures
 from minclip.presets import RunConfig
-from minclip.tokenizer import Tokenizer
-from minclip.zero_shot import zero_shot
 from minlm.training.batches import Batch
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import average_gradients, gather

@@ -1,4 +1,4 @@
-"""The Transformer, language models made of it, and the training tools. `load(path)` opens a trained run."""
+"""The Transformer, language models made of it, and the training tools that minclip shares. `load(path)` opens a run."""
 
 from minlm.runs import load
 

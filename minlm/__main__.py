@@ -25,8 +25,8 @@ from minlm.plots import compare_losses, loss_curve
 from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.pretrained import save_gpt2
 from minlm.runs import load
-from minlm.screenplay import ScreenplayConfig
-from minlm.script import parse_script, reply_pairs
+from minlm.screenplay.script import parse_script, reply_pairs
+from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.training.checkpoint import last_checkpoint, write_json
 from minlm.training.command import (

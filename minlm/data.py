@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from minlm.script import parse_script, read_script
+from minlm.screenplay.script import parse_script, read_script
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from minlm.training.distributed import rank
 

@@ -8,9 +8,9 @@ from tempfile import TemporaryDirectory
 from minlm.data import TextFileConfig
 from minlm.presets import RunConfig
 from minlm.runs import MODELS, make_tokenizer
-from minlm.script import parse_script, read_script
+from minlm.screenplay.script import parse_script, read_script
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tasks import Continuation, Replies, TokenTask
+from minlm.task import Continuation, Replies, TokenTask
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 

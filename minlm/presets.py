@@ -5,7 +5,7 @@ from typing import Literal
 
 from minlm.data import TextFileConfig
 from minlm.lm import LMConfig
-from minlm.screenplay import ScreenplayConfig
+from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from minlm.training.state import TrainConfig

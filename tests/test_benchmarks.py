@@ -18,7 +18,7 @@ from minclip.data.flickr30k import Flickr30kConfig
 from minclip.data.parquet import ParquetConfig
 from minclip.data.shapes import ShapesConfig
 from minclip.presets import PRESETS
-from minclip.projection import make_projection
+from minclip.towers.projection import make_projection
 from minlm.presets import PRESETS as LM_PRESETS
 from tests.minclip.tiny_clip import record
 from tests.test_train_clip import PARTS, write_flickr8k

@@ -20,8 +20,8 @@ from torch.nn.functional import cross_entropy
 
 from minclip.clip import CLIP, CLIPConfig
 from minclip.losses import clip_loss
-from minclip.text import GPTTextConfig
-from minclip.vit import VisionTransformerConfig
+from minclip.towers.text import GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.generate import SamplingConfig, generate
 from minlm.lm import LMConfig, TransformerLM
 from minlm.losses import token_loss

@@ -12,15 +12,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import minclip.clip
-import minclip.embed
+import minclip.evaluation.embed
+import minclip.evaluation.retrieval
 import minclip.gradcache
 import minclip.losses
-import minclip.modified_resnet
-import minclip.projection
-import minclip.resnet
-import minclip.retrieval
-import minclip.text
-import minclip.vit
+import minclip.towers.modified_resnet
+import minclip.towers.projection
+import minclip.towers.resnet
+import minclip.towers.text
+import minclip.towers.vit
 import minlm.embeddings
 import minlm.lm
 import minlm.losses
@@ -28,14 +28,14 @@ import minlm.masks
 import minlm.seq2seq
 import minlm.transformer
 from minclip.clip import CLIP, CLIPConfig
-from minclip.modified_resnet import ModifiedResNetConfig
-from minclip.resnet import ResNetConfig
-from minclip.text import BertTextConfig, GPTTextConfig
-from minclip.vit import VisionTransformerConfig
+from minclip.towers.modified_resnet import ModifiedResNetConfig
+from minclip.towers.resnet import ResNetConfig
+from minclip.towers.text import BertTextConfig, GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.lm import LMConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.transformer import record_attention
-from tests.minclip.drawn import backward
+from tests.drawing import backward
 from tests.minclip.tiny_clip import TOKENIZER, WORDS, TinyCLIP, record, transform, units
 from tests.shape_comments import ShapeComments
 
@@ -49,13 +49,13 @@ MODULES = (
     minclip.clip,
     minclip.losses,
     minclip.gradcache,
-    minclip.vit,
-    minclip.resnet,
-    minclip.modified_resnet,
-    minclip.text,
-    minclip.projection,
-    minclip.embed,
-    minclip.retrieval,
+    minclip.towers.vit,
+    minclip.towers.resnet,
+    minclip.towers.modified_resnet,
+    minclip.towers.text,
+    minclip.towers.projection,
+    minclip.evaluation.embed,
+    minclip.evaluation.retrieval,
 )
 
 
@@ -116,18 +116,18 @@ def drive_transformer_towers(comments, sizes):
     images = torch.randn(B, 3, *image_size)
     for pool, dropped in (("class", 0.5), ("class", 0.0), ("mean", 0.5), ("mean_norm", 0.0), ("last", 0.0)):
         fields = {"image_size": image_size, "patch_size": patch, "pool": pool, "patch_dropout": dropped}
-        minclip.vit.VisionTransformer(VisionTransformerConfig(**stack, **fields))(images)
+        minclip.towers.vit.VisionTransformer(VisionTransformerConfig(**stack, **fields))(images)
     new_grid = (grid[1], grid[0] + 1)
     comments.known = {"rows": grid[0], "columns": grid[1], "rows'": new_grid[0], "columns'": new_grid[1]}
-    minclip.vit.resize_positions(torch.randn(1 + grid[0] * grid[1], D), grid, new_grid)
+    minclip.towers.vit.resize_positions(torch.randn(1 + grid[0] * grid[1], D), grid, new_grid)
 
     comments.known = {letter: sizes[letter] for letter in "BTDHK"}
     tokens, mask = torch.randint(V, (B, T)), torch.ones(B, T, dtype=torch.bool)
     tokens[:, -1] = 0  # the end of the text
     text = {**stack, "vocab_size": V, "context_length": max(T, 3)}
-    minclip.text.GPTTextEncoder(GPTTextConfig(**text, end_id=0))(tokens)
+    minclip.towers.text.GPTTextEncoder(GPTTextConfig(**text, end_id=0))(tokens)
     for pool in ("first", "pooler", "mean"):
-        minclip.text.BertTextEncoder(BertTextConfig(**text, pool=pool))(tokens, mask)
+        minclip.towers.text.BertTextEncoder(BertTextConfig(**text, pool=pool))(tokens, mask)
 
 
 @given(sizes=sizes("B", "h", "w"))
@@ -135,17 +135,17 @@ def drive_resnets(comments, sizes):
     B, h, w, width = sizes["B"], 8 * sizes["h"], 8 * sizes["w"], 4
     feature_map, images = torch.randn(B, width, h, w), torch.randn(B, 3, h, w)
     comments.known = {"B": B, "C'": 5 * width, "h'": h // 2, "w'": w // 2}
-    minclip.resnet.ResidualBlock(width, 5 * width, stride=2, bottleneck=False)(feature_map)
+    minclip.towers.resnet.ResidualBlock(width, 5 * width, stride=2, bottleneck=False)(feature_map)
     comments.known["C'"] = 4 * width
-    minclip.modified_resnet.AntialiasedBlock(width, width, stride=2)(feature_map)
+    minclip.towers.modified_resnet.AntialiasedBlock(width, width, stride=2)(feature_map)
 
     fields = {"d_model": width, "image_size": (h, w), "depths": (1,)}
     config = ResNetConfig(**fields, block="bottleneck")
     comments.known = {"B": B, "D": config.width, "d_model": width, "h'": h // 4, "w'": w // 4}
-    minclip.resnet.ResNet(config)(images)
+    minclip.towers.resnet.ResNet(config)(images)
     config = ModifiedResNetConfig(**fields, n_heads=2)
     comments.known = {"B": B, "D": config.width, "d_model": width, "H": 2}
-    minclip.modified_resnet.ModifiedResNet(config)(images)
+    minclip.towers.modified_resnet.ModifiedResNet(config)(images)
 
 
 @given(sizes=sizes("B", "T", "V", "E", "M"))
@@ -182,16 +182,18 @@ def drive_evaluation(comments, sizes):
     M = N + more
     comments.known = {"N": N, "M": M, "E": E}
     image_of_text = torch.cat([torch.arange(N), torch.arange(more) % N])
-    minclip.retrieval.retrieval(units(N, E, 0), units(M, E, 1), image_of_text, most_scores=chunk * M)
+    minclip.evaluation.retrieval.retrieval(
+        units(N, E, 0), units(M, E, 1), image_of_text, most_scores=chunk * M
+    )
 
     model, records = TinyCLIP(), [record(i, ("a star",)) for i in range(more)]
     comments.known = {"N": more, "B": more, "E": E, "D": 3}
-    minclip.embed.embed_images(model, records, transform)
-    minclip.embed.image_features(model, records, transform)
+    minclip.evaluation.embed.embed_images(model, records, transform)
+    minclip.evaluation.embed.image_features(model, records, transform)
     pairs = [" ".join(pair) for pair in itertools.product(WORDS, WORDS)]
     names, templates = pairs[: sizes["classes"]], [f"{pair} {{}}" for pair in pairs[: sizes["templates"]]]
     comments.known = {"E": E, "classes": len(names), "templates": len(templates)}
-    minclip.embed.embed_classes(model, TOKENIZER, names, templates)
+    minclip.evaluation.embed.embed_classes(model, TOKENIZER, names, templates)
 
 
 def test_shape_comments_are_true(capsys):

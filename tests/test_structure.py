@@ -1,4 +1,4 @@
-"""What the README says of the code's structure, checked: imports, repetition, the tree, the tests' names."""
+"""The code's structure, checked: imports, repetition, the tree of docs/tree.md, the tests' names."""
 
 import ast
 import re
@@ -86,36 +86,39 @@ def test_no_six_lines_stand_twice():
             seen[window] = here
 
 
-# Modules whose tests stand in the file of the module that they are a part of.
+# Modules whose tests are in the file of the module that they are a part of.
 PART_OF = {
-    **{
-        "grammar": "minlm/test_screenplay",
-        "scene": "minlm/test_screenplay",
-        "continuity": "minlm/test_screenplay",
-        "rows": "minlm/test_layout",
-    },
-    **{"shapes_scene": "minclip/test_shapes", "shapes_text": "minclip/test_shapes"},
-    **{
-        "state": "minlm/test_loop",
-        "__init__": "minclip/test_runs",
-    },
+    "minlm/screenplay/grammar": "minlm/screenplay/test_source",
+    "minlm/screenplay/scene": "minlm/screenplay/test_source",
+    "minlm/screenplay/rows": "minlm/screenplay/test_layout",
+    "minlm/training/state": "minlm/training/test_loop",
+    "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
+    "minclip/data/shapes_scene": "minclip/data/test_shapes",
+    "minclip/data/shapes_text": "minclip/data/test_shapes",
 }
+# Formats of weights are tested together, by what is loaded.
+TOGETHER = "minclip/pretrained/"
 
 
-@pytest.mark.parametrize("path", [p for p in SOURCES if p.read_text(encoding="utf-8")], ids=name)
-def test_every_module_has_a_docstring_and_a_test_of_its_name(path):
+@pytest.mark.parametrize("path", SOURCES, ids=name)
+def test_every_module_has_a_docstring(path):
     assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
-    package = f"{name(path).split('/')[0]}/" if path.parent != ROOT else ""
-    test = PART_OF.get(path.stem, f"{package}test_{path.stem.strip('_')}")
-    if path.parent.name == "pretrained":  # tested together, by what is loaded
-        test = f"{package}test_pretrained"
+
+
+@pytest.mark.parametrize("path", [p for p in SOURCES if p.name != "__init__.py"], ids=name)
+def test_the_tests_mirror_the_tree(path):
+    module = name(path).removesuffix(".py")
+    folder, _, leaf = module.rpartition("/")
+    if module.startswith(TOGETHER):
+        leaf = ""
+    test = PART_OF.get(module, f"{folder}/test_{leaf.strip('_')}".removeprefix("/"))
     assert list((ROOT / "tests").glob(f"{test}*.py")), f"no tests/{test}*.py"
 
 
-def readme_tree() -> set[str]:
-    """Paths of the README's tree: the code block whose lines begin with a path, indented by folder."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"## The tree\n.*?```\n(.*?)```", text, re.DOTALL).group(1)
+def told_tree() -> set[str]:
+    """Paths of docs/tree.md: a code block whose lines begin with a path, indented by folder."""
+    text = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
+    block = re.search(r"```\n(.*?)```", text, re.DOTALL).group(1)
     paths, folders = set(), []
     for line in block.splitlines():
         if not line.strip():
@@ -129,9 +132,9 @@ def readme_tree() -> set[str]:
     return paths
 
 
-def test_the_readmes_tree_is_the_real_one():
+def test_the_told_tree_is_the_real_one():
     real = {name(path) for path in SOURCES if path.name != "__init__.py"}
-    real |= {name(path) for folder in ("docs", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")}
+    real |= {name(path) for path in [*ROOT.glob("docs/*.*"), *ROOT.glob("benchmarks/*.py")]}
     real |= {
         name(parent)
         for path in SOURCES
@@ -141,15 +144,20 @@ def test_the_readmes_tree_is_the_real_one():
     real |= {
         "requirements.txt",
         "README.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
         "LICENSE",
         "pyproject.toml",
         ".ci",
         ".ci/run",
+        ".github",
+        ".github/workflows",
+        ".github/workflows/ci.yml",
         "tests",
         "docs",
         "benchmarks",
     }
-    told = {path for path in readme_tree() if not path.startswith("tests/")}
+    told = {path for path in told_tree() if not path.startswith("tests/")}
     assert told == real
-    for path in readme_tree():
-        assert (ROOT / path).exists(), f"the README names {path}"
+    for path in told_tree():
+        assert (ROOT / path).exists(), f"docs/tree.md names {path}"

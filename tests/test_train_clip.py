@@ -17,25 +17,25 @@ from PIL import Image
 import minclip.task
 import train_clip
 from minclip.data.shapes import ShapesConfig
+from minclip.data.transforms import TransformConfig
 from minclip.presets import FULL, PRESETS, SYSTEMS
 from minclip.pretrained import save_image_tower, save_text_tower
-from minclip.resnet import ResNetConfig
-from minclip.text import GPTTextConfig
-from minclip.transforms import TransformConfig
-from minclip.vit import VisionTransformerConfig
+from minclip.towers.resnet import ResNetConfig
+from minclip.towers.text import GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.tokenizer import train_bpe
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import command_line, run_main
 from tests.killing import check_full_disk, check_killed, check_two_at_once
-from tests.minclip import (
+from tests.minclip.data import (
     test_cifar10,
     test_coco,
     test_flickr8k,
     test_flickr30k,
     test_karpathy,
-    test_pretrained_towers,
     test_shards,
 )
+from tests.minclip.pretrained import test_towers as test_pretrained_towers
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -242,7 +242,7 @@ def write_table(root):
 
 
 def write_parquet(root):
-    test_parquet = pytest.importorskip("tests.minclip.test_parquet", exc_type=pytest.skip.Exception)
+    test_parquet = pytest.importorskip("tests.minclip.data.test_parquet", exc_type=pytest.skip.Exception)
     rows = [(k, text) for k in range(24) for text in CAPTIONS[f"{k}.jpg"]]
     columns = {"img": [test_parquet.png(k) for k, _ in rows], "text_EN": [text for _, text in rows]}
     path = test_parquet.write(root / "train.parquet", **columns)

@@ -14,8 +14,8 @@ from PIL import Image
 import train_lm
 from minlm.presets import PRESETS
 from minlm.runs import load
-from minlm.screenplay import ScreenplayConfig, entropy_rate, floor_of
-from minlm.script import parse_script
+from minlm.screenplay.script import parse_script
+from minlm.screenplay.source import ScreenplayConfig, entropy_rate, floor_of
 from minlm.tokenizer import CharTokenizer
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import command_line, run_main

@@ -14,8 +14,8 @@ from torch.utils.data import Dataset
 from tqdm import tqdm
 
 from minclip.data.records import Record
-from minclip.tokenizer import Tokenizer, encode_batch
-from minclip.transforms import ImageTransform
+from minclip.data.tokenizer import Tokenizer, encode_batch
+from minclip.data.transforms import ImageTransform
 
 
 def check_pictures(records: Sequence[Record]) -> None:

@@ -3,12 +3,12 @@
 from pathlib import Path
 from typing import Any
 
-from minclip.clip_bpe import N_MERGES, ClipBPE
+from minclip.data.clip_bpe import N_MERGES, ClipBPE
+from minclip.data.tokenizer import Tokenizer, WordPiece, load_tokenizer
+from minclip.data.transforms import TransformConfig
 from minclip.pretrained import native
 from minclip.pretrained.native import CONFIG_NAME
-from minclip.tokenizer import Tokenizer, WordPiece, load_tokenizer
-from minclip.transforms import TransformConfig
-from minlm.pretrained.facts import complete, expect, known, option
+from minlm.pretrained.options import complete, expect, known, option
 from minlm.pretrained.weight_files import WeightFile, read_object
 
 TOKENIZER_JSON = "tokenizer.json"  # Hugging Face's newer folders have their vocabulary in nothing else

@@ -5,15 +5,15 @@ from pathlib import Path
 from typing import Any
 
 from minclip.clip import CLIP, CLIPConfig
+from minclip.data.tokenizer import Tokenizer
+from minclip.data.transforms import ImageTransform
 from minclip.pretrained import huggingface, native
 from minclip.pretrained.beside import tokenizer_beside, transform_beside
 from minclip.pretrained.resize import resize_image
 from minclip.pretrained.towers import IMAGE_LAYOUTS, TEXT_LAYOUTS, antialiased, plan_tower, read_source
-from minclip.text import GPTTextConfig
-from minclip.tokenizer import Tokenizer
-from minclip.transforms import ImageTransform
-from minlm.pretrained.facts import first_prefix
+from minclip.towers.text import GPTTextConfig
 from minlm.pretrained.key_map import Plan, Row, filled, import_weights, on_meta, prefixed
+from minlm.pretrained.options import first_prefix
 from minlm.pretrained.weight_files import WeightFile
 from minlm.training.checkpoint import has_checkpoint
 

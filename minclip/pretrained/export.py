@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minclip.clip import CLIP, CLIPConfig
-from minclip.modified_resnet import ModifiedResNetConfig
+from minclip.data.tokenizer import WordPiece
+from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.presets import RunConfig
 from minclip.pretrained import native
 from minclip.pretrained.beside import RESAMPLE
@@ -26,12 +27,11 @@ from minclip.pretrained.folders import (
 )
 from minclip.pretrained.huggingface import LEGACY_END
 from minclip.pretrained.owners import save_towers
-from minclip.text import GPTTextConfig
-from minclip.tokenizer import WordPiece
-from minclip.transforms import ImageTransform, TransformConfig
-from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import hf_options
+from minclip.towers.modified_resnet import ModifiedResNetConfig
+from minclip.towers.text import GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import Row, export_weights
+from minlm.pretrained.options import hf_options
 from minlm.training.config import save_config
 from minlm.training.state import TrainConfig
 

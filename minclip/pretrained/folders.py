@@ -8,8 +8,8 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import nn
 
-from minclip.clip_bpe import ClipBPE
-from minclip.tokenizer import Tokenizer
+from minclip.data.clip_bpe import ClipBPE
+from minclip.data.tokenizer import Tokenizer
 from minlm.pretrained.gpt2 import write_bpe
 from minlm.pretrained.key_map import Row, export_weights
 from minlm.tokenizer import BPETokenizer

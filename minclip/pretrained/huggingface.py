@@ -3,10 +3,10 @@
 from typing import Any
 
 from minclip.pretrained.vits import picture_size, without_bias
-from minclip.text import GPTTextConfig
-from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import HF_SIZES, agree, complete, expect, option, our_activation
+from minclip.towers.text import GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
+from minlm.pretrained.options import HF_SIZES, agree, complete, expect, option, our_activation
 from minlm.pretrained.weight_files import WeightFile
 
 EPS = 1e-5

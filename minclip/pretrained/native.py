@@ -10,13 +10,12 @@ from typing import Any
 
 from torch import Tensor
 
-from minclip.modified_resnet import ModifiedResNetConfig
 from minclip.pretrained.resize import square_grid
 from minclip.pretrained.resnets import count_depths, visual_resnet_rows
 from minclip.pretrained.vits import picture_size, without_bias
-from minclip.text import GPTTextConfig
-from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import agree, complete, expect, known, option
+from minclip.towers.modified_resnet import ModifiedResNetConfig
+from minclip.towers.text import GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import (
     TRANSPOSED,
     Plan,
@@ -26,6 +25,7 @@ from minlm.pretrained.key_map import (
     module,
     prefixed,
 )
+from minlm.pretrained.options import agree, complete, expect, known, option
 from minlm.pretrained.weight_files import WeightFile
 
 HEAD_WIDTH = 64  # of every head of OpenAI's, by definition; open_clip's default

@@ -6,6 +6,7 @@ from pathlib import Path
 from safetensors.torch import save_file
 
 from minclip.clip import CLIP
+from minclip.data.transforms import TransformConfig
 from minclip.pretrained.folders import (
     Tokenizer,
     require,
@@ -16,12 +17,11 @@ from minclip.pretrained.folders import (
 from minclip.pretrained.resnets import resnet_rows
 from minclip.pretrained.text_towers import EPS, bert_rows, distilbert_rows
 from minclip.pretrained.vits import CLIP_EPS, TIMM_EPS, hf_rows, timm_rows
-from minclip.resnet import ResNet, ResNetConfig
-from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
-from minclip.transforms import TransformConfig
-from minclip.vit import VisionTransformer, VisionTransformerConfig
-from minlm.pretrained.facts import hf_options, their_activation
+from minclip.towers.resnet import ResNet, ResNetConfig
+from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
+from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.pretrained.gpt2 import gpt2_options, gpt2_rows
+from minlm.pretrained.options import hf_options, their_activation
 
 # (block, depths) of the networks that have a name, of 64 channels and an ImageNet stem.
 RESNETS = {

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minclip.modified_resnet import ModifiedResNetConfig
-from minclip.text import BertTextConfig, GPTTextConfig
-from minclip.vit import VisionTransformerConfig, resize_positions
+from minclip.towers.modified_resnet import ModifiedResNetConfig
+from minclip.towers.text import BertTextConfig, GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig, resize_positions
 
 Size = tuple[int, int]
 Weights = dict[str, Tensor]

@@ -5,10 +5,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from minclip.modified_resnet import ModifiedResNetConfig
-from minclip.resnet import ResNetConfig
-from minlm.pretrained.facts import complete
+from minclip.towers.modified_resnet import ModifiedResNetConfig
+from minclip.towers.resnet import ResNetConfig
 from minlm.pretrained.key_map import Plan, Row, count_layers, module, prefixed
+from minlm.pretrained.options import complete
 from minlm.pretrained.weight_files import WeightFile
 
 BATCH_NORM = "weight bias running_mean running_var num_batches_tracked"
@@ -25,7 +25,7 @@ def with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convolution_rows(convolution: str, norm: str, ours: str) -> list[Row]:
-    """A convolution and its BatchNorm; ours: the Sequential of minclip.resnet.convolution."""
+    """A convolution and its BatchNorm; ours: the Sequential of minclip.towers.resnet.convolution."""
     return [Row(f"{convolution}.weight", f"{ours}.0.weight"), *module(norm, f"{ours}.1", leaves=BATCH_NORM)]
 
 

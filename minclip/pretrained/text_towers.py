@@ -3,11 +3,11 @@
 from dataclasses import replace
 from typing import Any
 
-from minclip.text import BertTextConfig, GPTTextConfig
-from minlm.pretrained.facts import HF_SIZES, agree, complete, expect, our_activation
+from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minlm.pretrained.gpt2 import HINT, gpt2_facts, gpt2_rows
 from minlm.pretrained.gpt2 import IGNORED as GPT2_IGNORED
 from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
+from minlm.pretrained.options import HF_SIZES, agree, complete, expect, our_activation
 from minlm.pretrained.weight_files import WeightFile
 
 EMBEDDING = [

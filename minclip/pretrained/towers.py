@@ -8,14 +8,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from minclip.clip import TOWERS, CLIPConfig
-from minclip.freezing import TowerConfig
 from minclip.pretrained import huggingface, native
 from minclip.pretrained.resize import resize_image, resize_text
 from minclip.pretrained.resnets import resnet_plan, with_counters
 from minclip.pretrained.text_towers import bert_plan, distilbert_plan, gpt2_text_plan, modern_names
 from minclip.pretrained.vits import hf_plan, timm_plan
-from minlm.pretrained.facts import complete, first_prefix
+from minclip.towers.freezing import TowerConfig
 from minlm.pretrained.key_map import Plan, Row, count_layers, filled, import_weights, on_meta
+from minlm.pretrained.options import complete, first_prefix
 from minlm.pretrained.weight_files import WeightFile, read_weights
 from minlm.training.checkpoint import has_checkpoint, last_checkpoint
 from minlm.training.config import from_dict

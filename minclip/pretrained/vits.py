@@ -7,8 +7,7 @@ from typing import Any
 import torch
 
 from minclip.pretrained.resize import square_grid
-from minclip.vit import VisionTransformerConfig
-from minlm.pretrained.facts import HF_SIZES, agree, complete, expect, option, our_activation
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import (
     BATCHED,
     JOINED,
@@ -23,6 +22,7 @@ from minlm.pretrained.key_map import (
     module,
     prefixed,
 )
+from minlm.pretrained.options import HF_SIZES, agree, complete, expect, option, our_activation
 from minlm.pretrained.weight_files import WeightFile
 
 TIMM_BLOCK = [

@@ -10,7 +10,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minlm.lm import LMConfig, TransformerLM
-from minlm.pretrained.facts import agree, complete, expect, first_prefix, our_activation, their_activation
 from minlm.pretrained.key_map import (
     TRANSPOSED,
     Plan,
@@ -24,6 +23,7 @@ from minlm.pretrained.key_map import (
     on_meta,
     prefixed,
 )
+from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
 from minlm.pretrained.weight_files import WeightFile, read_weights
 from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer, _byte_of_character
 from minlm.training.checkpoint import replace_text

@@ -1,0 +1,1 @@
+"""Training for both packages: loop, optimizers, checkpoints, command line. Nothing here knows of language or images."""

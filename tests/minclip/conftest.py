@@ -8,8 +8,8 @@ import pytest
 import train_clip
 from minclip.data.shapes import ShapesConfig
 from minclip.presets import PRESETS, RunConfig
-from minclip.text import GPTTextConfig
-from minclip.vit import VisionTransformerConfig
+from minclip.towers.text import GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig
 
 

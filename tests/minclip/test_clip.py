@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig, contrastive_loss
 from minclip.losses import clip_loss, contrastive_figures, sigmoid_loss, soft_target_loss
-from minclip.modified_resnet import ModifiedResNet, ModifiedResNetConfig
-from minclip.resnet import ResNet, ResNetConfig
-from minclip.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
-from minclip.vit import VisionTransformer, VisionTransformerConfig
+from minclip.towers.modified_resnet import ModifiedResNet, ModifiedResNetConfig
+from minclip.towers.resnet import ResNet, ResNetConfig
+from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
+from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.config import from_dict, to_dict
 from minlm.training.optim import parameter_groups
-from tests.minclip.drawn import (
+from tests.drawing import (
     LOSSES,
     PROJECTIONS,
     SMALL,

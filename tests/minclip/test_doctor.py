@@ -10,12 +10,12 @@ from PIL import Image
 from minclip.data.dataset import check_pictures
 from minclip.data.records import Record
 from minclip.data.table import TableConfig
+from minclip.data.transforms import TransformConfig
 from minclip.doctor import examine, examine_captions, examine_images
 from minclip.presets import PRESETS
 from minclip.pretrained import save_image_tower
 from minclip.runs import make_tokenizer
-from minclip.transforms import TransformConfig
-from minclip.vit import VisionTransformer, VisionTransformerConfig
+from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.state import TrainConfig
 
 

@@ -11,11 +11,10 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIP, CLIPConfig, contrastive_loss
 from minclip.losses import contrastive_figures
-from minclip.text import BertTextConfig
+from minclip.towers.text import BertTextConfig
 from minlm.training.batches import split
 from minlm.training.hardware import Precision
-from tests.laws import close
-from tests.minclip.drawn import (
+from tests.drawing import (
     FLOAT32,
     LOSSES,
     PROJECTIONS,
@@ -29,6 +28,7 @@ from tests.minclip.drawn import (
     pair_of,
     resnet_clip_configs,
 )
+from tests.laws import close
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(2, 9)

@@ -16,7 +16,7 @@ import minlm.presets
 from minclip import load
 from minclip.__main__ import COMMANDS, main
 from minclip.data.shapes import ShapesConfig
-from minclip.evaluate import embed_images, embed_texts
+from minclip.evaluation.evaluate import embed_images, embed_texts
 from minlm.training.checkpoint import last_checkpoint
 from minlm.training.config import save_config
 

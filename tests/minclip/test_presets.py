@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIP
 from minclip.data.records import class_captions
+from minclip.data.tokenizer import WordPiece, encode_batch
 from minclip.presets import ABOUT, PRESETS
-from minclip.text import GPTTextConfig
-from minclip.tokenizer import WordPiece, encode_batch
+from minclip.towers.text import GPTTextConfig
 from minlm.training.command import options_of
 from minlm.training.config import from_dict, to_dict
 

@@ -15,12 +15,12 @@ from minclip.data.cifar10 import Cifar10Config
 from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig
 from minclip.data.shards import ShardRecords
+from minclip.data.tokenizer import encode_batch
 from minclip.presets import PRESETS
 from minclip.pretrained import export
 from minclip.runs import data_digest, load, make_model, make_tokenizer
-from minclip.text import BertTextConfig, GPTTextConfig
-from minclip.tokenizer import encode_batch
-from minclip.vit import VisionTransformerConfig
+from minclip.towers.text import BertTextConfig, GPTTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.checkpoint import save_checkpoint
 from minlm.training.config import files_beside_weights, load_config
 

@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from minclip.clip import CLIP, CLIPConfig
-from minclip.modified_resnet import ModifiedResNetConfig
 from minclip.presets import DISTILBERT, FULL, RESNET50, VIT_B16
-from minclip.text import GPTTextConfig
+from minclip.towers.modified_resnet import ModifiedResNetConfig
+from minclip.towers.text import GPTTextConfig
 
 BERT = replace(DISTILBERT, n_layers=12, pool="pooler", token_types=2)
 CLIP_TEXT = GPTTextConfig(

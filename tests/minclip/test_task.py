@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.clip import contrastive_loss
-from minclip.embed import embed_texts
+from minclip.evaluation.embed import embed_texts
 from minclip.runs import load
 from minclip.task import PairTask
-from tests.minclip.drawn import LOSSES, backward, batch_loss, batch_of, clip_configs, model_of, seeds
+from tests.drawing import LOSSES, backward, batch_loss, batch_of, clip_configs, model_of, seeds
 
 
 @given(clip_configs, st.integers(2, 6), seeds, st.sampled_from(LOSSES))

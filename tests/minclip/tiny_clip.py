@@ -12,7 +12,7 @@ from PIL import Image
 from torch import nn
 
 from minclip.data.records import Record
-from minclip.tokenizer import WordPiece
+from minclip.data.tokenizer import WordPiece
 
 SEEDS = st.integers(0, 2**31 - 1)
 WORDS = ["a", "photo", "of", "red", "green", "blue", "circle", "square", "star", "the"]

@@ -8,7 +8,7 @@ import pytest
 import train_lm
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
-from minlm.screenplay import ScreenplayConfig
+from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.training.state import TrainConfig
 

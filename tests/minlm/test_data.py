@@ -28,7 +28,7 @@ from minlm.data import (
     texts_digest,
     token_counts,
 )
-from minlm.screenplay import ScreenplayConfig, write_scenes
+from minlm.screenplay.source import ScreenplayConfig, write_scenes
 from minlm.tokenizer import CharTokenizer, train_bpe
 from minlm.training.batches import Batches
 

@@ -10,9 +10,9 @@ from minlm.doctor import examine, examine_leakage, examine_script
 from minlm.lm import LMConfig
 from minlm.presets import RunConfig
 from minlm.runs import make_tokenizer
-from minlm.script import parse_script, reply_pairs
+from minlm.screenplay.script import parse_script, reply_pairs
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tasks import TASKS
+from minlm.task import TASKS
 from minlm.tokenizer import CharTokenizer
 from minlm.training.state import TrainConfig
 

@@ -24,7 +24,7 @@ from minlm.evaluate import (
     text_cost,
 )
 from minlm.lm import LMConfig, TransformerLM
-from minlm.screenplay import ScreenplayConfig, floor_of
+from minlm.screenplay.source import ScreenplayConfig, floor_of
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
 from minlm.tokenizer import CharTokenizer, train_bpe
 from tests.minlm.test_lm import language_model, lm_configs

@@ -18,7 +18,7 @@ from minlm.generate import SamplingConfig
 from minlm.presets import PRESETS
 from minlm.pretrained import load_gpt2
 from minlm.runs import load
-from minlm.script import parse_script, reply_pairs
+from minlm.screenplay.script import parse_script, reply_pairs
 from minlm.training.command import command_line, run_main
 from minlm.training.config import save_config
 from minlm.writing import write, write_best

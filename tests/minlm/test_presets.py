@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.runs import MODELS
-from minlm.screenplay import ScreenplayConfig
+from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import CharTokenizer
 from minlm.training.command import options_of

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minclip.data.records import open_image
-from minclip.transforms import (
+from minclip.data.transforms import (
     IMAGENET_MEAN,
     IMAGENET_STD,
     OPENAI_MEAN,

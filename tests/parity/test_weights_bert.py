@@ -5,9 +5,9 @@ import random
 import pytest
 import torch
 
+from minclip.data.tokenizer import WordPiece
 from minclip.pretrained import load_text_tower, save_text_tower
 from minclip.pretrained.towers import TEXT_LAYOUTS, plan_tower, read_source
-from minclip.tokenizer import WordPiece
 from tests.parity.drawing import agree, assert_identity, difference, randomise
 
 transformers = pytest.importorskip("transformers")

@@ -7,9 +7,9 @@ from tempfile import TemporaryDirectory
 import pytest
 import torch
 
+from minclip.data.transforms import TransformConfig
 from minclip.pretrained import load_image_tower, save_image_tower
 from minclip.pretrained.towers import IMAGE_LAYOUTS, plan_tower, read_source
-from minclip.transforms import TransformConfig
 from minlm.pretrained.weight_files import read_weights
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 

@@ -1,0 +1,136 @@
+"""Residual networks: image towers of convolutions, which learn faster than a ViT from little data.
+
+He et al. 2016 (Deep Residual Learning), with the stride in the 3x3 convolution of a Bottleneck as torchvision
+has it. Shapes: B batch, C channels, h w pixels, T = h w / stride^2 places of the last feature map, D features.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+
+from minclip.towers.freezing import Tower, TowerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig(TowerConfig):
+    """A residual network. ResNet-18: basic, depths 2,2,2,2. -34: basic, 3,4,6,3. -50, -101: bottleneck, 3,4,6,3
+    and 3,4,23,3.
+
+    image_size: height,width in pixels
+    block: two 3x3 convolutions (basic), or 1x1, 3x3, 1x1 with four times the width at the end (bottleneck)
+    depths: blocks in each stage; a stage halves the picture's sides (but for the first) and doubles the width
+    d_model: width of the first stage
+    stem: 7x7 and max pooling, both of stride 2 (imagenet), one 3x3 of stride 1 for 32 pixels (cifar), or two
+        3x3 of stride 2 for 64 to 96 pixels (small)
+    """
+
+    image_size: tuple[int, int] = (64, 64)
+    block: Literal["basic", "bottleneck"] = "basic"
+    depths: tuple[int, ...] = (2, 2, 2, 2)
+    d_model: int = 64
+    stem: Literal["imagenet", "cifar", "small"] = "imagenet"
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not self.depths or min(self.depths) < 1 or self.d_model < 2:
+            raise ValueError(
+                f"depths={self.depths} must be at least 1 each, d_model={self.d_model} at least 2"
+            )
+        if min(self.image_size) < self.stride:
+            raise ValueError(
+                f"image_size={self.image_size} is smaller than the network's stride {self.stride}: use larger "
+                f"images, fewer stages or the cifar stem"
+            )
+
+    @property
+    def stride(self) -> int:
+        """Pixels of the picture to one place of the last feature map, along each side."""
+        return (1 if self.stem == "cifar" else 4) * 2 ** (len(self.depths) - 1)
+
+    @property
+    def expansion(self) -> int:
+        return 4 if self.block == "bottleneck" else 1
+
+    @property
+    def width(self) -> int:
+        """Width of the features."""
+        return self.d_model * 2 ** (len(self.depths) - 1) * self.expansion
+
+
+def convolution(c_in: int, c_out: int, kernel: int, stride: int = 1, relu: bool = True) -> nn.Sequential:
+    """Convolution, BatchNorm, and ReLU where wanted; padded so that stride alone changes the size."""
+    layers = [nn.Conv2d(c_in, c_out, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(c_out)]
+    return nn.Sequential(*layers, *([nn.ReLU()] if relu else []))
+
+
+class ResidualBlock(nn.Module):
+    """relu(branch(x) + shortcut(x)), He et al. 2016, figure 5: a basic block, or a bottleneck.
+
+    The shortcut is the identity, or a 1x1 convolution (projection, option B) where size or width changes.
+    """
+
+    def __init__(self, c_in: int, width: int, stride: int, bottleneck: bool):
+        super().__init__()
+        c_out = 4 * width if bottleneck else width
+        if bottleneck:
+            self.branch = nn.Sequential(
+                convolution(c_in, width, 1),
+                convolution(width, width, 3, stride),
+                convolution(width, c_out, 1, relu=False),
+            )
+        else:
+            self.branch = nn.Sequential(
+                convolution(c_in, width, 3, stride), convolution(width, width, 3, relu=False)
+            )
+        self.shortcut = nn.Identity()
+        if stride != 1 or c_in != c_out:
+            self.shortcut = convolution(c_in, c_out, 1, stride, relu=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x (B, C, h, w) -> (B, C', h / stride, w / stride)."""
+        return torch.relu(self.branch(x) + self.shortcut(x))  # (B, C', h', w')
+
+
+class ResNet(Tower):
+    """Image tower: stem -> stages of residual blocks -> mean over the last feature map.
+
+    Initialisation: convolutions normal with variance 2 / (outputs * kernel area) (He et al. 2015, backward form).
+    """
+
+    def __init__(self, config: ResNetConfig):
+        super().__init__()
+        self.config, width = config, config.d_model
+        self.stem = {
+            "imagenet": lambda: nn.Sequential(convolution(3, width, 7, 2), nn.MaxPool2d(3, 2, 1)),
+            "cifar": lambda: convolution(3, width, 3),
+            "small": lambda: nn.Sequential(
+                convolution(3, width // 2, 3, 2), convolution(width // 2, width, 3, 2)
+            ),
+        }[config.stem]()
+        blocks, c_in = [], width
+        for stage, depth in enumerate(config.depths):
+            for i in range(depth):
+                stride = 2 if stage > 0 and i == 0 else 1
+                blocks.append(ResidualBlock(c_in, width * 2**stage, stride, config.block == "bottleneck"))
+                c_in = width * 2**stage * config.expansion
+        self.blocks = nn.Sequential(*blocks)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+        self.freeze(self.blocks)
+
+    @property
+    def width(self) -> int:
+        return self.config.width
+
+    def forward_tokens(self, images: Tensor) -> Tensor:
+        """images (B, C, h, w) -> last feature map, row by row, (B, T, D)."""
+        # Channels last is the layout that convolutions run fastest in, on CPUs and GPUs.
+        x = self.stem(images.contiguous(memory_format=torch.channels_last))  # (B, d_model, h', w')
+        return self.blocks(x).flatten(2).transpose(1, 2)  # (B, T, D)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """images (B, C, h, w) -> features (B, D)."""
+        return self.forward_tokens(images).mean(dim=1)  # (B, D)
