@@ -50,6 +50,7 @@ SMALL = {  # what makes a training command of the README one of seconds
     "flickr8k": "--minutes 0 --steps 2 --image.d_model 8 --train.batch_size 4",
     "vit-distilbert-ndlinear-flickr8k": "--epochs 0 --steps 2 --train.batch_size 4 --text.context_length 9",
     "pairs": "--epochs 0 --steps 2 --image.n_layers 1 --train.batch_size 4",
+    "bert.json": "--epochs 0 --steps 2 --image.n_layers 1 --train.batch_size 4 --text.context_length 9",
     "screenplay": "--minutes 0 --steps 2 --data.n_scenes 20 --data.validation_scenes 2 --model.vocab_size 400",
     "shakespeare-char": "--steps 2 --model.n_layers 1 --train.batch_size 2",
     "script-lm": "--minutes 0 --steps 2 --model.n_layers 1 --model.vocab_size 300 --train.batch_size 2",
@@ -127,7 +128,7 @@ def train(words, monkeypatch):
         assert options[2:] == ["--epochs", "60"]
         options[2:] = ["--steps", "3"]
     else:
-        preset = "pairs" if "--config" in options else preset
+        preset = "bert.json" if "--config" in options else preset
         preset = options[options.index("--preset") + 1] if "--preset" in options else preset
         options = [*options, *SMALL[preset].split()]
     return call(script.main, [words[1], *options], monkeypatch)
@@ -248,7 +249,9 @@ def test_an_installed_project_needs_what_the_readme_installs():
     """But for the tests' own packages; its commands are there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
-    assert project["dependencies"] == [line for line in listed if not line.startswith(("pytest", "hypothesis"))]
+    assert project["dependencies"] == [
+        line for line in listed if not line.startswith(("pytest", "hypothesis"))
+    ]
     for name, package in PACKAGES.items():
         assert project["scripts"][name] == f"{package.__name__}:run"
 
