@@ -18,17 +18,17 @@ from pathlib import Path
 import torch
 
 from minclip.clip import CLIP
-from minclip.data.dataset import check_pictures
+from minclip.data.dataset import check_images
 from minclip.data.tokenizer import load_tokenizer
-from minclip.evaluation.evaluate import choice_accuracy, evaluate_all, format_figures
-from minclip.evaluation.report import draw_pictures, draw_where_it_looks, draw_zero_shot
+from minclip.evaluation.evaluate import choice_accuracy, evaluate_all, format_metrics
+from minclip.evaluation.report import draw_plots, draw_where_it_looks, draw_zero_shot
 from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.runs import check_splits, data_digest, make_model, make_tokenizer
 from minclip.task import PairTask
 from minlm.training.batches import fit_batch
 from minlm.training.checkpoint import check_digest, check_same_data, write_json
 from minlm.training.command import errors_in_one_line, run_training
-from minlm.training.distributed import rank, world
+from minlm.training.distributed import rank, world_size
 from minlm.training.hardware import check_hardware, choose_device
 from minlm.training.loop import fit
 from minlm.training.report import begin_files, finished_result, write_report
@@ -43,14 +43,14 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     splits = config.data.read()
     check_splits(splits)
     records, dev = splits["train"], splits["dev"]
-    check_pictures(dev)
+    check_images(dev)
     if resume:
         tokenizer = load_tokenizer(run)
         check_digest(tokenizer.digest, config.text.vocab_digest, run)
     else:
         tokenizer = make_tokenizer(config, records)
         config = config.with_tokenizer(tokenizer)
-    config = replace(config, train=fit_batch(config.train, len(records), world()))
+    config = replace(config, train=fit_batch(config.train, len(records), world_size()))
     torch.manual_seed(config.train.seed)
     model = make_model(config, run, resume)
     config = replace(config, image=model.config.image, text=model.config.text)
@@ -79,7 +79,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     result = {
         "data": type(config.data).__name__.removesuffix("Config").lower(),
         "split": "dev",
-        **evaluation.figures,
+        **evaluation.metrics,
         "zero_shot": told_apart,
         "corrupt_images": len(task.corrupt),
         "seconds": state.restored_seconds + time.monotonic() - started,
@@ -88,16 +88,16 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     write_json(run / "result.json", result)
     for name, message in task.corrupt:
         print(f"replaced in training: {name}: {message}")
-    print(format_figures(evaluation.figures, evaluation.seconds))
+    print(format_metrics(evaluation.metrics, evaluation.seconds))
     for name, row in told_apart.items():
         print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
-    draw_pictures(run, dev, evaluation)
+    draw_plots(run, dev, evaluation)
     draw_where_it_looks(run, model, dev, **look)
     if {"colour", "shape", "relation"} <= told_apart.keys():
         shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
         draw_zero_shot(run, model, shown, **look)
     write_report(run)
-    print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
+    print(f"{result['seconds']:.0f} s in all; metrics, plots, report.html and checkpoints: {run}")
     return result
 
 

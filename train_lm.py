@@ -71,8 +71,8 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
         return {}
 
     # First what cannot be had again without training, on disk; then what is printed and drawn from it.
-    cost = task.cost(model)
-    result = cost.figures() | floors(task, texts)
+    loss = task.text_loss(model)
+    result = loss.metrics() | floors(task, texts)
     seconds = state.restored_seconds + time.monotonic() - started
     result |= {"split": "validation", "seconds": seconds, "seed": config.train.seed}
     sample = task.sample(model)
@@ -83,7 +83,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     loss_curve(run, run / "loss.png")
     task.draw(model, run / "attention.png")
     write_report(run)
-    print(f"{result['seconds']:.0f} s in all; figures, pictures, report.html and checkpoints: {run}")
+    print(f"{result['seconds']:.0f} s in all; metrics, plots, report.html and checkpoints: {run}")
     return result
 
 

@@ -85,7 +85,7 @@ def variants(preset: RunConfig) -> dict[str, tuple[RunConfig, Callable[[Transfor
         "4 layers": (changed(preset, model={"n_layers": 4}), None),
         "d_ff 4 x d_model": (changed(preset, model={"d_ff": None}), None),
         "cosine instead of a line": (changed(preset, train={"schedule": "cosine"}), None),
-        "moving average 0.95": (changed(preset, train={"average": 0.95}), None),
+        "moving average 0.95": (changed(preset, train={"ema_decay": 0.95}), None),
         "weight decay 0.01": (changed(preset, train={"weight_decay": 0.01}), None),
         "dropout 0.1": (changed(preset, model={"dropout": 0.1}), None),
         "512 byte pairs": (changed(preset, model={"vocab_size": 512}, tokens="byte-pairs"), None),
@@ -111,7 +111,7 @@ def run(config: RunConfig, change: Callable | None, text: str, seed: int) -> tup
         started = time.perf_counter()
         fit(model, task, config.train, Path(folder))
         seconds = time.perf_counter() - started
-        return task.cost(model, config.model.context_length).figures()["nats_per_character"], seconds
+        return task.text_loss(model, config.model.context_length).metrics()["nats_per_character"], seconds
 
 
 def main() -> None:

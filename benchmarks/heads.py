@@ -6,7 +6,7 @@
 The towers are frozen: each picture and caption goes through them once, and the heads learn from what came out,
 all from the same batches, with AdamW and a rate of 0.001, 0.01 or 0.03, whichever ends at the lower training loss.
 Each head is trained for the same number of steps and judged by recall@1, the mean of both ways, on the dev split.
-Writes the table to the screen and the picture to --picture.
+Writes the table to the screen and the picture to --plot.
 """
 
 import sys
@@ -175,9 +175,9 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
 def main() -> None:
     parser = OneLineParser(description=__doc__)
     parser.add_argument("--run", type=Path, help="a finished run whose towers and data are used")
-    parser.add_argument("--picture", type=Path, default=Path("heads.png"))
+    parser.add_argument("--plot", type=Path, default=Path("heads.png"))
     given = parser.parse_args()
-    check_file(given.picture, "--picture")
+    check_file(given.plot, "--plot")
     with tempfile.TemporaryDirectory() as folder:
         run = given.run or Path(folder) / "towers"
         if given.run is None:
@@ -193,8 +193,8 @@ def main() -> None:
     print("| head | parameters | image to text R@1 | text to image R@1 | training loss | rate | time |")
     print("|---|---|---|---|---|---|---|")
     rows = measure(model.config, model, tokenizer, transform)
-    draw(rows, f"Heads on frozen towers, {STEPS} steps each", given.picture)
-    print(f"picture: {given.picture}")
+    draw(rows, f"Heads on frozen towers, {STEPS} steps each", given.plot)
+    print(f"plot: {given.plot}")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
 """Use a trained CLIP from the command line: python -m minclip COMMAND ..., each with --help.
 
     python -m minclip classify --checkpoint RUN --image cat.jpg --labels "cat,dog" --templates "a photo of a {}"
-    python -m minclip search --checkpoint RUN --folder pictures --text "a dog on a beach" --picture found.png
+    python -m minclip search --checkpoint RUN --folder pictures --text "a dog on a beach" --plot found.png
     python -m minclip caption --checkpoint RUN --image cat.jpg --captions captions.txt
-    python -m minclip evaluate --checkpoint RUN [--preset NAME] [--data.root DIR] [--json figures.json]
+    python -m minclip evaluate --checkpoint RUN [--preset NAME] [--data.root DIR] [--json metrics.json]
     python -m minclip export --checkpoint RUN --to hf-clip|open_clip|openai|safetensors|towers
     python -m minclip doctor --preset flickr8k --data.root DIR
     python -m minclip report RUN [RUN ...]
@@ -30,7 +30,7 @@ from minclip.data.tokenizer import Tokenizer, WordPiece
 from minclip.data.transforms import ImageTransform
 from minclip.doctor import examine
 from minclip.evaluation.embed import embed_classes, embed_images, embed_texts
-from minclip.evaluation.evaluate import evaluate_all, format_figures
+from minclip.evaluation.evaluate import evaluate_all, format_metrics
 from minclip.evaluation.plots import SHOWN, search_results
 from minclip.evaluation.report import draw_curves
 from minclip.evaluation.search import embed_folder, image_files
@@ -81,7 +81,7 @@ def warn_of_unfamiliar(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
         )
 
 
-def pictures(paths: list[Path]) -> list[Record]:
+def images(paths: list[Path]) -> list[Record]:
     """Image files as records, as evaluation takes them; they have no caption yet."""
     return [Record(str(path), partial(open_image, path), ("",), i) for i, path in enumerate(paths)]
 
@@ -110,9 +110,9 @@ def classify(arguments: list[str]) -> None:
     model, tokenizer, transform = load_on_device(given)
     warn_of_unfamiliar(tokenizer, [*labels, *(template.replace("{}", " ") for template in given.templates)])
     classes = embed_classes(model, tokenizer, labels, given.templates)  # (labels, E)
-    images = embed_images(model, pictures(given.image), transform)  # (N, E)
+    embeddings = embed_images(model, images(given.image), transform)  # (N, E)
     with torch.inference_mode():
-        logits = model.cpu().logits(images, classes)  # (N, labels)
+        logits = model.cpu().logits(embeddings, classes)  # (N, labels)
     if model.logit_bias is None:
         probabilities = logits.softmax(dim=-1)  # (N, labels)
         print("probability that the label is the right one of these; they sum to 1")
@@ -135,12 +135,12 @@ def search(arguments: list[str]) -> None:
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--text", required=True)
     parser.add_argument("--top", type=int, default=5, help="how many to name")
-    parser.add_argument("--picture", type=Path, metavar="PNG", help="write the first five as a picture")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="write the first five as a picture")
     given = parser.parse_args(arguments)
     check_top(given.top)
-    check_file(given.picture, "--picture")
-    if given.picture and given.picture.suffix != ".png":
-        raise ValueError(f"--picture {given.picture} must end in .png: the picture is a PNG file")
+    check_file(given.plot, "--plot")
+    if given.plot and given.plot.suffix != ".png":
+        raise ValueError(f"--plot {given.plot} must end in .png: the plot is a PNG file")
     if not given.text.strip():
         raise ValueError(f"--text {given.text!r} is empty: say what to search for")
     paths = image_files(given.folder)
@@ -152,11 +152,11 @@ def search(arguments: list[str]) -> None:
     best = cosines.argsort(descending=True)[: given.top].tolist()
     for i in best:
         print(f"{cosines[i]:.4f}  {paths[i]}")
-    if given.picture:
+    if given.plot:
         shown = best[:SHOWN]
         opened = [open_image(paths[i]) for i in shown]
-        search_results(given.text, opened, cosines[shown].tolist(), given.picture)
-        print(f"picture: {given.picture}")
+        search_results(given.text, opened, cosines[shown].tolist(), given.plot)
+        print(f"plot: {given.plot}")
 
 
 def caption(arguments: list[str]) -> None:
@@ -173,7 +173,7 @@ def caption(arguments: list[str]) -> None:
         raise ValueError(f"no caption in {given.captions}: give one a line")
     model, tokenizer, transform = load_on_device(given)
     warn_of_unfamiliar(tokenizer, captions)
-    image = embed_images(model, pictures([given.image]), transform)[0]  # (E)
+    image = embed_images(model, images([given.image]), transform)[0]  # (E)
     cosines = embed_texts(model, tokenizer, captions) @ image  # (M)
     for i in cosines.argsort(descending=True)[: given.top].tolist():
         print(f"{cosines[i]:.4f}  {captions[i]}")
@@ -211,10 +211,10 @@ def evaluate(arguments: list[str]) -> None:
     # A probe is not judged on what it fitted.
     fitted = splits.get("train", ()) if given.split != "train" else ()
     evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)
-    print(format_figures(evaluation.figures, evaluation.seconds))
+    print(format_metrics(evaluation.metrics, evaluation.seconds))
     if given.json:
-        figures = {"split": given.split, **evaluation.figures, "seconds": evaluation.seconds}
-        write_json(given.json, figures)
+        metrics = {"split": given.split, **evaluation.metrics, "seconds": evaluation.seconds}
+        write_json(given.json, metrics)
 
 
 def export(arguments: list[str]) -> None:

@@ -31,7 +31,7 @@ def with_features(pairs: PairDataset, model: CLIP, batch_size: int = 64) -> "Pai
     trained with. ValueError as from `pairs` for damaged images.
     """
     view = pairs.transform
-    drawn, streamed = view.crops or view.flips or view.jitters, isinstance(pairs.records, ShardRecords)
+    drawn, streamed = view.crops or view.flips or view.color_jitters, isinstance(pairs.records, ShardRecords)
     keep_images = model.image_tower.frozen and not drawn and not streamed
     records, image_features, texts = pairs.records, None, None
     if keep_images and fits(pairs, len(pairs), model.image_tower.width, "training images"):
@@ -64,8 +64,8 @@ def features_of_images(pairs: PairDataset, model: CLIP, batch_size: int) -> tupl
     records, features = [], []
     with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of Python's lock
         for some in in_batches(range(len(pairs)), batch_size, "features of images"):
-            found, pictures = zip(*pool.map(pairs.decodable, some), strict=True)
-            images = torch.stack([pairs.transform(picture) for picture in pictures])  # (B, C, h, w)
+            found, decoded = zip(*pool.map(pairs.decodable, some), strict=True)
+            images = torch.stack([pairs.transform(image) for image in decoded])  # (B, C, h, w)
             features.append(model.image_tower(images.to(device)).float().cpu())
             records += found
     return records, torch.cat(features)  # (N, D)

@@ -100,19 +100,19 @@ def soft_target_loss(
     with torch.no_grad():
         images = clip_logits(image_embeddings, image_embeddings, logit_scale)  # (B, B)
         texts = clip_logits(text_embeddings, text_embeddings, logit_scale)  # (B, B)
-        likeness = (images + texts) / 2  # (B, B)
+        similarity = (images + texts) / 2  # (B, B)
     if groups is not None:
         # The lowest finite number, not -inf: its target is zero, and zero times infinity would be NaN.
         lowest = torch.finfo(logits.dtype).min
-        logits, likeness = (torch.where(compared_pairs(groups), x, lowest) for x in (logits, likeness))
-    target = likeness.softmax(dim=1)
+        logits, similarity = (torch.where(compared_pairs(groups), x, lowest) for x in (logits, similarity))
+    target = similarity.softmax(dim=1)
     image_to_text = F.cross_entropy(logits, target, reduction="sum")
     text_to_image = F.cross_entropy(logits.T, target, reduction="sum")
     return (image_to_text + text_to_image) / 2, len(logits)
 
 
 @torch.no_grad()
-def contrastive_figures(
+def contrastive_metrics(
     image_embeddings: Tensor,
     text_embeddings: Tensor,
     logit_scale: Tensor,
@@ -129,7 +129,7 @@ def contrastive_figures(
     other = groups[:, None] != groups  # (B, B)
     own = cosine.diagonal()  # (B)
     best_other = torch.where(other, cosine, -2.0).amax(dim=1)  # (B)
-    figures = {
+    metrics = {
         "chance": (1 + other.sum(dim=1)).float().log().mean(),
         "top1": (own > best_other).float().mean(),
         "scale": logit_scale.exp(),
@@ -137,5 +137,5 @@ def contrastive_figures(
         "negative_cosine": cosine[other].mean() if other.any() else torch.zeros(()),
     }
     if logit_bias is not None:
-        figures |= {"chance": sigmoid_chance(compared_pairs(groups)), "bias": logit_bias.clone()}
-    return figures
+        metrics |= {"chance": sigmoid_chance(compared_pairs(groups)), "bias": logit_bias.clone()}
+    return metrics

@@ -17,7 +17,7 @@ from minclip.evaluation.evaluate import evaluate_records
 from minclip.evaluation.zero_shot import zero_shot
 from minclip.features import with_features
 from minclip.gradcache import cached_backward
-from minclip.losses import contrastive_figures
+from minclip.losses import contrastive_metrics
 from minclip.presets import RunConfig
 from minlm.training.batches import Batch
 from minlm.training.config import files_beside_weights
@@ -73,7 +73,7 @@ class PairTask:
         def loss(images: Tensor, texts: Tensor) -> tuple[Tensor, Metrics]:
             pair = gather(images), gather(texts)  # (W B, E) each
             total, n_pairs = contrastive_loss(model, *pair, groups)
-            return total / n_pairs, contrastive_figures(*pair, model.logit_scale, groups, model.logit_bias)
+            return total / n_pairs, contrastive_metrics(*pair, model.logit_scale, groups, model.logit_bias)
 
         if self.config.train.micro_batches > 1:
             value, metrics = cached_backward(model, batch, self.config.train.micro_batches, precision, loss)
@@ -107,7 +107,7 @@ class PairTask:
             found = zero_shot(evaluation.image_embeddings, groups, prompts, names)
             return metrics | {"dev_zero_shot_top1": found["top1"]}
         for way in ("image_to_text", "text_to_image"):
-            metrics[f"dev_{way}_recall@10"] = evaluation.figures[way]["recall@10"]
+            metrics[f"dev_{way}_recall@10"] = evaluation.metrics[way]["recall@10"]
         return metrics
 
     def score(self, metrics: dict[str, float]) -> float:

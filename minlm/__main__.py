@@ -1,7 +1,7 @@
 """Use a trained language model from the command line: python -m minlm COMMAND ..., each with --help.
 
     python -m minlm generate --checkpoint RUN --prompt "HOT ROD" --stream
-    python -m minlm evaluate --checkpoint RUN [--data.path FILE] [--random_batches 200] [--json figures.json]
+    python -m minlm evaluate --checkpoint RUN [--data.path FILE] [--random_batches 200] [--json metrics.json]
     python -m minlm export --checkpoint RUN --to hf-gpt2
     python -m minlm doctor --preset script-lm --data.path FILE
     python -m minlm report RUN [RUN ...]
@@ -19,7 +19,7 @@ import numpy as np
 
 from minlm.data import ReplyDataset, TextFileConfig, encoded
 from minlm.doctor import examine
-from minlm.evaluate import random_batches_loss, reply_cost, text_cost
+from minlm.evaluate import evaluate_replies, evaluate_text, random_batches_loss
 from minlm.generate import SamplingConfig
 from minlm.plots import compare_losses, loss_curve
 from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
@@ -120,21 +120,21 @@ def evaluate(arguments: list[str]) -> None:
                 "--stride and --random_batches are for models that continue a text: leave them out"
             )
         pairs = reply_pairs(parse_script(texts["validation"]))
-        cost = reply_cost(model, ReplyDataset(pairs, tokenizer, config.model.context_length))
+        loss = evaluate_replies(model, ReplyDataset(pairs, tokenizer, config.model.context_length))
     else:
         ids = np.concatenate(list(encoded(texts["validation"], tokenizer)))
-        cost = text_cost(model, tokenizer, ids, given.stride)
-    figures = cost.figures()
+        loss = evaluate_text(model, tokenizer, ids, given.stride)
+    metrics = loss.metrics()
     if given.random_batches:
         size, seed = config.train.batch_size, config.train.seed
-        figures["random_batches_nats_per_token"] = random_batches_loss(
+        metrics["random_batches_nats_per_token"] = random_batches_loss(
             model, ids, size, seed, given.random_batches
         )
-    figures["seconds"] = time.monotonic() - started
-    for name, value in figures.items():
+    metrics["seconds"] = time.monotonic() - started
+    for name, value in metrics.items():
         print(f"{name:>30}  {value:.4f}" if isinstance(value, float) else f"{name:>30}  {value:,}")
     if given.json:
-        write_json(given.json, figures)
+        write_json(given.json, metrics)
 
 
 def export(arguments: list[str]) -> None:

@@ -22,7 +22,7 @@ PAIRS = 1 << 20  # pairs of tokens that are counted at once
 
 
 @dataclass(frozen=True)
-class Cost:
+class TextLoss:
     """What a text costs a model: nats in all, over so many tokens, characters and bytes."""
 
     nats: float
@@ -34,7 +34,7 @@ class Cost:
     def nats_per_token(self) -> float:
         return self.nats / self.tokens
 
-    def figures(self) -> dict[str, float]:
+    def metrics(self) -> dict[str, float]:
         """What result.json says of it."""
         return {
             "nats_per_character": self.nats / self.characters,
@@ -65,13 +65,13 @@ def strided_windows(n_ids: int, context_length: int, stride: int) -> list[tuple[
 
 
 @torch.inference_mode()
-def text_cost(
+def evaluate_text(
     model: nn.Module,
     tokenizer: Tokenizer,
     ids: np.ndarray,
     stride: int | None = None,
     batch_size: int = 32,
-) -> Cost:
+) -> TextLoss:
     """The cost of a text of ids (n), all of it but its first token: the same figure each time.
 
     A TransformerLM reads it in windows that overlap (see `strided_windows`); stride: half the context where it
@@ -90,7 +90,7 @@ def text_cost(
         n_scored = group[0][1] - group[0][2]
         features = model.features(rows[:, :-1])[:, -n_scored:]  # (B, scored, D)
         nats += token_loss(model.to_logits(features), rows[:, -n_scored:])[0].item()
-    return Cost(nats, len(ids) - 1, *text_size(ids[1:], tokenizer))
+    return TextLoss(nats, len(ids) - 1, *text_size(ids[1:], tokenizer))
 
 
 def batched(windows: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:
@@ -139,13 +139,13 @@ def random_batches_loss(
 
 
 @torch.inference_mode()
-def reply_cost(model: nn.Module, dataset: ReplyDataset, batch_size: int = 32) -> Cost:
+def evaluate_replies(model: nn.Module, dataset: ReplyDataset, batch_size: int = 32) -> TextLoss:
     """The cost of all replies of a dataset, each told from its line; a reply's end counts as a line end does."""
     device, nats, tokens = device_of(model), 0.0, 0
     for batch in dataset.batches(batch_size):
         total, count = reply_loss(model, {name: value.to(device) for name, value in batch.items()})
         nats, tokens = nats + total.item(), tokens + count
-    return Cost(nats, tokens, *reply_size(dataset))
+    return TextLoss(nats, tokens, *reply_size(dataset))
 
 
 def reply_size(dataset: ReplyDataset) -> tuple[int, int]:

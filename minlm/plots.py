@@ -119,7 +119,7 @@ def read_beside(run: str | Path, name: str) -> dict:
 def evaluation_differs(run: str | Path) -> str:
     """What makes a run's evaluation losses easier than its training losses, in brackets; "" if nothing does."""
     train = read_beside(run, "config.json").get("train", {})
-    reasons = ["averaged weights"] if train.get("average") else []
+    reasons = ["averaged weights"] if train.get("ema_decay") else []
     reasons += ["no hard negatives"] if train.get("neighbours", 1) > 1 else []
     return f" ({', '.join(reasons)})" if reasons else ""
 

@@ -121,7 +121,7 @@ FULL = {
             muon_momentum=0.9,
             schedule="linear",
             weight_decay=0.3,
-            average=0.998,
+            ema_decay=0.998,
             evaluate_every=300,
             save_every=300,
         ),

@@ -15,14 +15,14 @@ from torch.utils.data import Dataset
 
 from minlm.data import ReplyDataset, TokenizedDataset, encode_splits, fit_context, text_size
 from minlm.evaluate import (
-    Cost,
+    TextLoss,
     baselines,
     device_of,
-    reply_cost,
+    evaluate_replies,
+    evaluate_text,
     reply_loss,
     reply_size,
     reply_tokens,
-    text_cost,
 )
 from minlm.generate import SamplingConfig, beam_search
 from minlm.lm import LMConfig, TransformerLM
@@ -38,7 +38,7 @@ from minlm.training.distributed import (
     first_process_first,
     mean_over_processes,
     rank,
-    world,
+    world_size,
 )
 from minlm.training.hardware import Precision
 from minlm.training.loop import Metrics
@@ -56,10 +56,10 @@ class TokenTask:
     unit = "tokens"
 
     def __init__(self, config: RunConfig, tokenizer: Tokenizer, dataset: Dataset):
-        train = fit_batch(config.train, len(dataset), world())
+        train = fit_batch(config.train, len(dataset), world_size())
         self.config, self.tokenizer, self.dataset = replace(config, train=train), tokenizer, dataset
         sizes = train.batch_size, train.seed, train.workers, train.neighbours
-        self.batches = Batches(dataset, *sizes, rank(), world())
+        self.batches = Batches(dataset, *sizes, rank(), world_size())
         self.inference_files = files_beside_weights(self.config, tokenizer)
 
     @abstractmethod
@@ -67,7 +67,7 @@ class TokenTask:
         """(sum over tokens in nats, tokens) of a batch."""
 
     @abstractmethod
-    def cost(self, model: Any, stride: int | None = None) -> Cost:
+    def text_loss(self, model: Any, stride: int | None = None) -> TextLoss:
         """The cost of the validation split."""
 
     def entropy(self, text: str) -> dict[str, float]:
@@ -94,7 +94,7 @@ class TokenTask:
         average_gradients(model)
         return (
             mean_over_processes(mean),
-            round(share.item() * world()),
+            round(share.item() * world_size()),
             {"chance": log(self.config.model.vocab_size)},
         )
 
@@ -104,10 +104,10 @@ class TokenTask:
     def evaluate(self, model: nn.Module) -> dict[str, float]:
         """Compute the loss of the whole validation split, in windows end to end, in the run's precision."""
         with Precision(self.config.train.precision, device_of(model)).forward():
-            cost = self.cost(model, stride=self.config.model.context_length)
-        metrics = cost.figures()
+            loss = self.text_loss(model, stride=self.config.model.context_length)
+        metrics = loss.metrics()
         shown = ("nats_per_character", "bits_per_byte")
-        return {"validation_loss": cost.nats_per_token, **{name: metrics[name] for name in shown}}
+        return {"validation_loss": loss.nats_per_token, **{name: metrics[name] for name in shown}}
 
     def score(self, metrics: dict[str, float]) -> float:
         """The validation loss, negated."""
@@ -153,9 +153,9 @@ class Continuation(TokenTask):
         n_characters, _ = text_size(validation[1], self.tokenizer)
         return baselines(train, validation, self.tokenizer.vocab_size, n_characters)
 
-    def cost(self, model: TransformerLM, stride: int | None = None) -> Cost:
+    def text_loss(self, model: TransformerLM, stride: int | None = None) -> TextLoss:
         """Of the whole validation text; see `text_cost`."""
-        return text_cost(model, self.tokenizer, self.splits["validation"], stride)
+        return evaluate_text(model, self.tokenizer, self.splits["validation"], stride)
 
     def sample(self, model: TransformerLM) -> str:
         """What the model makes of the first line of the validation text."""
@@ -203,9 +203,9 @@ class Replies(TokenTask):
         n_characters, _ = reply_size(self.validation)
         return baselines(train, validation, self.tokenizer.vocab_size, n_characters)
 
-    def cost(self, model: EncoderDecoder, stride: int | None = None) -> Cost:
+    def text_loss(self, model: EncoderDecoder, stride: int | None = None) -> TextLoss:
         """Of all replies of the validation script, without label smoothing."""
-        return reply_cost(model, self.validation)
+        return evaluate_replies(model, self.validation)
 
     def sample(self, model: EncoderDecoder) -> str:
         """Lines of the validation script, with the reply that the beam finds and the one that stands there."""

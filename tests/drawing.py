@@ -7,7 +7,7 @@ import torch
 from hypothesis import strategies as st
 
 from minclip.clip import CLIP, CLIPConfig, contrastive_loss, embed_batch
-from minclip.losses import contrastive_figures
+from minclip.losses import contrastive_metrics
 from minclip.task import PairTask
 from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig
@@ -133,7 +133,7 @@ def backward(model: CLIP, batch: dict, n_parts: int = 1, precision: Precision = 
 def batch_loss(model: CLIP, batch: dict) -> tuple:
     """The loss of a batch, with its graph -> (sum over pairs, pairs, metrics)."""
     pair = embed_batch(model, batch)
-    metrics = contrastive_figures(*pair, model.logit_scale, batch["groups"], model.logit_bias)
+    metrics = contrastive_metrics(*pair, model.logit_scale, batch["groups"], model.logit_bias)
     return *contrastive_loss(model, *pair, batch["groups"]), metrics
 
 

@@ -76,12 +76,12 @@ def test_heads_are_counted_judged_and_drawn(tmp_path, monkeypatch, capsys):
     heads = benchmark("heads")
     monkeypatch.setattr(heads, "STEPS", 3)
     monkeypatch.setattr(heads, "BATCH", 32)
-    for name in ("draw_pictures", "draw_where_it_looks", "draw_zero_shot"):
+    for name in ("draw_plots", "draw_where_it_looks", "draw_zero_shot"):
         monkeypatch.setattr(heads.train_clip, name, lambda *given, **named: None)
     heads.train_clip.train(SMALL, tmp_path / "run")
     capsys.readouterr()
-    picture = tmp_path / "heads.png"
-    run(heads, monkeypatch, "--run", tmp_path / "run", "--picture", picture)
+    photo = tmp_path / "heads.png"
+    run(heads, monkeypatch, "--run", tmp_path / "run", "--plot", photo)
     lines = [line.split("|") for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
     rows = {name.strip(): int(size.replace(",", "")) for _, name, size, *_ in lines[1:]}
     for kind, name in (("linear", "dense"), ("linear_norm", "dense, LayerNorm"), ("residual", "residual")):
@@ -94,7 +94,7 @@ def test_heads_are_counted_judged_and_drawn(tmp_path, monkeypatch, capsys):
             first * (first + 1) + second * (second + 1)
         )
     assert len(rows) == 3 + 4 + 3
-    with Image.open(picture) as image:
+    with Image.open(photo) as image:
         assert min(image.size) > 300
 
 
@@ -297,8 +297,8 @@ def test_a_peer_that_fails_or_tells_no_loss_is_named(tmp_path, monkeypatch):
         ("heads", ["--run", "PUBLISHED"], "does not say which data it is of: give a run of train_clip.py"),
         (
             "heads",
-            ["--run", "nowhere", "--picture", "nowhere/a.png"],
-            "--picture nowhere/a.png cannot be written",
+            ["--run", "nowhere", "--plot", "nowhere/a.png"],
+            "--plot nowhere/a.png cannot be written",
         ),
         ("layouts", ["--root", "bad", "--out", "new"], "no folder 'bad': give Flickr8k's folder as root"),
         ("layouts", ["--root", "bad", "--out", "EMPTY"], "is a file: name a folder"),

@@ -66,15 +66,15 @@ def place(tmp_path_factory):
     folder = tmp_path_factory.mktemp("readme")
     rng = np.random.default_rng(0)
 
-    def picture(path):
+    def photo(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 255, (40, 48, 3), dtype=np.uint8)).save(path)
 
-    picture(folder / "cat.jpg")
+    photo(folder / "cat.jpg")
     rows = []
     for i in range(20):
         for root in ("pictures", "flickr8k/Images"):
-            picture(folder / root / f"{i}.jpg")
+            photo(folder / root / f"{i}.jpg")
         rows += [(f"{i}.jpg", f"picture {i}, caption {k} .") for k in range(2)]
     for name, prefix in (("flickr8k/captions.txt", ""), ("captions.csv", "pictures/")):
         with (folder / name).open("w", newline="") as file:
@@ -164,7 +164,7 @@ def test_the_commands_run(place, monkeypatch, capsys):
             shown = any(f"{name} {command}" in line for line in ran)
             assert shown, f"the README does not show {name} {command}"
     assert Path("found.png").is_file()
-    assert Path("figures.json").is_file()
+    assert Path("metrics.json").is_file()
     assert Path("runs/mine/result.json").is_file()
     assert json.loads(Path("runs/tuned/config.json").read_text())["image"]["d_model"] == 8  # the file's
 

@@ -85,8 +85,8 @@ def test_a_run_leaves_everything_behind(run):
     assert result["zero_shot"]["colour"]["chance"] == pytest.approx(1 / 8)
     assert (result["seed"], result["corrupt_images"]) == (0, 0)
     assert result["seconds"] > 0
-    for picture in ("loss", "similarity", "retrieval", "zero_shot"):
-        with Image.open(folder / f"{picture}.png") as image:
+    for photo in ("loss", "similarity", "retrieval", "zero_shot"):
+        with Image.open(folder / f"{photo}.png") as image:
             assert min(image.size) > 300
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))
@@ -164,7 +164,7 @@ def test_killed_three_times_at_random_the_weights_are_the_undisturbed_ones(tmp_p
         150,
         "--train.save_every",
         5,
-        "--train.average",
+        "--train.ema_decay",
         0.9,
         "--train.muon_lr",
         0.02,
@@ -268,10 +268,10 @@ LAYOUTS = {
 }
 
 
-def run_here(command, monkeypatch, pictures=False):
+def run_here(command, monkeypatch, photos=False):
     """The training script in this process; its pictures take longer than such a run, and are tested elsewhere."""
-    if not pictures:
-        for name in ("draw_pictures", "draw_where_it_looks"):
+    if not photos:
+        for name in ("draw_plots", "draw_where_it_looks"):
             monkeypatch.setattr(train_clip, name, lambda *given, **named: None)
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     train_clip.main()
@@ -285,7 +285,7 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
     small = f"{SMALL_TOWERS[type(PRESETS[preset].image)]} {SMALL_TEXT}".split()
     out = tmp_path / "run"
     command = ["train_clip.py", "--preset", preset, "--out", out, *small, *data]
-    run_here(command, monkeypatch, pictures="cifar10" in preset)
+    run_here(command, monkeypatch, photos="cifar10" in preset)
     result = json.loads((out / "result.json").read_text())
     rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == [1, 2, 3]

@@ -74,8 +74,8 @@ def test_a_run_leaves_everything_behind(run):
     sample = (folder / "sample.txt").read_text()
     assert sample.startswith(validation.partition("\n")[0])
     assert sample in said
-    for picture in ("loss", "attention"):
-        with Image.open(folder / f"{picture}.png") as image:
+    for photo in ("loss", "attention"):
+        with Image.open(folder / f"{photo}.png") as image:
             assert min(image.size) > 300
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "loss" in row] == list(range(1, 9))

@@ -97,12 +97,12 @@ def read_batch(path: Path, captions: list[tuple[str, ...]]) -> list[Record]:
         if type(label) is not int or not 0 <= label < len(captions):
             raise ValueError(f"{str(path)!r} has the label {label!r}, {META} names {len(captions)} classes")
     return [
-        Record(f"{path.name}/{number:05}", partial(picture, row), captions[label], label)
+        Record(f"{path.name}/{number:05}", partial(image, row), captions[label], label)
         for number, (row, label) in enumerate(zip(pixels, labels, strict=True))
     ]
 
 
-def picture(row: np.ndarray) -> Image.Image:
+def image(row: np.ndarray) -> Image.Image:
     """(3072,) uint8 -> RGB picture."""
     return Image.fromarray(np.ascontiguousarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)))  # (32, 32, 3)
 

@@ -8,7 +8,7 @@ from torch.utils.data import Dataset
 
 from minclip.data.records import Question, Record
 from minlm.training.batches import Batches
-from minlm.training.distributed import rank, world
+from minlm.training.distributed import rank, world_size
 from minlm.training.state import TrainConfig
 
 TEMPLATES = ("a photo of a {}",)
@@ -29,7 +29,7 @@ class DataConfig:
     def batches(self, dataset: Dataset, train: TrainConfig) -> Batches:
         """The order in which a dataset of the training records is drawn."""
         sizes = train.batch_size, train.seed, train.workers, train.neighbours
-        return Batches(dataset, *sizes, rank(), world())
+        return Batches(dataset, *sizes, rank(), world_size())
 
     def questions(self) -> dict[str, list[Question]]:
         """Choices between sentences about the images of dev, by name; none for most data."""

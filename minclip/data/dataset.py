@@ -18,7 +18,7 @@ from minclip.data.tokenizer import Tokenizer, encode_batch
 from minclip.data.transforms import ImageTransform
 
 
-def check_pictures(records: Sequence[Record]) -> None:
+def check_images(records: Sequence[Record]) -> None:
     """Decode every picture once; ValueError where one is damaged: what a run is judged on is never replaced."""
     for _ in tqdm(in_threads(_decoded, records), "decoding dev", len(records), unit="image", leave=False):
         pass
@@ -89,9 +89,9 @@ class PairDataset(Dataset):
         """(epoch, index) -> {"image": (C, h, w) float32, "caption": str, "group": int}."""
         epoch, index = key
         rng = random.Random(f"{self.seed}/{epoch}/{index}")
-        record, picture = self.decodable(index)
+        record, image = self.decodable(index)
         caption = rng.choice(record.captions)
-        return {"image": self.transform(picture, rng), "caption": caption, "group": record.group}
+        return {"image": self.transform(image, rng), "caption": caption, "group": record.group}
 
     def collate(self, items: list[dict]) -> dict[str, Tensor]:
         """Items -> images (B, C, h, w), tokens and token_mask (B, T), groups (B,)."""

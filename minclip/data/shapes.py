@@ -136,8 +136,8 @@ def _records(config: ShapesConfig, split: Split) -> list[Record]:
     """One record a scene; its group is its attributes' number, so that equal scenes are no negatives."""
     records = []
     for number, scene in enumerate(scenes(config, split)):
-        picture = functools.partial(draw, scene, config.image_size)
-        records.append(Record(f"{split}-{number}", picture, captions(scene), scene.group))
+        image = functools.partial(draw, scene, config.image_size)
+        records.append(Record(f"{split}-{number}", image, captions(scene), scene.group))
     return records
 
 

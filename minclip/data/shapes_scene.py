@@ -89,14 +89,14 @@ class Scene:
 def draw(scene: Scene, image_size: int) -> Image.Image:
     """The scene as an RGB picture of image_size × image_size pixels."""
     side = SUPERSAMPLE * image_size
-    picture = Image.new("RGB", (side, side), scene.background)
+    image = Image.new("RGB", (side, side), scene.background)
     for thing in scene.objects:
         body, pattern = _masks(thing.shape, thing.size, thing.pattern, side)
         corner = (round(thing.x * side) - body.width // 2, round(thing.y * side) - body.height // 2)
-        picture.paste(COLOURS[thing.colour], corner, body)
+        image.paste(COLOURS[thing.colour], corner, body)
         if pattern is not None:
-            picture.paste("black" if thing.colour in LIGHT else "white", corner, pattern)
-    return picture.reduce(SUPERSAMPLE)
+            image.paste("black" if thing.colour in LIGHT else "white", corner, pattern)
+    return image.reduce(SUPERSAMPLE)
 
 
 @functools.lru_cache(maxsize=len(SHAPES) * len(RADII) * len(PATTERNS))

@@ -24,7 +24,7 @@ from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, 
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import replace_text
-from minlm.training.distributed import from_first_process, rank, world
+from minlm.training.distributed import from_first_process, rank, world_size
 from minlm.training.state import TrainConfig
 
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -104,7 +104,7 @@ class ShardsConfig(DataConfig):
 
     def batches(self, dataset: PairDataset, train: TrainConfig) -> "ShardBatches":
         sizes = train.batch_size, train.seed, train.workers
-        return ShardBatches(dataset, *sizes, self.buffer, rank(), world())
+        return ShardBatches(dataset, *sizes, self.buffer, rank(), world_size())
 
     def class_names(self) -> tuple[str, ...]:
         """The lines of classnames.txt: a class's record's group is a position in them; () where there is none."""
@@ -241,9 +241,9 @@ class ShardBatches(Batches):
         workers: int = 0,
         buffer: int = 10_000,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
-        super().__init__(dataset, batch_size, seed, workers, rank=rank, world=world)
+        super().__init__(dataset, batch_size, seed, workers, rank=rank, world_size=world_size)
         self.buffer = buffer
 
     def _start(self, place: int) -> int:
@@ -252,7 +252,7 @@ class ShardBatches(Batches):
         turn, worker = divmod(place, workers)  # a DataLoader asks its workers in turn
         least, more = divmod(self.steps_per_epoch, workers)  # the first `more` workers draw one batch more
         before = worker * least + min(worker, more)  # batches of the workers before this one
-        return self.rank * (len(self.dataset) // self.world) + (before + turn) * self.share
+        return self.rank * (len(self.dataset) // self.world_size) + (before + turn) * self.share
 
     def _order(self, epoch: int) -> list[int]:
         if getattr(self, "_kept", (None,))[0] != epoch:

@@ -155,8 +155,8 @@ def write_shards(
 
 
 def sample_files(record: Record, with_class: bool) -> Iterator[tuple[str, bytes]]:
-    picture = BytesIO()
-    record.open().save(picture, "PNG")
-    yield "png", picture.getvalue()
+    image = BytesIO()
+    record.open().save(image, "PNG")
+    yield "png", image.getvalue()
     lines = (" ".join(caption.splitlines()) for caption in record.captions)  # a line of .txt is a caption
     yield ("cls", str(record.group).encode()) if with_class else ("txt", "\n".join(lines).encode())

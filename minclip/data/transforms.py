@@ -31,7 +31,7 @@ class TransformConfig:
     interpolation: how pictures are resampled
     crop_scale: range of the share of a picture's area that a training crop shows; 1 1 = no random crop
     flip: mirror half of the training pictures; leave it off where captions say left and right
-    jitter: brightness, contrast and saturation of training pictures each change by up to this share
+    color_jitter: brightness, contrast and saturation of training pictures each change by up to this share
     """
 
     mean: tuple[float, float, float] = OPENAI_MEAN
@@ -39,7 +39,7 @@ class TransformConfig:
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
     crop_scale: tuple[float, float] = (1.0, 1.0)
     flip: bool = False
-    jitter: float = 0.0
+    color_jitter: float = 0.0
 
     def __post_init__(self):
         in_range = all(map(math.isfinite, self.mean)) and all(1e-6 <= value < math.inf for value in self.std)
@@ -53,8 +53,8 @@ class TransformConfig:
             raise ValueError(
                 f"crop_scale {self.crop_scale} must be two shares of the area, 0 < low <= high <= 1"
             )
-        if not 0 <= self.jitter <= 1:
-            raise ValueError(f"jitter {self.jitter} must be a share, 0 to 1")
+        if not 0 <= self.color_jitter <= 1:
+            raise ValueError(f"color_jitter {self.color_jitter} must be a share, 0 to 1")
 
 
 class ImageTransform:
@@ -69,20 +69,20 @@ class ImageTransform:
         self.config, self.image_size = config, image_size
         self.crops = train and min(config.crop_scale) < 1
         self.flips = train and config.flip
-        self.jitters = train and config.jitter > 0
+        self.color_jitters = train and config.color_jitter > 0
         self.mean = torch.tensor(config.mean).view(3, 1, 1)
         self.std = torch.tensor(config.std).view(3, 1, 1)
 
     def __call__(self, image: Image.Image, rng: random.Random | None = None) -> Tensor:
         """RGB picture -> (C, h, w). Raises ValueError where a random view is wanted and there is no `rng`."""
-        if rng is None and (self.crops or self.flips or self.jitters):
+        if rng is None and (self.crops or self.flips or self.color_jitters):
             raise ValueError(
                 "a training transform draws crops, flips and colours: call it with rng=random.Random(seed)"
             )
         image = self.random_crop(image, rng) if self.crops else self.cover(image)
         pixels = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()  # (C, h, w)
         colours = pixels.float().div_(255)
-        if self.jitters:
+        if self.color_jitters:
             colours = self.change_colours(colours, rng)
         normal = colours.sub_(self.mean).div_(self.std)
         return normal.flip(-1) if self.flips and rng.random() < 0.5 else normal
@@ -140,7 +140,7 @@ class ImageTransform:
 
         colours (C, h, w) in 0 to 1; b, c and s are uniform within `jitter` of one; clipped to 0 to 1 at the end.
         """
-        b, c, s = (1 + rng.uniform(-self.config.jitter, self.config.jitter) for _ in range(3))
+        b, c, s = (1 + rng.uniform(-self.config.color_jitter, self.config.color_jitter) for _ in range(3))
         grey = colours.mean(dim=0, keepdim=True)  # (1, h, w)
         mean = grey.mean()
         return (b * (mean + c * (grey - mean) + c * s * (colours - grey))).clamp_(0, 1)

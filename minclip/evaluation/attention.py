@@ -130,17 +130,17 @@ def draw_attention(
     figure = new_figure(1.9 * columns, 2.35 * len(records) + 0.6)
     panels = figure.subplots(len(records), columns, squeeze=False)
     for row, record in enumerate(records):
-        picture = np.asarray(transform.invert(images[row]))
+        image = np.asarray(transform.invert(images[row]))
         cosine = float(embeddings[row] @ texts[row])
         names = [f"{wrap(record.captions[0], 30, 2)}\ncosine {cosine:.2f}", "for this caption", "rollout"]
         names += [f"last layer, head {head}" for head in range(heads.shape[1])]
         maps = [None, relevance[row], rollouts[row], *heads[row]]
         for axes, name, map_ in zip(panels[row], names, maps, strict=True):
-            axes.imshow(picture)
+            axes.imshow(image)
             axes.set_title(name, fontsize=7, parse_math=False)
             axes.axis("off")
             if map_ is not None:
-                edges = (-0.5, picture.shape[1] - 0.5, picture.shape[0] - 0.5, -0.5)
+                edges = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
                 axes.imshow(map_.numpy(), cmap="inferno", alpha=0.65, extent=edges, interpolation="bilinear")
     figure.suptitle(
         "Where the image tower looks: bright patches weigh most (each map to its own scale)", fontsize=10

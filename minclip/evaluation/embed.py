@@ -47,7 +47,7 @@ def embed_images(
 
     ValueError: no record; a picture that cannot be decoded (the record's own message).
     """
-    return _over_pictures(model, model.encode_image, records, transform, batch_size)
+    return _over_images(model, model.encode_image, records, transform, batch_size)
 
 
 def image_features(
@@ -62,10 +62,10 @@ def image_features(
     damaged: where given, images that cannot be decoded have no row and are noted here: image_id -> reason.
     Without it, errors as `embed_images`.
     """
-    return _over_pictures(model, model.image_tower, records, transform, batch_size, damaged)
+    return _over_images(model, model.image_tower, records, transform, batch_size, damaged)
 
 
-def _over_pictures(
+def _over_images(
     model: nn.Module,
     encode: Callable[[Tensor], Tensor],
     records: Sequence[Record],

@@ -15,7 +15,7 @@ from minclip.data.transforms import ImageTransform
 from minclip.evaluation.embed import embed_classes, embed_images, embed_texts, image_features
 from minclip.evaluation.linear_probe import linear_probe
 from minclip.evaluation.retrieval import retrieval
-from minclip.evaluation.zero_shot import caption_questions, choice_figures, zero_shot
+from minclip.evaluation.zero_shot import caption_questions, choice_metrics, zero_shot
 
 CHOICES = 3
 PROBE_IMAGES = 10_000  # at most so many training images are fitted by the linear probe
@@ -25,7 +25,7 @@ PROBE_IMAGES = 10_000  # at most so many training images are fitted by the linea
 class Evaluation:
     """A model on a list of records: the figures for result.json, and what the pictures are drawn from."""
 
-    figures: dict  # {"images", "captions"}, the three entries of `retrieval`, and what else was asked
+    metrics: dict  # {"images", "captions"}, the three entries of `retrieval`, and what else was asked
     seconds: float
     image_embeddings: Tensor  # (N, E)
     text_embeddings: Tensor  # (M, E)
@@ -50,10 +50,10 @@ def evaluate_records(
     image_embeddings = embed_images(model, records, transform, batch_size)
     text_embeddings = embed_texts(model, tokenizer, captions, batch_size)
     groups = torch.tensor([record.group for record in records])
-    figures = {"images": len(records), "captions": len(captions)}
-    figures |= retrieval(image_embeddings, text_embeddings, image_of_text, groups)
+    metrics = {"images": len(records), "captions": len(captions)}
+    metrics |= retrieval(image_embeddings, text_embeddings, image_of_text, groups)
     seconds = time.perf_counter() - start
-    return Evaluation(figures, seconds, image_embeddings, text_embeddings, image_of_text)
+    return Evaluation(metrics, seconds, image_embeddings, text_embeddings, image_of_text)
 
 
 def evaluate_all(
@@ -77,15 +77,15 @@ def evaluate_all(
     start = time.perf_counter()
     look = {"transform": transform, "batch_size": batch_size}
     found = evaluate_records(model, records, tokenizer=tokenizer, **look)
-    figures = dict(found.figures)
+    metrics = dict(found.metrics)
     if len({record.group for record in records}) >= CHOICES and (
         questions := caption_questions(records, CHOICES)
     ):
-        figures["caption_choice"] = _choose_captions(found, records, questions)
+        metrics["caption_choice"] = _choose_captions(found, records, questions)
     if class_names:
         labels = torch.tensor([record.group for record in records])
         classes = embed_classes(model, tokenizer, class_names, templates)  # (classes, E)
-        figures["class_zero_shot"] = zero_shot(found.image_embeddings, labels, classes, class_names)
+        metrics["class_zero_shot"] = zero_shot(found.image_embeddings, labels, classes, class_names)
     if class_names and train_records:
         step = -(-len(train_records) // PROBE_IMAGES)
         fitted = train_records[::step]
@@ -95,7 +95,7 @@ def evaluate_all(
             warn_of_missing(damaged, "training images of the linear probe", "which cannot be decoded")
             fitted = [record for record in fitted if record.image_id not in damaged]
         if _can_be_probed(fitted, class_names):
-            figures["linear_probe"] = linear_probe(
+            metrics["linear_probe"] = linear_probe(
                 train_features,
                 torch.tensor([record.group for record in fitted]),
                 image_features(model, records, **look),
@@ -103,7 +103,7 @@ def evaluate_all(
                 class_names,
             )
     seconds = time.perf_counter() - start
-    return Evaluation(figures, seconds, found.image_embeddings, found.text_embeddings, found.image_of_text)
+    return Evaluation(metrics, seconds, found.image_embeddings, found.text_embeddings, found.image_of_text)
 
 
 def _can_be_probed(records: Sequence[Record], class_names: Sequence[str]) -> bool:
@@ -121,8 +121,8 @@ def _choose_captions(
     row_of_image = {record.image_id: row for row, record in enumerate(records)}
     images = [row_of_image[question.record.image_id] for question in questions]
     texts = [row_of_text[choice] for question in questions for choice in question.choices]
-    figures = choice_figures(found.image_embeddings[images], found.text_embeddings[texts], questions)
-    return figures | {"choices": CHOICES}
+    metrics = choice_metrics(found.image_embeddings[images], found.text_embeddings[texts], questions)
+    return metrics | {"choices": CHOICES}
 
 
 def choice_accuracy(
@@ -135,33 +135,33 @@ def choice_accuracy(
     """`choice_figures` of a model on any questions. ValueError: no question."""
     choices = [choice for question in questions for choice in question.choices]
     images = embed_images(model, [question.record for question in questions], transform, batch_size)
-    return choice_figures(images, embed_texts(model, tokenizer, choices, batch_size), questions)
+    return choice_metrics(images, embed_texts(model, tokenizer, choices, batch_size), questions)
 
 
-def format_retrieval(figures: dict, seconds: float) -> str:
+def format_retrieval(metrics: dict, seconds: float) -> str:
     """The figures of `evaluate_records` as text: a line a direction, with chance, counts and seconds."""
     lines = []
     for direction, rivals in (("image_to_text", "captions"), ("text_to_image", "images")):
-        chance = figures["chance"][direction]
-        recalls = [f"{k} {figures[direction][k]:.1%} (chance {chance[k]:.2%})" for k in chance]
+        chance = metrics["chance"][direction]
+        recalls = [f"{k} {metrics[direction][k]:.1%} (chance {chance[k]:.2%})" for k in chance]
         lines.append(
             f"{direction.replace('_', ' ')}: {', '.join(recalls)}, "
-            f"median rank {figures[direction]['median_rank']:g} of {figures[rivals]:,}; "
-            f"{figures['images']:,} images, {figures['captions']:,} captions, {seconds:.1f} s"
+            f"median rank {metrics[direction]['median_rank']:g} of {metrics[rivals]:,}; "
+            f"{metrics['images']:,} images, {metrics['captions']:,} captions, {seconds:.1f} s"
         )
     return "\n".join(lines)
 
 
-def format_figures(figures: dict, seconds: float) -> str:
+def format_metrics(metrics: dict, seconds: float) -> str:
     """The figures of `evaluate_all` as text: those of `format_retrieval`, then a line each of the others."""
-    lines = [format_retrieval(figures, seconds)]
-    if choice := figures.get("caption_choice"):
+    lines = [format_retrieval(metrics, seconds)]
+    if choice := metrics.get("caption_choice"):
         lines.append(
             f"{choice['choices']}-choice captions: {choice['accuracy']:.1%} (chance {choice['chance']:.1%}), "
             f"{choice['n']:,} questions"
         )
     for name in ("class_zero_shot", "linear_probe"):
-        if some := figures.get(name):
+        if some := metrics.get(name):
             tops = ", ".join(
                 f"{top} {some[top]:.1%} (chance {some['chance'][top]:.1%})" for top in some["chance"]
             )

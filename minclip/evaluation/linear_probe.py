@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from minclip.evaluation.retrieval import check_positions
-from minclip.evaluation.zero_shot import class_figures
+from minclip.evaluation.zero_shot import class_metrics
 
 STRENGTHS = tuple(10.0**power for power in (1, 0, -1, -2, -3, -4))  # swept first, from strong to weak
 FINER = 10**0.5  # the best one's neighbours by this factor are tried next
@@ -131,5 +131,5 @@ def linear_probe(
     train_features, features = (train_features - mean) / scale, (features - mean) / scale
     l2 = choose_l2(train_features, train_labels, len(class_names))
     weights, biases = fit_classifier(train_features, train_labels, len(class_names), l2)
-    figures = class_figures(features @ weights.T + biases, labels, class_names)
-    return figures | {"l2": l2, "n_train": len(train_labels)}
+    metrics = class_metrics(features @ weights.T + biases, labels, class_names)
+    return metrics | {"l2": l2, "n_train": len(train_labels)}

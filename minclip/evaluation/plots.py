@@ -166,7 +166,7 @@ def _draw_found_images(figure: Figure | SubFigure, rows: list[Row], title: str) 
         for axes in others[len(row.found) :]:
             axes.axis("off")
         for axes, image, cosine, right in zip(others, row.found, row.cosines, row.right, strict=False):
-            _picture(axes, image, right)
+            _image(axes, image, right)
             axes.set_title(
                 f"✓ {cosine:.3f}" if right else f"{cosine:.3f}", fontsize=9, color=GREEN if right else "black"
             )
@@ -176,7 +176,7 @@ def _draw_found_captions(figure: Figure | SubFigure, rows: list[Row], title: str
     panels = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 4))
     figure.suptitle(title, fontsize=12)
     for row, (first, second) in zip(rows, panels, strict=True):
-        _picture(first, row.query)
+        _image(first, row.query)
         first.set_xlabel(row.note, fontsize=8)
         second.axis("off")
         for place, (caption, cosine, right) in enumerate(zip(row.found, row.cosines, row.right, strict=True)):
@@ -219,7 +219,7 @@ def zero_shot_examples(
                 f"example {number}: {len(names)} choices need as many probabilities from 0 to 1 and one of them as "
                 f"the answer: got {shares.tolist()} and {answer}"
             )
-        _picture(left, image, right=(shares >= shares[answer]).sum() == 1)
+        _image(left, image, right=(shares >= shares[answer]).sum() == 1)
         colors = [GREEN if place == answer else BLUE for place in range(len(names))]
         bars = right.barh(range(len(names)), shares, color=colors, height=0.7)
         right.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=8)
@@ -239,7 +239,7 @@ def _frame(corner: tuple[float, float], side: float) -> Rectangle:
     return Rectangle(corner, side, side, fill=False, edgecolor=GREEN, linewidth=3)
 
 
-def _picture(axes: Axes, image: Image.Image | np.ndarray, right: bool = False) -> None:
+def _image(axes: Axes, image: Image.Image | np.ndarray, right: bool = False) -> None:
     axes.imshow(np.asarray(image))
     axes.set_xticks([])
     axes.set_yticks([])

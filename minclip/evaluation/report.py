@@ -28,7 +28,7 @@ def draw_curves(run: Path) -> None:
     metric_curves(run, run / "metrics.png")
 
 
-def draw_pictures(run: Path, records: Sequence[Record], evaluation: Evaluation) -> None:
+def draw_plots(run: Path, records: Sequence[Record], evaluation: Evaluation) -> None:
     """The run's curves, and what its model makes of `records`, as PNG files in the run's folder.
 
     loss, metrics, similarity, retrieval; failures, where a right answer ranks below the first; with figures of
@@ -49,7 +49,7 @@ def draw_pictures(run: Path, records: Sequence[Record], evaluation: Evaluation) 
         retrieval_grid(records, *embeddings, worst, run / "failures.png", "worst ranks")
     queries = spread(len(records), SHOWN_QUERIES)
     retrieval_grid(records, *embeddings, queries, run / "retrieval.png", "queries spread over the split")
-    draw_classes(run, evaluation.figures)
+    draw_classes(run, evaluation.metrics)
 
 
 def worst_queries(records: Sequence[Record], evaluation: Evaluation, first_text: Sequence[int]) -> list[int]:
@@ -63,12 +63,12 @@ def worst_queries(records: Sequence[Record], evaluation: Evaluation, first_text:
     return worst[ranks[worst] > 1].tolist()
 
 
-def draw_classes(run: Path, figures: dict) -> None:
+def draw_classes(run: Path, metrics: dict) -> None:
     """NAME_confusion.png of each classifier in the figures, and accuracy_by_class.png of all of them.
 
     Drawn where each class has images and there is room for the classes' names.
     """
-    found = {name: figures[name] for name in CLASSIFIERS if name in figures}
+    found = {name: metrics[name] for name in CLASSIFIERS if name in metrics}
     for name, of_classes in found.items():
         class_names = list(of_classes["per_class"])
         if len(class_names) != len(of_classes["confusion"]) or len(class_names) > MOST_CLASSES:

@@ -23,10 +23,10 @@ def zero_shot(
     ValueError: those of `exact_pair` and of `class_figures`.
     """
     images, classes = exact_pair(image_embeddings, class_embeddings, "class")
-    return class_figures(images @ classes.T, labels, class_names)
+    return class_metrics(images @ classes.T, labels, class_names)
 
 
-def class_figures(scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict:
+def class_metrics(scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict:
     """What scores of classes (N, classes) are worth for images with labels (N,) -> figures as fractions.
 
     {"top1", "top5", "chance": {"top1", "top5"}, "per_class": {name: top-1}, "n", "confusion"}; a class without
@@ -54,7 +54,7 @@ def class_figures(scores: Tensor, labels: Tensor, class_names: Sequence[str]) ->
     }
 
 
-def choice_figures(
+def choice_metrics(
     image_embeddings: Tensor, text_embeddings: Tensor, questions: Sequence[Question]
 ) -> dict[str, float]:
     """Share of questions whose right caption scores above every other -> {"accuracy", "chance", "n"}.

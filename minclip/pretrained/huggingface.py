@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from minclip.pretrained.vits import picture_size, without_bias
+from minclip.pretrained.vits import image_size, without_bias
 from minclip.towers.text import GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
@@ -93,7 +93,7 @@ def vision_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         **common_facts(source, prefix, options),
         "pool": "class",
         "norm_input": True,
-        **picture_size(patches, n_positions - 1, options.get("image_size"), source.path),
+        **image_size(patches, n_positions - 1, options.get("image_size"), source.path),
     }
     agree(options, facts | {"patch_side": patches[-1]}, HF_SIZES | {"patch_size": "patch_side"}, source.path)
     config = complete(VisionTransformerConfig, facts, given, source.path)

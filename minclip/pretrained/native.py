@@ -12,7 +12,7 @@ from torch import Tensor
 
 from minclip.pretrained.resize import square_grid
 from minclip.pretrained.resnets import count_depths, visual_resnet_rows
-from minclip.pretrained.vits import picture_size, without_bias
+from minclip.pretrained.vits import image_size, without_bias
 from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.text import GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
@@ -219,7 +219,7 @@ def vit_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "norm_eps": epsilon(options, source.path),
         "pool": "class",
         "norm_input": "visual.ln_pre.weight" in source.tensors,
-        **picture_size(
+        **image_size(
             patches,
             source.shape("visual.positional_embedding", 2)[0] - 1,
             options.get("image_size"),

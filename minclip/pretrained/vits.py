@@ -78,7 +78,7 @@ def without_bias(n_extra: int, batched: bool = False) -> Transform:
     return Transform(to_ours, to_theirs)
 
 
-def picture_size(patches: torch.Size, n_patches: int, stated: Any, where: Any) -> dict[str, tuple[int, int]]:
+def image_size(patches: torch.Size, n_patches: int, stated: Any, where: Any) -> dict[str, tuple[int, int]]:
     """{patch_size, image_size} of a patch embedding's shape (D, C, P, P) and the number of its positions.
 
     stated: the config's image_size, a number or (height, width); None = a square picture.
@@ -143,7 +143,7 @@ def timm_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "norm_eps": CLIP_EPS if norm_input else TIMM_EPS,
         "pool": pool,
         "norm_input": norm_input,
-        **picture_size(
+        **image_size(
             patches,
             source.shape("pos_embed", 3)[1] - has_class,
             option(published, "input_size", tuple[int, int, int], source.path, (None,))[1:] or None,
@@ -186,7 +186,7 @@ def hf_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
         "activation": our_activation(options.get("hidden_act"), source.path),
         "norm_eps": options.get("layer_norm_eps", 1e-12),
         "pool": "class",
-        **picture_size(patches, n_positions - 1, options.get("image_size"), source.path),
+        **image_size(patches, n_positions - 1, options.get("image_size"), source.path),
     }
     agree(options, facts | {"patch_side": patches[-1]}, HF_SIZES | {"patch_size": "patch_side"}, source.path)
     config = complete(VisionTransformerConfig, facts, given, source.path)

@@ -168,9 +168,9 @@ def resize_positions(
     if old_grid == new_grid:
         return positions
     extra, grid = positions[:n_extra], positions[n_extra:]  # (n_extra, D), (N, D)
-    picture = grid.float().T.reshape(1, -1, *old_grid)  # (1, D, rows, columns)
-    picture = F.interpolate(
-        picture, new_grid, mode="bicubic", align_corners=False, antialias=antialias
+    image = grid.float().T.reshape(1, -1, *old_grid)  # (1, D, rows, columns)
+    image = F.interpolate(
+        image, new_grid, mode="bicubic", align_corners=False, antialias=antialias
     )  # (1, D, rows', columns')
-    resized = picture.flatten(2)[0].T.to(positions.dtype)  # (N', D)
+    resized = image.flatten(2)[0].T.to(positions.dtype)  # (N', D)
     return torch.cat([extra, resized])  # (T', D)

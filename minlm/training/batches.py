@@ -35,26 +35,26 @@ def epoch_order(n_items: int, seed: int, epoch: int, neighbours: int = 1) -> lis
     return order
 
 
-def fit_batch(config: TrainConfig, n_items: int, world: int = 1) -> TrainConfig:
+def fit_batch(config: TrainConfig, n_items: int, world_size: int = 1) -> TrainConfig:
     """The config with a batch that `n_items` training items fill: a small set is one batch, in as many parts at most.
 
     Where it is lowered, the batch stays a multiple of `neighbours` and of the `world` processes that share it. A run
     that keeps the returned config in its folder draws the same batches when it is resumed. Raises ValueError where
     not even one such batch can be filled, or where the processes cannot share the batch equally.
     """
-    if config.batch_size % world:
+    if config.batch_size % world_size:
         raise ValueError(
-            f"--train.batch_size {config.batch_size} cannot be shared equally by {world} processes: "
-            f"give a multiple of {world}"
+            f"--train.batch_size {config.batch_size} cannot be shared equally by {world_size} processes: "
+            f"give a multiple of {world_size}"
         )
     if n_items >= config.batch_size:
         return config
-    unit = lcm(config.neighbours, world)
+    unit = lcm(config.neighbours, world_size)
     size = n_items - n_items % unit
     if not size:
         raise ValueError(
             f"{n_items} training items are too few for one batch: a batch is a multiple of {unit} with "
-            f"--train.neighbours {config.neighbours} and {world} processes; give more data, or lower them"
+            f"--train.neighbours {config.neighbours} and {world_size} processes; give more data, or lower them"
         )
     return replace(config, batch_size=size, micro_batches=min(config.micro_batches, size))
 
@@ -75,11 +75,11 @@ class Batches:
         workers: int = 0,
         neighbours: int = 1,
         rank: int = 0,
-        world: int = 1,
+        world_size: int = 1,
     ):
         self.dataset, self.batch_size, self.seed, self.workers = dataset, batch_size, seed, workers
-        self.neighbours, self.rank, self.world = neighbours, rank, world
-        self.share = batch_size // world
+        self.neighbours, self.rank, self.world_size = neighbours, rank, world_size
+        self.share = batch_size // world_size
         self.steps_per_epoch = len(dataset) // batch_size
 
     def keys(self, step: int) -> list[Key]:

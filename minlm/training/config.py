@@ -24,6 +24,13 @@ OWNERS = {
     "model": "of a language model's run: use train_lm.py or python -m minlm",
     "image": "of a CLIP's run: use train_clip.py or python -m minclip",
 }
+# Options by their old names, in configs that were saved before they were renamed.
+RENAMED = {
+    "average": "ema_decay",
+    "lr_floor": "min_lr_ratio",
+    "clip_norm": "grad_clip_norm",
+    "jitter": "color_jitter",
+}
 
 
 def field_help(cls: type) -> dict[str, str]:
@@ -68,7 +75,9 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
     arguments = {}
     for name, value in values.items():
         if name not in names:
-            raise ValueError(f"unknown option {prefix}{name}{nearest(name, names)}")
+            renamed = RENAMED.get(name)
+            hint = f": it is now {renamed}" if renamed in names else nearest(name, names)
+            raise ValueError(f"unknown option {prefix}{name}{hint}")
         members = dataclass_members(hints[name])
         if members and value is not None:
             arguments[name] = from_dict(*choose_member(members, value, prefix + name), f"{prefix}{name}.")

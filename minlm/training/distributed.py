@@ -31,7 +31,7 @@ def rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
 
 
-def world() -> int:
+def world_size() -> int:
     """How many processes there are."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
@@ -58,7 +58,7 @@ class Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
-        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world())]
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(world_size())]
         dist.all_gather(parts, x.contiguous())
         return torch.cat(parts)
 
@@ -66,33 +66,33 @@ class Gather(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> Tensor:
         whole = gradient.clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole)
-        return whole.chunk(world())[rank()]
+        return whole.chunk(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
     """This process's rows (B, ...) -> those of all (W B, ...), in the order of the processes, with gradient."""
-    return Gather.apply(x) if world() > 1 else x
+    return Gather.apply(x) if world_size() > 1 else x
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
     """Replace x by its mean over the processes, and return it."""
-    if world() > 1:
+    if world_size() > 1:
         dist.all_reduce(x)
-        x /= world()
+        x /= world_size()
     return x
 
 
 def average_gradients(model: nn.Module) -> None:
     """Replace each gradient by its mean over the processes."""
-    for parameter in model.parameters() if world() > 1 else ():
+    for parameter in model.parameters() if world_size() > 1 else ():
         if parameter.grad is not None:
             mean_over_processes(parameter.grad)
 
 
 def from_every_process(value: Any) -> list[Any]:
     """The values of all processes, in their order: anything that can be pickled."""
-    values = [value] * world()
-    if world() > 1:
+    values = [value] * world_size()
+    if world_size() > 1:
         dist.all_gather_object(values, value)
     return values
 
@@ -100,7 +100,7 @@ def from_every_process(value: Any) -> list[Any]:
 def from_first_process(make: Callable[[], Any]) -> Any:
     """What make() gives in process 0, the only one that calls it, for all."""
     values = [make() if rank() == 0 else None]
-    if world() > 1:
+    if world_size() > 1:
         dist.broadcast_object_list(values)
     return values[0]
 
@@ -111,5 +111,5 @@ def first_process_first() -> Iterator[None]:
     if rank() > 0:
         dist.barrier()
     yield
-    if rank() == 0 and world() > 1:
+    if rank() == 0 and world_size() > 1:
         dist.barrier()

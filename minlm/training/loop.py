@@ -82,7 +82,7 @@ def fit(model: nn.Module, task: Task, config: TrainConfig, run: Path) -> Trainin
         while progress() < 1:
             batch = {name: value.to(device, non_blocking=True) for name, value in next(draw).items()}
             # The schedule is read in the middle of the step: neither the first nor the last step has rate zero.
-            factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.lr_floor)
+            factor = schedule(min(1.0, progress(0.5)), config.warmup, config.schedule, config.min_lr_ratio)
             model.zero_grad(set_to_none=True)
             loss, count, metrics = task.backward(model, batch, precision)
             if not torch.isfinite(loss):

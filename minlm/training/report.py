@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from minlm.training.checkpoint import damaged, has_checkpoint, last_checkpoint, replace_text, write_json
 from minlm.training.command import OneLineParser
 from minlm.training.config import check_file, files_beside_weights, load_config, save_config
-from minlm.training.distributed import rank, world
+from minlm.training.distributed import rank, world_size
 from minlm.training.log import read_metrics
 from minlm.training.loop import choose_device
 
@@ -85,7 +85,7 @@ def this_start(config: Any) -> dict[str, Any]:
         "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": time.strftime("%Y-%m-%d %H:%M:%S"),
         "device": f"{device.type}, {name}",
-        "processes": world(),
+        "processes": world_size(),
         "torch": torch.__version__,
         "python": sys.version.split()[0],
     }

@@ -18,7 +18,7 @@ from minlm.training.checkpoint import (
     restore_random_states,
     save_checkpoint,
 )
-from minlm.training.distributed import from_every_process, rank, world
+from minlm.training.distributed import from_every_process, rank, world_size
 from minlm.training.optim import (
     AveragedWeights,
     Muon,
@@ -29,7 +29,7 @@ from minlm.training.optim import (
 )
 
 NOT_NEGATIVE = (
-    *("epochs", "steps", "minutes", "muon_lr", "lr_floor", "weight_decay", "clip_norm"),
+    *("epochs", "steps", "minutes", "muon_lr", "min_lr_ratio", "weight_decay", "grad_clip_norm"),
     *("evaluate_every", "save_every", "save_minutes", "workers", "seed"),
 )
 
@@ -47,15 +47,15 @@ class TrainConfig:
     lr: peak learning rate of AdamW
     muon_lr: peak learning rate of Muon, which then trains the hidden matrices; 0 = AdamW trains them too
     muon_momentum: Muon's memory of gradients; a run of a few hundred steps wants less of it
-    lr_floor: the last learning rate, as a share of the peak
+    min_lr_ratio: the last learning rate, as a share of the peak
     warmup: share of the run in which the learning rate rises
     schedule: shape of its fall after that
     weight_decay: decoupled decay of matrices, times the learning rate a step
     beta2: AdamW's memory of squared gradients (beta1 is 0.9)
-    clip_norm: largest norm of the whole gradient; 0 = no clipping
+    grad_clip_norm: largest norm of the whole gradient; 0 = no clipping
     precision: of matrix products in the forward pass; weights and optimizer stay float32; auto = bf16 where the
         hardware multiplies it, else float32; fp16 is for GPUs
-    average: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
+    ema_decay: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
     evaluate_every: steps between evaluations; 0 = only at the end
     save_every: steps between checkpoints; 0 = as save_minutes says
     save_minutes: wall time between checkpoints; 0 = as save_every says
@@ -73,14 +73,14 @@ class TrainConfig:
     lr: float = 1e-3
     muon_lr: float = 0.0
     muon_momentum: float = 0.95
-    lr_floor: float = 0.0
+    min_lr_ratio: float = 0.0
     warmup: float = 0.05
     schedule: Schedule = "cosine"
     weight_decay: float = 0.1
     beta2: float = 0.98
-    clip_norm: float = 1.0
+    grad_clip_norm: float = 1.0
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    average: float = 0.0
+    ema_decay: float = 0.0
     evaluate_every: int = 0
     save_every: int = 0
     save_minutes: float = 3.0
@@ -95,9 +95,9 @@ class TrainConfig:
             raise ValueError(f"warmup={self.warmup} is a share of the run: it must lie in [0, 1)")
         if self.schedule == "inverse_sqrt" and not self.warmup:
             raise ValueError("schedule=inverse_sqrt falls from the end of the warm-up: set warmup above 0")
-        if not 0 <= self.average < 1:
+        if not 0 <= self.ema_decay < 1:
             raise ValueError(
-                f"average={self.average} is the decay of a moving average: it must lie in [0, 1)"
+                f"ema_decay={self.ema_decay} is the decay of a moving average: it must lie in [0, 1)"
             )
         for name in ("batch_size", "neighbours", "micro_batches"):
             if getattr(self, name) < 1:
@@ -108,8 +108,10 @@ class TrainConfig:
         for name in ("muon_momentum", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        if self.lr_floor > 1:
-            raise ValueError(f"lr_floor={self.lr_floor} is a share of the peak: it must lie in [0, 1]")
+        if self.min_lr_ratio > 1:
+            raise ValueError(
+                f"min_lr_ratio={self.min_lr_ratio} is a share of the peak: it must lie in [0, 1]"
+            )
         if self.seed >= 2**63:
             raise ValueError(f"seed={self.seed} must be below 2^63")
         if self.batch_size % self.neighbours:
@@ -138,7 +140,7 @@ class TrainingState:
     def __init__(self, model: nn.Module, config: TrainConfig, scaler: torch.amp.GradScaler):
         self.model, self.config, self.scaler = model, config, scaler
         self.optimizers = make_optimizers(model, config)
-        self.average = AveragedWeights(model, config.average) if config.average else None
+        self.average = AveragedWeights(model, config.ema_decay) if config.ema_decay else None
         self.step, self.seconds = 0, 0.0
         self.restored_seconds, self.saved_at = 0.0, (0, 0.0)  # (step, seconds) of the last checkpoint
 
@@ -160,7 +162,7 @@ class TrainingState:
                 "from the last checkpoint with --resume"
             )
         if finite:  # asked once for all optimizers: scaler.step alone would leave out those that overflowed
-            nn.utils.clip_grads_with_norm_(parameters, self.config.clip_norm or float("inf"), norm)
+            nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip_norm or float("inf"), norm)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
                     group["lr"] = group["peak_lr"] * factor
@@ -207,7 +209,7 @@ class TrainingState:
         weights, training = load_weights(folder), load_training_state(folder)
         try:
             processes = len(training["random"])
-            if processes == world():
+            if processes == world_size():
                 self._put_back(weights, training)
         except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
             reason = str(error).splitlines()[-1].strip()
@@ -215,9 +217,9 @@ class TrainingState:
                 f"{folder} is not a checkpoint of this run's config.json ({reason}): put back the one it was "
                 "trained with"
             ) from None
-        if processes != world():
+        if processes != world_size():
             raise ValueError(
-                f"{run} was trained by {processes} processes, now there are {world()}: start as many again"
+                f"{run} was trained by {processes} processes, now there are {world_size()}: start as many again"
             )
 
     def _put_back(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:

@@ -23,7 +23,7 @@ def tiny_config() -> RunConfig:
         text=GPTTextConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=200, context_length=48, dropout=0.1),
         embed_dim=8,
         data=ShapesConfig(train_size=64, dev_size=90, image_size=32),
-        train=TrainConfig(steps=6, batch_size=16, average=0.9, evaluate_every=3, save_every=2),
+        train=TrainConfig(steps=6, batch_size=16, ema_decay=0.9, evaluate_every=3, save_every=2),
     )
 
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.clip import CLIP, MAX_LOGIT_SCALE, CLIPConfig, contrastive_loss
-from minclip.losses import clip_loss, contrastive_figures, sigmoid_loss, soft_target_loss
+from minclip.losses import clip_loss, contrastive_metrics, sigmoid_loss, soft_target_loss
 from minclip.towers.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from minclip.towers.resnet import ResNet, ResNetConfig
 from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
@@ -92,12 +92,12 @@ def test_forward_is_the_matrix_of_scaled_cosines(config, n_images, n_texts, seed
 @given(clip_configs, sizes, seeds)
 def test_the_batchs_loss_is_the_loss_of_its_encodings(config, n, seed):
     model, batch = model_of(config, seed), batch_of(config, n, seed)
-    total, n_pairs, figures = batch_loss(model, batch)
+    total, n_pairs, metrics = batch_loss(model, batch)
     expected, expected_pairs = clip_loss(*pair_of(model, batch), model.logit_scale, batch["groups"])
     assert torch.equal(total, expected)
     assert n_pairs == expected_pairs == n
-    expected = contrastive_figures(*pair_of(model, batch), model.logit_scale, batch["groups"])
-    assert {name: figure.item() for name, figure in figures.items()} == {
+    expected = contrastive_metrics(*pair_of(model, batch), model.logit_scale, batch["groups"])
+    assert {name: figure.item() for name, figure in metrics.items()} == {
         name: figure.item() for name, figure in expected.items()
     }
     total.backward()
@@ -113,7 +113,7 @@ def test_loss_and_heads_are_the_configs(config, n, seed, loss, projection):
     pair, groups = pair_of(model, batch), batch["groups"]
     for embeddings in pair:
         same(embeddings.norm(dim=-1), torch.ones(n))
-    found, n_pairs, figures = batch_loss(model, batch)
+    found, n_pairs, metrics = batch_loss(model, batch)
     scale = model.logit_scale
     expected = {
         "infonce": lambda: clip_loss(*pair, scale, groups),
@@ -123,7 +123,7 @@ def test_loss_and_heads_are_the_configs(config, n, seed, loss, projection):
     assert torch.equal(found, expected[0])
     assert n_pairs == expected[1]
     assert torch.equal(contrastive_loss(model, *pair, groups)[0], found)
-    assert ("bias" in figures) == (loss == "sigmoid")
+    assert ("bias" in metrics) == (loss == "sigmoid")
 
 
 @given(clip_configs, sizes, seeds)
@@ -160,7 +160,7 @@ def test_the_sigmoid_loss_starts_near_chance():
     pair = [F.normalize(torch.randn(256, 128, generator=generator), dim=-1) for _ in range(2)]
     model.init_logit_bias(256)
     started = contrastive_loss(model, *pair)[0].item() / 256
-    chance = contrastive_figures(*pair, model.logit_scale, torch.arange(256), model.logit_bias)["chance"]
+    chance = contrastive_metrics(*pair, model.logit_scale, torch.arange(256), model.logit_bias)["chance"]
     model.logit_bias.data.fill_(-10.0)
     assert chance == pytest.approx(6.54, abs=0.01)
     assert started == pytest.approx(7.5, abs=0.4)
@@ -277,12 +277,12 @@ def test_a_fixed_batch_is_learned(text_class):
     optimizer = torch.optim.AdamW(parameter_groups(model, 0.1), lr=3e-3)
     for step in range(60):
         optimizer.zero_grad()
-        total, n_pairs, figures = batch_loss(model, batch)
+        total, n_pairs, metrics = batch_loss(model, batch)
         (total / n_pairs).backward()
         optimizer.step()
         model.clamp_logit_scale()
         if step == 0:
             assert total / n_pairs > 0.7 * math.log(12)
-    assert figures["top1"] == 1
+    assert metrics["top1"] == 1
     assert total / n_pairs < 0.1 * math.log(12)
-    assert figures["positive_cosine"] > figures["negative_cosine"] + 0.5
+    assert metrics["positive_cosine"] > metrics["negative_cosine"] + 0.5

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from minclip.data.dataset import check_pictures
+from minclip.data.dataset import check_images
 from minclip.data.records import Record
 from minclip.data.table import TableConfig
 from minclip.data.transforms import TransformConfig
@@ -69,12 +69,12 @@ def test_damaged_files_are_counted_and_named(folder):
 
 
 def test_one_damaged_image_of_twenty_is_a_note():
-    def picture(i):
+    def image(i):
         if i == 3:
             raise ValueError("3.png is broken")
         return Image.new("RGB", (2, 2), (i, 0, 0))
 
-    train = [Record(str(i), partial(picture, i), ("a",), i) for i in range(20)]
+    train = [Record(str(i), partial(image, i), ("a",), i) for i in range(20)]
     assert list(examine_images({"train": train, "dev": train[3:4]})) == [
         ("note", "split train: 1 of 20 images cannot be decoded; 3.png is broken"),
         ("problem", "split dev: 1 of 1 images cannot be decoded; 3.png is broken"),
@@ -86,19 +86,19 @@ def test_one_damaged_image_of_twenty_is_a_note():
 def test_what_training_refuses_of_dev_is_a_problem(damaged):
     """One damaged image of forty, which training would replace among its own."""
 
-    def picture(i):
+    def image(i):
         if i == damaged:
             raise ValueError(f"{i}.png is broken")
         return Image.new("RGB", (2, 2), (i, 0, 0))
 
-    records = [Record(str(i), partial(picture, i), ("a",), i) for i in range(40)]
+    records = [Record(str(i), partial(image, i), ("a",), i) for i in range(40)]
     [(level, text)] = examine_images({"dev": records})
     assert ("broken" in text) == (damaged is not None)
     if level == "problem":
         with pytest.raises(ValueError, match=f"{damaged}.png is broken"):
-            check_pictures(records)
+            check_images(records)
     else:
-        check_pictures(records)
+        check_images(records)
     [(level, _)] = examine_images({"train": records})
     assert level == ("ok" if damaged is None else "note")
 

@@ -171,7 +171,7 @@ def test_the_features_of_captions_are_one_tensor():
     assert features.untyped_storage().nbytes() == features.nbytes
 
 
-VIEWS = [{"crop_scale": (0.5, 1.0)}, {"flip": True}, {"jitter": 0.2}]
+VIEWS = [{"crop_scale": (0.5, 1.0)}, {"flip": True}, {"color_jitter": 0.2}]
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: next(iter(view)))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.clip import CLIP, CLIPConfig, contrastive_loss
-from minclip.losses import contrastive_figures
+from minclip.losses import contrastive_metrics
 from minclip.towers.text import BertTextConfig
 from minlm.training.batches import split
 from minlm.training.hardware import Precision
@@ -46,9 +46,9 @@ def gradients(model: CLIP) -> dict[str, torch.Tensor]:
 def run(model: CLIP, batch: dict, n_parts: int, precision: Precision = FLOAT32) -> tuple:
     """(mean, count, figures, gradients) of one backward, from a clean model."""
     model.zero_grad(set_to_none=True)
-    value, count, figures = backward(model, batch, n_parts, precision)
+    value, count, metrics = backward(model, batch, n_parts, precision)
     assert not value.requires_grad
-    return value, count, figures, gradients(model)
+    return value, count, metrics, gradients(model)
 
 
 def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
@@ -58,8 +58,8 @@ def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
     images, texts = (torch.cat(side) for side in zip(*pairs, strict=True))
     total, count = contrastive_loss(model, images, texts, batch["groups"])
     (total / count).backward()
-    figures = contrastive_figures(images, texts, model.logit_scale, batch["groups"], model.logit_bias)
-    return total.detach() / count, count, figures, gradients(model)
+    metrics = contrastive_metrics(images, texts, model.logit_scale, batch["groups"], model.logit_bias)
+    return total.detach() / count, count, metrics, gradients(model)
 
 
 def same_run(found: tuple, expected: tuple, dtype: torch.dtype) -> None:
@@ -233,9 +233,9 @@ def test_plain_accumulation_is_another_gradient(seed):
     def direction(result):
         return torch.cat([gradient.flatten() for gradient in result[3].values()])
 
-    def likeness(result):
+    def similarity(result):
         return torch.cosine_similarity(direction(result), direction(expected), dim=0)
 
-    assert likeness(cached) > 1 - 1e-9, "cached gradients must point where the whole batch's do"
-    assert likeness(accumulated) < 0.97, "plain accumulation must be told from the whole batch"
+    assert similarity(cached) > 1 - 1e-9, "cached gradients must point where the whole batch's do"
+    assert similarity(accumulated) < 0.97, "plain accumulation must be told from the whole batch"
     assert accumulated[0] < expected[0] - 0.5  # ln 2 is what chance is worth among two, ln 8 among eight

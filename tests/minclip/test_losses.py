@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from minclip.losses import clip_logits, clip_loss, contrastive_figures, sigmoid_loss
+from minclip.losses import clip_logits, clip_loss, contrastive_metrics, sigmoid_loss
 from tests.laws import close
 from tests.minlm.test_transformer import normal
 
@@ -158,7 +158,7 @@ def test_without_temperature_the_loss_is_chance(n, embed_dim, seed):
     same(
         clip_loss(images, texts, scale)[0] / n, math.log(n), "chance must be ln B where all logits are equal"
     )
-    chance = contrastive_figures(images, texts, scale, groups)["chance"]
+    chance = contrastive_metrics(images, texts, scale, groups)["chance"]
     same(chance, clip_loss(images, texts, scale, groups)[0].detach() / n)
     sizes_compared = [1 + sum(int(g != h) for h in groups) for g in groups]
     law = "chance must be the mean of ln(number of texts that an image is compared with)"
@@ -189,24 +189,24 @@ def test_figures_are_those_of_plain_loops(n, embed_dim, scale, seed, coarse):
     images, texts, groups = draw(seed, n, embed_dim)
     if coarse:
         images, texts = (x.sign() * (x.abs() > 0.3) / 4 for x in (images, texts))
-    figures = contrastive_figures(images.requires_grad_(), texts, log_scale(scale), groups)
-    assert not any(figure.requires_grad for figure in figures.values())
+    metrics = contrastive_metrics(images.requires_grad_(), texts, log_scale(scale), groups)
+    assert not any(figure.requires_grad for figure in metrics.values())
     cosine = (images @ texts.T).tolist()
     others = [(i, j) for i in range(n) for j in range(n) if groups[i] != groups[j]]
     hits = [all(cosine[i][i] > cosine[i][j] for k, j in others if k == i) for i in range(n)]
-    same(figures["top1"], sum(hits) / n)
-    same(figures["positive_cosine"], sum(cosine[i][i] for i in range(n)) / n)
-    same(figures["negative_cosine"], sum(cosine[i][j] for i, j in others) / max(1, len(others)))
-    same(figures["scale"], math.exp(scale))
+    same(metrics["top1"], sum(hits) / n)
+    same(metrics["positive_cosine"], sum(cosine[i][i] for i in range(n)) / n)
+    same(metrics["negative_cosine"], sum(cosine[i][j] for i, j in others) / max(1, len(others)))
+    same(metrics["scale"], math.exp(scale))
 
 
 @given(st.integers(2, 7), st.integers(1, 8), seeds)
 def test_a_collapsed_model_has_no_hit(n, embed_dim, seed):
     """Every embedding the same: all cosines tie, and the loss is chance at any scale."""
     one = torch.eye(embed_dim, dtype=torch.float64)[seed % embed_dim].repeat(n, 1)
-    figures = contrastive_figures(one, one, log_scale(3.0), torch.arange(n))
-    assert figures["top1"] == 0, "ties must count against a collapsed model"
-    same(figures["chance"], math.log(n))
+    metrics = contrastive_metrics(one, one, log_scale(3.0), torch.arange(n))
+    assert metrics["top1"] == 0, "ties must count against a collapsed model"
+    same(metrics["chance"], math.log(n))
     same(clip_loss(one, one, log_scale(3.0))[0] / n, math.log(n))
 
 
@@ -216,9 +216,9 @@ def test_the_loss_is_the_same_under_autocast(n, embed_dim, scale, seed):
     images, texts, groups = (x.float() if x.is_floating_point() else x for x in draw(seed, n, embed_dim))
     inputs = (images, texts, log_scale(scale).float(), groups)
     with torch.autocast("cpu", torch.bfloat16):
-        value, figures = clip_loss(*inputs)[0], contrastive_figures(*inputs)
+        value, metrics = clip_loss(*inputs)[0], contrastive_metrics(*inputs)
     assert torch.equal(value, clip_loss(*inputs)[0]), "logits must stay float32 under autocast"
-    assert figures == contrastive_figures(*inputs)
+    assert metrics == contrastive_metrics(*inputs)
 
 
 biases = st.floats(-12, 5)
@@ -266,11 +266,11 @@ def test_the_sigmoid_losss_chance_is_the_best_that_a_bias_alone_can_do(n, embed_
     """About ln B + 1 for unique groups; 0 for one group, in which every pair compared is a positive."""
     images, texts, groups = draw(seed, n, embed_dim)
     for some in (groups, torch.arange(n)):
-        figures = contrastive_figures(images, texts, log_scale(0.0), some, log_scale(-3.0))
-        assert figures["bias"] == -3
+        metrics = contrastive_metrics(images, texts, log_scale(0.0), some, log_scale(-3.0))
+        assert metrics["bias"] == -3
         tried = torch.linspace(-8, 8, 400, dtype=torch.float64)
         blind = [sigmoid_loss(images, texts, log_scale(-40.0), bias, some)[0] / n for bias in tried]
-        torch.testing.assert_close(figures["chance"].double(), min(blind), atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(metrics["chance"].double(), min(blind), atol=2e-3, rtol=1e-3)
     if n > 1:
-        same(figures["chance"], math.log(n) + (n - 1) * math.log(n / (n - 1)))
-    assert "bias" not in contrastive_figures(images, texts, log_scale(0.0), groups)
+        same(metrics["chance"], math.log(n) + (n - 1) * math.log(n / (n - 1)))
+    assert "bias" not in contrastive_metrics(images, texts, log_scale(0.0), groups)

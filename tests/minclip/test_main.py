@@ -45,10 +45,10 @@ def cosines(run, records, texts):
     ).T, model.logit_scale.exp()
 
 
-def pictures_in(files):
-    from minclip.__main__ import pictures
+def images_in(files):
+    from minclip.__main__ import images
 
-    return pictures([files / "a.png", files / "b.jpg", files / "deeper/c.png"])
+    return images([files / "a.png", files / "b.jpg", files / "deeper/c.png"])
 
 
 def test_classify_gives_the_softmax_over_the_labels(tiny_run, files, capsys):
@@ -64,7 +64,7 @@ def test_classify_gives_the_softmax_over_the_labels(tiny_run, files, capsys):
         "--templates",
         "a {}",
     )
-    scores, scale = cosines(tiny_run, pictures_in(files)[:1], ["a red circle", "a blue star"])
+    scores, scale = cosines(tiny_run, images_in(files)[:1], ["a red circle", "a blue star"])
     expected = (scale * scores[0]).softmax(dim=0)
     assert said[0] == "probability that the label is the right one of these; they sum to 1"
     assert said[1] == str(files / "a.png")
@@ -91,7 +91,7 @@ def test_classify_gives_each_label_its_own_probability_after_the_sigmoid_loss(
 ):
     asked = ["--image", files / "a.png", "--labels", "red circle,blue star", "--templates", "a {}"]
     said = said_by(capsys, "classify", "--checkpoint", sigmoid_checkpoint, *asked)
-    scores, scale = cosines(sigmoid_checkpoint, pictures_in(files)[:1], ["a red circle", "a blue star"])
+    scores, scale = cosines(sigmoid_checkpoint, images_in(files)[:1], ["a red circle", "a blue star"])
     expected = (scale * scores[0] - 1.5).sigmoid()
     assert said[0] == "probability that the label fits the image, each label by itself"
     shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[2:]}
@@ -182,7 +182,7 @@ def test_a_label_is_never_empty(labels):
 
 
 def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
-    picture = tmp_path / "found.png"
+    image = tmp_path / "found.png"
     said = said_by(
         capsys,
         "search",
@@ -194,14 +194,14 @@ def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
         "a red circle",
         "--top",
         2,
-        "--picture",
-        picture,
+        "--plot",
+        image,
     )
-    scores, _ = cosines(tiny_run, pictures_in(files), ["a red circle"])
+    scores, _ = cosines(tiny_run, images_in(files), ["a red circle"])
     names = [str(files / "a.png"), str(files / "b.jpg"), str(files / "deeper/c.png")]
     best = scores[:, 0].argsort(descending=True)[:2].tolist()
     assert said[:2] == [f"{scores[i, 0]:.4f}  {names[i]}" for i in best]
-    assert picture.stat().st_size > 5000
+    assert image.stat().st_size > 5000
 
 
 def test_caption_ranks_the_given_captions(tiny_run, files, capsys, tmp_path):
@@ -219,17 +219,17 @@ def test_caption_ranks_the_given_captions(tiny_run, files, capsys, tmp_path):
         "--top",
         3,
     )
-    scores, _ = cosines(tiny_run, pictures_in(files)[1:2], captions)
+    scores, _ = cosines(tiny_run, images_in(files)[1:2], captions)
     assert said == [f"{scores[0, i]:.4f}  {captions[i]}" for i in scores[0].argsort(descending=True).tolist()]
 
 
 def test_evaluate_gives_the_figures_of_the_run(tiny_run, capsys, tmp_path):
-    said = said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--json", tmp_path / "figures.json")
-    figures, result = (
-        json.loads(path.read_text()) for path in (tmp_path / "figures.json", tiny_run / "result.json")
+    said = said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--json", tmp_path / "metrics.json")
+    metrics, result = (
+        json.loads(path.read_text()) for path in (tmp_path / "metrics.json", tiny_run / "result.json")
     )
     for key in ("images", "captions", "image_to_text", "text_to_image", "chance"):
-        assert figures[key] == result[key]
+        assert metrics[key] == result[key]
     assert said[0].startswith("image to text: recall@1")
     assert "chance" in said[0]
     assert "90 images, 450 captions" in said[0]
@@ -244,9 +244,9 @@ def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
         "--data.dev_size",
         6,
         "--json",
-        tmp_path / "figures.json",
+        tmp_path / "metrics.json",
     )
-    assert json.loads((tmp_path / "figures.json").read_text())["images"] == 6
+    assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 6
     with pytest.raises(ValueError, match="no split 'test' in this data: there are train, dev, seen"):
         said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
 
@@ -257,7 +257,7 @@ def test_what_export_writes_classifies_and_is_evaluated_as_the_run(tiny_run, fil
     assert said == [str(out)]
     assert (out / "open_clip_config.json").is_file()
     asked = ["--image", files / "a.png", "--labels", "red circle,blue star,ring", "--templates", "a {}"]
-    figures = []
+    metrics = []
     for checkpoint in (tiny_run, out):
         classified = said_by(capsys, "classify", "--checkpoint", checkpoint, *asked)
         sizes = ["--data.train_size", 64, "--data.dev_size", 90, "--data.image_size", 32]
@@ -273,8 +273,8 @@ def test_what_export_writes_classifies_and_is_evaluated_as_the_run(tiny_run, fil
             tmp_path / "f",
         )
         found = json.loads((tmp_path / "f").read_text())
-        figures.append((classified, found["text_to_image"], found["image_to_text"]))
-    assert figures[0] == figures[1]
+        metrics.append((classified, found["text_to_image"], found["image_to_text"]))
+    assert metrics[0] == metrics[1]
 
 
 def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
@@ -299,8 +299,8 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         (["search", "--checkpoint", "RUN", "--folder", "EMPTY", "--text", "a"], "no image in"),
         (["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", " "], "--text ' ' is empty"),
         (
-            ["search", "--checkpoint", "nowhere", "--folder", "x", "--text", "a", "--picture", "cat.jpg"],
-            "--picture cat.jpg must end in .png: the picture is a PNG file",
+            ["search", "--checkpoint", "nowhere", "--folder", "x", "--text", "a", "--plot", "cat.jpg"],
+            "--plot cat.jpg must end in .png: the plot is a PNG file",
         ),
         (
             ["evaluate", "--checkpoint", "BLANK"],
@@ -319,8 +319,8 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
             "--top 0 must be at least 1",
         ),
         (
-            ["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", "a", "--picture", "EMPTY"],
-            "--picture .* cannot be written: name a file",
+            ["search", "--checkpoint", "nowhere", "--folder", "EMPTY", "--text", "a", "--plot", "EMPTY"],
+            "--plot .* cannot be written: name a file",
         ),
         (
             ["caption", "--checkpoint", "RUN", "--image", "x.png", "--captions", "nowhere"],

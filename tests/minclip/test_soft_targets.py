@@ -27,8 +27,8 @@ def written_out(images, texts, scale, groups):
     total, n = torch.zeros((), dtype=torch.float64), len(images)
     for i in range(n):
         compared = [j for j in range(n) if j == i or groups[j] != groups[i]]
-        likeness = [(images[i].dot(images[j]) + texts[i].dot(texts[j])) / 2 for j in compared]
-        target = (scale.exp() * torch.stack(likeness)).softmax(dim=0).detach()
+        similarity = [(images[i].dot(images[j]) + texts[i].dot(texts[j])) / 2 for j in compared]
+        target = (scale.exp() * torch.stack(similarity)).softmax(dim=0).detach()
         for rows, columns in ((images, texts), (texts, images)):
             logits = torch.stack([scale.exp() * rows[i].dot(columns[j]) for j in compared])
             total = total - (target * logits.log_softmax(dim=0)).sum() / 2

@@ -24,7 +24,7 @@ LM = RunConfig(
         dropout=0.1,
     ),
     data=ScreenplayConfig(n_scenes=6, validation_scenes=2),
-    train=TrainConfig(steps=6, batch_size=4, average=0.9, evaluate_every=3, save_every=2),
+    train=TrainConfig(steps=6, batch_size=4, ema_decay=0.9, evaluate_every=3, save_every=2),
 )
 REPLY = replace(
     LM,

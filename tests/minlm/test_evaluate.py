@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 from minlm import evaluate
 from minlm.data import ReplyDataset
 from minlm.evaluate import (
-    Cost,
+    TextLoss,
     baselines,
+    evaluate_replies,
+    evaluate_text,
     pair_counts,
     random_batches_loss,
-    reply_cost,
     reply_loss,
     strided_windows,
-    text_cost,
 )
 from minlm.lm import LMConfig, TransformerLM
 from minlm.screenplay.source import ScreenplayConfig, floor_of
@@ -62,7 +62,7 @@ def test_each_target_is_scored_once_with_the_context_promised(n_ids, context_len
 def test_strides_that_leave_gaps_are_refused(stride):
     model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3, context_length=5))
     with pytest.raises(ValueError, match=f"stride={stride} must lie in 1 to context_length=5"):
-        text_cost(model, CharTokenizer("abc"), np.zeros(9, dtype=int), stride)
+        evaluate_text(model, CharTokenizer("abc"), np.zeros(9, dtype=int), stride)
 
 
 @given(lms, st.integers(2, 25), seeds, st.data())
@@ -77,10 +77,10 @@ def test_the_cost_is_that_of_the_tokens_one_by_one(config, n, seed, data):
         context = ids[max(0, end - length) : t].tolist()
         expected += surprise(model, context, ids[t])
     for batch_size in (1, 2, 64):
-        cost = text_cost(model, tokenizer, ids, stride, batch_size)
-        assert cost.nats == pytest.approx(expected, rel=1e-5)  # the loss is summed in float32
+        loss = evaluate_text(model, tokenizer, ids, stride, batch_size)
+        assert loss.nats == pytest.approx(expected, rel=1e-5)  # the loss is summed in float32
         text = tokenizer.decode(ids[1:].tolist())
-        assert (cost.tokens, cost.characters, cost.bytes) == (n - 1, n - 1, len(text.encode()))
+        assert (loss.tokens, loss.characters, loss.bytes) == (n - 1, n - 1, len(text.encode()))
 
 
 @given(lms, st.integers(2, 25), seeds)
@@ -88,8 +88,8 @@ def test_with_stride_one_each_token_is_told_from_a_full_context(config, n, seed)
     model, ids = language_model(config, seed), drawn_ids(config, n, seed)
     length = config.context_length
     expected = sum(surprise(model, ids[max(0, t - length) : t].tolist(), ids[t]) for t in range(1, n))
-    cost = text_cost(model, CharTokenizer(CHARACTERS[: config.vocab_size]), ids, stride=1)
-    assert cost.nats == pytest.approx(expected, rel=1e-5)
+    loss = evaluate_text(model, CharTokenizer(CHARACTERS[: config.vocab_size]), ids, stride=1)
+    assert loss.nats == pytest.approx(expected, rel=1e-5)
 
 
 @given(st.text(CHARACTERS + " ", max_size=40), st.booleans())
@@ -104,20 +104,20 @@ def test_a_model_that_knows_nothing_costs_log_v_a_token(text, characters):
     torch.nn.init.zeros_(model.embedding.tokens.weight)
     n_bytes = len(text.encode()) - len(tokenizer.decode(ids[:1]).encode())
     n_characters = len(text) - len(tokenizer.decode(ids[:1]))
-    figures = text_cost(model.eval(), tokenizer, np.array(ids)).figures()
-    assert figures["bits_per_byte"] == pytest.approx((len(ids) - 1) * math.log2(size) / n_bytes, rel=1e-5)
-    assert figures["nats_per_character"] == pytest.approx(
+    metrics = evaluate_text(model.eval(), tokenizer, np.array(ids)).metrics()
+    assert metrics["bits_per_byte"] == pytest.approx((len(ids) - 1) * math.log2(size) / n_bytes, rel=1e-5)
+    assert metrics["nats_per_character"] == pytest.approx(
         (len(ids) - 1) * math.log(size) / n_characters, rel=1e-5
     )
-    assert figures["perplexity"] == pytest.approx(size, rel=1e-4)
-    counts = (figures["tokens"], figures["characters"], figures["bytes"])
+    assert metrics["perplexity"] == pytest.approx(size, rel=1e-4)
+    counts = (metrics["tokens"], metrics["characters"], metrics["bytes"])
     assert counts == (len(ids) - 1, n_characters, n_bytes)
 
 
 def test_the_figures_of_a_cost():
-    cost = Cost(nats=6 * math.log(2), tokens=3, characters=2, bytes=4)
-    assert cost.nats_per_token == pytest.approx(2 * math.log(2))
-    assert cost.figures() == {
+    loss = TextLoss(nats=6 * math.log(2), tokens=3, characters=2, bytes=4)
+    assert loss.nats_per_token == pytest.approx(2 * math.log(2))
+    assert loss.metrics() == {
         "nats_per_character": pytest.approx(3 * math.log(2)),
         "bits_per_byte": pytest.approx(1.5),
         "perplexity": pytest.approx(4),
@@ -128,7 +128,7 @@ def test_the_figures_of_a_cost():
 def test_a_text_of_one_token_has_no_cost():
     model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3))
     with pytest.raises(ValueError, match="a text of 1 tokens cannot be scored: give at least 2"):
-        text_cost(model, CharTokenizer("abc"), np.zeros(1, dtype=int))
+        evaluate_text(model, CharTokenizer("abc"), np.zeros(1, dtype=int))
 
 
 @given(lms, st.integers(1, 15), st.integers(1, 4), st.integers(1, 3), seeds, st.data())
@@ -222,12 +222,12 @@ def test_replies_cost_what_each_costs_alone(pairs, batch_size, norm_first, seed)
     for line, reply in dataset.pairs:
         logits = model(torch.tensor([line]), torch.tensor([[tokenizer.start_id, *reply[:-1]]]))
         expected += F.cross_entropy(logits[0], torch.tensor(reply), reduction="sum").item()
-    cost = reply_cost(model, dataset, batch_size)
-    assert cost.nats == pytest.approx(expected, rel=1e-5)
+    loss = evaluate_replies(model, dataset, batch_size)
+    assert loss.nats == pytest.approx(expected, rel=1e-5)
     replies = [reply[:5] for _, reply in pairs]
-    assert cost.tokens == sum(len(reply) + 1 for reply in replies)
-    assert cost.characters == sum(len(reply) + 1 for reply in replies)  # each end is a line end
-    assert cost.bytes == sum(len(reply.encode()) + 1 for reply in replies)
+    assert loss.tokens == sum(len(reply) + 1 for reply in replies)
+    assert loss.characters == sum(len(reply) + 1 for reply in replies)  # each end is a line end
+    assert loss.bytes == sum(len(reply.encode()) + 1 for reply in replies)
 
 
 def test_replies_are_smoothed_in_training_only_where_they_are_real():

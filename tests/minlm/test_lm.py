@@ -156,7 +156,7 @@ def test_gpt2_has_the_published_number_of_parameters():
     assert n_all + 11 * n_block + (50256 + 1023) * 768 == 124_439_808
 
 
-def deviation_table(doc: str) -> dict[str, str]:
+def std_table(doc: str) -> dict[str, str]:
     """{end of a parameter's name: its deviation as an expression in D and L}, from the docstring."""
     table = {}
     for line in doc[doc.index("Initial deviations") : doc.index("Differences")].splitlines()[1:]:
@@ -171,7 +171,7 @@ def test_initial_deviations_are_the_docstrings(n_layers, d_model, positions, tie
     torch.manual_seed(seed)
     sizes = {"d_model": d_model, "n_layers": n_layers, "vocab_size": 64, "context_length": 64}
     model = TransformerLM(LMConfig(**sizes, positions=positions, tied=tied))
-    table = deviation_table(TransformerLM.__doc__)
+    table = std_table(TransformerLM.__doc__)
     assert len(table) == 9
     for name, value in model.named_parameters():
         if name.endswith(".bias"):

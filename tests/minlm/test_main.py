@@ -13,7 +13,7 @@ import minclip.presets
 import train_lm
 from minlm.__main__ import COMMANDS, main
 from minlm.data import ReplyDataset
-from minlm.evaluate import random_batches_loss, reply_cost, text_cost
+from minlm.evaluate import evaluate_replies, evaluate_text, random_batches_loss
 from minlm.generate import SamplingConfig
 from minlm.presets import PRESETS
 from minlm.pretrained import load_gpt2
@@ -105,31 +105,32 @@ def test_a_beam_takes_no_sampling_options(lm_run, option, capsys):
         said_by(capsys, "generate", lm_run, "--prompt", "Ada", "--beam", "2", *option)
 
 
-def figures_of(capsys, path, run, *arguments):
+def metrics_of(capsys, path, run, *arguments):
     """(what is written, what is printed)."""
     said = said_by(capsys, "evaluate", run, "--json", path, *arguments)
     return json.loads(path.read_text()), dict(line.split() for line in said.splitlines())
 
 
 def test_evaluate_gives_the_figures_of_the_run(run, capsys, tmp_path):
-    figures, said = figures_of(capsys, tmp_path / "figures.json", run)
+    metrics, said = metrics_of(capsys, tmp_path / "metrics.json", run)
     result = json.loads((run / "result.json").read_text())
     for name in ("nats_per_character", "bits_per_byte", "perplexity", "tokens", "characters", "bytes"):
-        assert figures[name] == pytest.approx(result[name])
-        assert float(said[name].replace(",", "")) == pytest.approx(figures[name], abs=1e-4)
-    assert figures["seconds"] > 0
+        assert metrics[name] == pytest.approx(result[name])
+        assert float(said[name].replace(",", "")) == pytest.approx(metrics[name], abs=1e-4)
+    assert metrics["seconds"] > 0
 
 
 def test_evaluate_offers_other_strides_and_the_peers_estimate(lm_run, capsys, tmp_path):
     model, tokenizer, config = load(lm_run)
     ids = np.array(tokenizer.encode(config.data.read()["validation"]))
     options = ["--stride", 32, "--random_batches", 3]
-    figures, _ = figures_of(capsys, tmp_path / "figures.json", lm_run, *options)
+    metrics, _ = metrics_of(capsys, tmp_path / "metrics.json", lm_run, *options)
     assert (
-        figures["nats_per_character"] == text_cost(model, tokenizer, ids, 32).figures()["nats_per_character"]
+        metrics["nats_per_character"]
+        == evaluate_text(model, tokenizer, ids, 32).metrics()["nats_per_character"]
     )
     expected = random_batches_loss(model, ids, config.train.batch_size, config.train.seed, 3)
-    assert figures["random_batches_nats_per_token"] == expected
+    assert metrics["random_batches_nats_per_token"] == expected
     with pytest.raises(ValueError, match="stride=0 must lie in 1 to context_length=32"):
         said_by(capsys, "evaluate", lm_run, "--stride", 0)
 
@@ -140,10 +141,10 @@ def test_evaluate_takes_another_file_even_a_short_one(lm_run, capsys, tmp_path):
     (tmp_path / "text.txt").write_text(text, encoding="utf-8")
     model, tokenizer, _ = load(lm_run)
     options = ["--data.path", tmp_path / "text.txt", "--data.validation_fraction", "0.6"]
-    figures, _ = figures_of(capsys, tmp_path / "figures.json", lm_run, *options)
+    metrics, _ = metrics_of(capsys, tmp_path / "metrics.json", lm_run, *options)
     ids = np.array(tokenizer.encode(text[int(0.4 * len(text)) :]))
-    expected = text_cost(model, tokenizer, ids).figures()
-    assert {name: figures[name] for name in expected} == expected
+    expected = evaluate_text(model, tokenizer, ids).metrics()
+    assert {name: metrics[name] for name in expected} == expected
     with pytest.raises(ValueError, match="tokens do not fill a window of 32: give a longer text"):
         said_by(capsys, "evaluate", lm_run, *options, "--random_batches", 2)
 
@@ -154,14 +155,14 @@ def test_evaluate_takes_another_script_for_replies(reply_run, capsys, tmp_path):
     (tmp_path / "script.txt").write_text("\n".join(speeches))
     options = ["--data.path", tmp_path / "script.txt", "--data.validation_fraction", "0.9"]
     try:
-        figures, _ = figures_of(capsys, tmp_path / "figures.json", reply_run, *options)
+        metrics, _ = metrics_of(capsys, tmp_path / "metrics.json", reply_run, *options)
     except ValueError as error:
         assert "is not among the" in str(error)  # noqa: PT017 - the run may not know each letter
         return
     text = "\n".join(speeches)
     pairs = reply_pairs(parse_script(text[int((1 - 0.9) * len(text)) :]))
-    expected = reply_cost(model, ReplyDataset(pairs, tokenizer, 80)).figures()
-    assert {name: figures[name] for name in expected} == expected
+    expected = evaluate_replies(model, ReplyDataset(pairs, tokenizer, 80)).metrics()
+    assert {name: metrics[name] for name in expected} == expected
 
 
 def test_export_writes_what_load_gpt2_reads(tmp_path, capsys, monkeypatch):

@@ -281,10 +281,10 @@ def test_the_loss_is_drawn_by_time_as_well(tmp_path):
     "train, note",
     [
         ({}, ""),
-        ({"average": 0.0, "neighbours": 1}, ""),
-        ({"average": 0.99, "neighbours": 1}, " (averaged weights)"),
-        ({"average": 0.0, "neighbours": 2}, " (no hard negatives)"),
-        ({"average": 0.99, "neighbours": 2}, " (averaged weights, no hard negatives)"),
+        ({"ema_decay": 0.0, "neighbours": 1}, ""),
+        ({"ema_decay": 0.99, "neighbours": 1}, " (averaged weights)"),
+        ({"ema_decay": 0.0, "neighbours": 2}, " (no hard negatives)"),
+        ({"ema_decay": 0.99, "neighbours": 2}, " (averaged weights, no hard negatives)"),
     ],
 )
 def test_the_curve_says_why_a_dev_loss_can_lie_below_the_training_loss(tmp_path, train, note):

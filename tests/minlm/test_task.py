@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from minlm import task as tasks
-from minlm.evaluate import reply_cost, reply_tokens, text_cost
+from minlm.evaluate import evaluate_replies, evaluate_text, reply_tokens
 from minlm.generate import SamplingConfig, beam_search
 from minlm.runs import load
 from minlm.screenplay.script import parse_script, reply_pairs
@@ -48,8 +48,8 @@ def test_continuing_learns_the_next_token(continuation):
 def test_continuing_is_followed_on_the_whole_validation_text(continuation):
     task, model, tokenizer, texts = continuation
     ids = np.array(tokenizer.encode(texts["validation"]))
-    assert task.cost(model) == text_cost(model, tokenizer, ids)
-    assert task.cost(model, stride=3) == text_cost(model, tokenizer, ids, stride=3)
+    assert task.text_loss(model) == evaluate_text(model, tokenizer, ids)
+    assert task.text_loss(model, stride=3) == evaluate_text(model, tokenizer, ids, stride=3)
     assert f"{len(ids):,} tokens of validation" in task.describe()
 
 
@@ -75,7 +75,7 @@ def test_replying_is_followed_without_smoothing(replies):
     task, model, _, texts = replies
     pairs = reply_pairs(parse_script(texts["validation"]))
     assert len(task.validation) == len(pairs)
-    assert task.cost(model, stride=5) == reply_cost(model, task.validation)
+    assert task.text_loss(model, stride=5) == evaluate_replies(model, task.validation)
     n_cut = task.dataset.n_cut + task.validation.n_cut
     assert f"{len(pairs)} pairs of validation, {n_cut} of them cut at 80 tokens" in task.describe()
 
@@ -99,10 +99,10 @@ def test_baselines_are_of_what_the_model_is_scored_on(continuation, replies):
         for parameter in blank.parameters():
             torch.nn.init.zeros_(parameter)
         losses = task.baselines()
-        cost = task.cost(blank)
-        assert losses["chance"] == pytest.approx(cost.figures()["nats_per_character"], rel=1e-5)
+        loss = task.text_loss(blank)
+        assert losses["chance"] == pytest.approx(loss.metrics()["nats_per_character"], rel=1e-5)
         assert losses["chance"] == pytest.approx(
-            cost.tokens * math.log(tokenizer.vocab_size) / cost.characters
+            loss.tokens * math.log(tokenizer.vocab_size) / loss.characters
         )
         assert losses["bigram"] < losses["unigram"] < losses["chance"]
 

@@ -317,10 +317,10 @@ def test_initial_deviations_are_those_of_the_docstring(d_model, n_layers):
     table |= {"mlp.fc1": 0.5**0.5, "mlp.fc2": writes}
     for name, factor in table.items():
         layer = blocks[0].get_submodule(name)
-        deviation = factor * d_model**-0.5
+        std = factor * d_model**-0.5
         # Of n normal draws the deviation strays by deviation / sqrt(2 n): five of those are allowed.
-        tolerance = 5 * deviation / (2 * layer.weight.numel()) ** 0.5
-        assert layer.weight.std().item() == pytest.approx(deviation, abs=tolerance)
+        tolerance = 5 * std / (2 * layer.weight.numel()) ** 0.5
+        assert layer.weight.std().item() == pytest.approx(std, abs=tolerance)
         assert (layer.bias == 0).all()
 
 

@@ -79,10 +79,10 @@ def test_every_row_comes_back(tmp_path_factory, sizes):
         for number, (row, label) in enumerate(zip(pixels, labels, strict=True)):
             record = pickle.loads(pickle.dumps(found[f"{name}/{number:05}"]))
             red, green, blue = row[:1024], row[1024:2048], row[2048:]
-            picture = np.asarray(record.open())
+            image = np.asarray(record.open())
             for y, x in ((0, 0), (0, 31), (31, 0), (7, 19)):
-                assert picture[y, x].tolist() == [channel[32 * y + x] for channel in (red, green, blue)]
-            assert picture.tobytes() == np.stack([red, green, blue], -1).tobytes()
+                assert image[y, x].tolist() == [channel[32 * y + x] for channel in (red, green, blue)]
+            assert image.tobytes() == np.stack([red, green, blue], -1).tobytes()
             assert record.group == label
             article = "an" if NAMES[label] == b"airplane" else "a"
             assert record.captions == (f"a photo of {article} {NAMES[label].decode()}",)

@@ -264,9 +264,9 @@ def test_records_survive_pickling_and_have_ids_of_their_own():
         assert (record.captions, record.group) == (captions(scene), scene.group)
     for record in records:
         copy = pickle.loads(pickle.dumps(record))
-        picture = copy.open()
-        assert (picture.mode, picture.size) == ("RGB", (40, 40))
-        assert picture.tobytes() == record.open().tobytes()
+        image = copy.open()
+        assert (image.mode, image.size) == ("RGB", (40, 40))
+        assert image.tobytes() == record.open().tobytes()
 
 
 # --- pictures
@@ -299,8 +299,8 @@ def assert_inside_and_apart(scene):
 
 def assert_shows_what_is_said(scene, image_size):
     """Size, colour, pattern and place of every object, measured in the picture, are those of the caption."""
-    picture = np.asarray(draw(scene, image_size), dtype=float)
-    drawn = np.abs(picture - scene.background).max(axis=2) > 8
+    image = np.asarray(draw(scene, image_size), dtype=float)
+    drawn = np.abs(image - scene.background).max(axis=2) > 8
     centres = []
     places = (np.arange(image_size) + 0.5) / image_size
     for thing in scene.objects:
@@ -309,7 +309,7 @@ def assert_shows_what_is_said(scene, image_size):
         rows, columns = np.nonzero(drawn & box)
         side = max(np.ptp(rows), np.ptp(columns)) / image_size
         assert thing.size == ("small" if side < 0.29 else "large")
-        colours = nearest_colours(picture[drawn & box])
+        colours = nearest_colours(image[drawn & box])
         ink = "black" if thing.colour in ("yellow", "cyan") else "white"
         inked = colours.pop(ink, 0) > 0
         if image_size > 96:  # enough for whole pixels of ink; for the smaller ones see the next test
@@ -350,13 +350,13 @@ def assert_layout(layout, centres):
 @pytest.mark.parametrize("image_size", [48, 64])
 def test_objects_that_differ_in_an_attribute_look_different(image_size):
     kinds = list(itertools.product(SHAPES, COLOURS, RADII, PATTERNS))
-    pictures = np.stack(
+    images = np.stack(
         [
             np.asarray(draw(Scene("middle centre", (Object(*kind, 0.5, 0.5),), (220, 220, 220)), image_size))
             for kind in kinds
         ]
     ).astype(np.float32)
-    flat = pictures.reshape(len(kinds), -1) / 255
+    flat = images.reshape(len(kinds), -1) / 255
     squares = (flat**2).sum(1)
     distance = squares[:, None] + squares[None] - 2 * flat @ flat.T
     np.fill_diagonal(distance, np.inf)

@@ -23,7 +23,7 @@ from minclip.data.tokenizer import WordPiece
 from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.features import with_features
 from tests.drawing import SMALL
-from tests.minclip.data.test_tarfiles import draw, encoded, same_picture, write
+from tests.minclip.data.test_tarfiles import draw, encoded, same_image, write
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 0)
 TOKENIZER = WordPiece.train(["caption 0123456789"], 40)
@@ -105,32 +105,37 @@ workers_of = st.integers(0, 4)
 
 @given(SIZES, st.integers(1, 4), st.integers(1, 4), workers_of, st.integers(0, 99), st.integers(1, 12))
 def test_all_processes_together_see_every_sample_once_an_epoch(
-    sizes, batch_size, world, workers, seed, buffer
+    sizes, batch_size, world_size, workers, seed, buffer
 ):
     data, total = Keys(sizes), sum(sizes)
-    options = {"batch_size": batch_size * world, "seed": seed, "buffer": buffer, "world": world}
+    options = {
+        "batch_size": batch_size * world_size,
+        "seed": seed,
+        "buffer": buffer,
+        "world_size": world_size,
+    }
     options["workers"] = workers
-    if total < batch_size * world:  # fit_batch sees to that
+    if total < batch_size * world_size:  # fit_batch sees to that
         return
-    processes = [ShardBatches(data, rank=rank, **options) for rank in range(world)]
+    processes = [ShardBatches(data, rank=rank, **options) for rank in range(world_size)]
     steps = processes[0].steps_per_epoch
     for epoch in range(2):
         keys = [tuple(k) for b in processes for batch in keys_of(b, epoch * steps, steps) for k in batch]
         assert {e for e, _ in keys} == {epoch}
-        assert len(set(keys)) == len(keys) == world * steps * batch_size
-        assert total - len(keys) < world * batch_size  # less than a batch
+        assert len(set(keys)) == len(keys) == world_size * steps * batch_size
+        assert total - len(keys) < world_size * batch_size  # less than a batch
 
 
 @given(SIZES, st.integers(1, 4), st.integers(1, 3), workers_of, st.integers(0, 99))
-def test_each_worker_of_each_process_reads_shards_of_its_own(sizes, batch_size, world, workers, seed):
+def test_each_worker_of_each_process_reads_shards_of_its_own(sizes, batch_size, world_size, workers, seed):
     """Readers that go through the shards in a row, one behind the other, share one shard at most where they meet."""
-    if sum(sizes) < batch_size * world:
+    if sum(sizes) < batch_size * world_size:
         return
     data, readers = Keys(sizes), max(1, workers)
     shard_of = [number for number, size in enumerate(sizes) for _ in range(size)]
     read = {}
-    for rank in range(world):
-        batches = ShardBatches(data, batch_size * world, seed, workers, 1, rank, world)
+    for rank in range(world_size):
+        batches = ShardBatches(data, batch_size * world_size, seed, workers, 1, rank, world_size)
         for step in range(batches.steps_per_epoch):
             reader = read.setdefault((rank, step % readers), [])
             reader += [shard_of[i] for _, i in batches.keys(step)]
@@ -196,7 +201,7 @@ def test_records_are_those_that_were_written(tmp_path_factory, n, shard_size, to
         with pytest.raises(IndexError):
             records[index]
     copy = pickle.loads(pickle.dumps(records))
-    assert same_picture(copy[n // 2], n // 2)
+    assert same_image(copy[n // 2], n // 2)
     if len(shards) > 1:
         splits = read(folder)
         assert numbers(splits["train"]) + numbers(splits["dev"]) == list(range(n))
@@ -318,7 +323,7 @@ def test_only_the_first_process_counts(tmp_path, counted, monkeypatch):
     shards = make(tmp_path, 8)
     (tmp_path / "sizes.json").unlink()
     monkeypatch.setattr("minlm.training.distributed.rank", lambda: 1)
-    monkeypatch.setattr("minlm.training.distributed.world", lambda: 2)
+    monkeypatch.setattr("minlm.training.distributed.world_size", lambda: 2)
     told = dict.fromkeys(shards, 3)
     monkeypatch.setattr(
         "minlm.training.distributed.dist.broadcast_object_list", lambda v: v.__setitem__(0, told)

@@ -38,7 +38,7 @@ def write(path: Path, members: list[tuple[str, bytes]], **options) -> Path:
     return path
 
 
-def same_picture(record: Record, number: int) -> bool:
+def same_image(record: Record, number: int) -> bool:
     return np.array_equal(np.asarray(record.open()), np.asarray(draw(number)))
 
 
@@ -62,7 +62,7 @@ def test_round_trip(tmp_path_factory, captions, shard_size, with_class):
         found += read
     assert len(found) == len(records) == len({record.image_id for record in found})
     for number, (record, written) in enumerate(zip(pickle.loads(pickle.dumps(found)), records, strict=True)):
-        assert same_picture(record, number)
+        assert same_image(record, number)
         assert record.group == (written.group if with_class else number)
         one_line = tuple(" ".join(text.splitlines()).strip() for text in written.captions)
         assert record.captions == (CLASSES[written.group] if with_class else one_line)
@@ -105,7 +105,7 @@ def test_layouts_of_others(tmp_path, format):
         f"0.tar/{long}",
         "0.tar/3",
     ]
-    assert all(same_picture(record, number) for number, record in enumerate(records))
+    assert all(same_image(record, number) for number, record in enumerate(records))
     assert left_out == []
 
 

@@ -18,7 +18,7 @@ SIZES = st.tuples(SIDES, SIDES)
 SEEDS = st.integers(0, 2**32 - 1)
 
 
-def picture(height: int, width: int, seed: int = 0) -> Image.Image:
+def photo(height: int, width: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
 
 
@@ -51,7 +51,7 @@ def test_the_statistics_are_the_published_ones():
 @given(SIZES, SEEDS, st.booleans())
 def test_a_picture_of_the_target_size_is_only_normalised(size, seed, imagenet):
     statistics = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD} if imagenet else {}
-    transform, image = make(False, image_size=size, **statistics), picture(*size, seed)
+    transform, image = make(False, image_size=size, **statistics), photo(*size, seed)
     result = transform(image)
     assert result.dtype == torch.float32
     assert torch.equal(result, plain(image, transform))
@@ -64,7 +64,7 @@ def test_a_picture_of_the_target_size_is_only_normalised(size, seed, imagenet):
 def test_evaluation_of_square_targets_is_the_published_one(size, side, seed, interpolation):
     """The rounding of torchvision's Resize and CenterCrop, written out; tests/parity has torchvision itself."""
     height, width = size
-    image = picture(height, width, seed)
+    image = photo(height, width, seed)
     short, long = min(size), max(size)
     new_long = int(side * long / short)
     new_width, new_height = (side, new_long) if width <= height else (new_long, side)
@@ -88,7 +88,7 @@ def test_any_target_is_covered_and_one_side_is_shown_whole(size, target):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Image.Image, "resize", lambda *a: resized.append(a[1]) or original(*a))
         patch.setattr(transforms, "WHOLE_RESIZE", inf)
-        transform.cover(picture(height, width))
+        transform.cover(photo(height, width))
     ((new_width, new_height),) = resized
     assert (new_height == h and new_width >= w) or (new_width == w and new_height >= h)
     assert new_width <= max(w, h * width / height)  # and no larger than the covering scale needs
@@ -105,14 +105,14 @@ def test_the_centre_is_kept():
 
 @given(SIZES, SIZES, SEEDS)
 def test_scale_one_without_flip_is_evaluation(size, target, seed):
-    image = picture(*size, seed)
+    image = photo(*size, seed)
     train, evaluation = make(True, image_size=target, crop_scale=(1.0, 1.0)), make(False, image_size=target)
     assert torch.equal(train(image, random.Random(seed)), evaluation(image))
 
 
 @given(SIZES, SIZES, SEEDS)
 def test_invert_gives_back_every_pixel(size, target, seed):
-    transform, image = make(False, image_size=target), picture(*size, seed)
+    transform, image = make(False, image_size=target), photo(*size, seed)
     np.testing.assert_array_equal(np.asarray(transform.invert(transform(image))), transform.cover(image))
 
 
@@ -122,7 +122,7 @@ def test_invert_clips():
 
 
 def test_a_flip_is_a_mirror_image_and_happens_half_of_the_time():
-    image, transform = picture(9, 7), make(True, image_size=(9, 7), flip=True)
+    image, transform = photo(9, 7), make(True, image_size=(9, 7), flip=True)
     straight = plain(image, transform)
     flipped = 0
     for seed in range(400):
@@ -177,13 +177,13 @@ def test_areas_places_and_stretches_are_spread_evenly():
 
 
 def test_a_picture_too_narrow_for_any_crop_shows_its_centre():
-    transform, image = make(True, image_size=(20, 20), crop_scale=(0.9, 1.0)), picture(10, 200)
+    transform, image = make(True, image_size=(20, 20), crop_scale=(0.9, 1.0)), photo(10, 200)
     assert torch.equal(transform(image, random.Random(0)), make(False, image_size=(20, 20))(image))
 
 
 @given(SEEDS, SEEDS)
 def test_the_view_is_a_function_of_the_random_state_alone(seed, other):
-    transform, image = make(True, image_size=(16, 16), crop_scale=(0.2, 1.0), flip=True), picture(50, 40)
+    transform, image = make(True, image_size=(16, 16), crop_scale=(0.2, 1.0), flip=True), photo(50, 40)
     first, again = (transform(image, random.Random(seed)) for _ in range(2))
     assert torch.equal(first, again)
     if seed != other:
@@ -193,7 +193,7 @@ def test_the_view_is_a_function_of_the_random_state_alone(seed, other):
 @given(SIZES, SIZES, SEEDS, st.booleans())
 def test_without_random_crops_a_shrunk_picture_gives_the_same_view(size, target, seed, train):
     transform = make(train, image_size=target, flip=True)
-    image = picture(*size, seed)
+    image = photo(*size, seed)
     kept = transform.shrink(image)
     assert kept.size == target[::-1]
     assert torch.equal(transform(kept, random.Random(seed)), transform(image, random.Random(seed)))
@@ -229,7 +229,7 @@ def test_no_crop_of_a_shrunk_picture_is_enlarged(size, h, w, low, seed):
 
 def test_a_view_of_a_shrunk_picture_is_as_sharp_as_the_true_one():
     """Contrast between neighbours, of noise; shrunk to 1.25 times the target's side, it would lose a fifth."""
-    image = picture(400, 500).resize((1500, 1200), Image.Resampling.BICUBIC).resize((500, 400))
+    image = photo(400, 500).resize((1500, 1200), Image.Resampling.BICUBIC).resize((500, 400))
     transform = make(True, image_size=(32, 32), crop_scale=(0.25, 1.0), interpolation="bilinear")
     kept = transform.shrink(image)
     assert kept.size == (83, 67)
@@ -250,7 +250,7 @@ def test_of_a_strip_only_the_part_that_is_shown_is_resized(size, target, seed, n
 
     Noise for bilinear only: where bicubic weights overshoot, Pillow's clipping depends on which side it resizes first.
     """
-    image = picture(*size, seed) if noise else gradient(*size)
+    image = photo(*size, seed) if noise else gradient(*size)
     transform = make(False, image_size=target, interpolation="bilinear" if noise else "bicubic")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(transforms, "WHOLE_RESIZE", inf)
@@ -278,7 +278,7 @@ def test_a_strip_takes_little_memory(size, monkeypatch):
 
 
 def test_grey_pictures_get_three_colours():
-    grey = picture(8, 8).convert("L")
+    grey = photo(8, 8).convert("L")
     transform = make(False, image_size=(8, 8))
     assert torch.equal(transform(grey), transform(grey.convert("RGB")))
 
@@ -297,8 +297,8 @@ def test_grey_pictures_get_three_colours():
         ({"crop_scale": (0.0, 1.0)}, r"crop_scale \(0.0, 1.0\) must be"),
         ({"crop_scale": (0.9, 0.5)}, "low <= high <= 1"),
         ({"crop_scale": (0.9, 1.5)}, "low <= high <= 1"),
-        ({"jitter": 1.5}, "jitter 1.5 must be a share"),
-        ({"jitter": -0.1}, "jitter -0.1 must be a share"),
+        ({"color_jitter": 1.5}, "color_jitter 1.5 must be a share"),
+        ({"color_jitter": -0.1}, "color_jitter -0.1 must be a share"),
     ],
 )
 def test_config_refuses(fields, message):
@@ -306,21 +306,21 @@ def test_config_refuses(fields, message):
         TransformConfig(**fields)
 
 
-@pytest.mark.parametrize("fields", [{"flip": True}, {"crop_scale": (0.5, 1.0)}, {"jitter": 0.1}])
+@pytest.mark.parametrize("fields", [{"flip": True}, {"crop_scale": (0.5, 1.0)}, {"color_jitter": 0.1}])
 def test_a_random_view_needs_a_random_state(fields):
     with pytest.raises(ValueError, match="call it with rng="):
-        make(True, image_size=(4, 4), **fields)(picture(4, 4))
-    assert make(False, image_size=(4, 4), **fields)(picture(4, 4)).shape == (3, 4, 4)  # evaluation needs none
+        make(True, image_size=(4, 4), **fields)(photo(4, 4))
+    assert make(False, image_size=(4, 4), **fields)(photo(4, 4)).shape == (3, 4, 4)  # evaluation needs none
 
 
 @given(st.floats(0.01, 1), SEEDS)
-def test_colours_change_as_the_equation_says(jitter, seed):
+def test_colours_change_as_the_equation_says(color_jitter, seed):
     """One at a time: brightness scales, contrast spreads about the mean grey, saturation spreads about each grey."""
-    transform = make(True, image_size=(4, 5), jitter=jitter)
+    transform = make(True, image_size=(4, 5), color_jitter=color_jitter)
     colours = torch.from_numpy(np.random.default_rng(seed).uniform(0.3, 0.5, (3, 4, 5)))
     changed = transform.change_colours(colours, random.Random(seed))
     rng = random.Random(seed)
-    b, c, s = (rng.uniform(1 - jitter, 1 + jitter) for _ in range(3))
+    b, c, s = (rng.uniform(1 - color_jitter, 1 + color_jitter) for _ in range(3))
     mean = colours.mean().item()
     for y in range(4):
         for x in range(5):
@@ -331,8 +331,8 @@ def test_colours_change_as_the_equation_says(jitter, seed):
 
 
 def test_jitter_is_for_training_only_and_keeps_the_range():
-    image = picture(8, 8)
-    fields = {"image_size": (8, 8), "jitter": 0.9}
+    image = photo(8, 8)
+    fields = {"image_size": (8, 8), "color_jitter": 0.9}
     assert torch.equal(make(False, **fields)(image), plain(image, make(False, image_size=(8, 8))))
     transform = make(True, **fields)
     views = [transform(image, random.Random(seed)) for seed in range(40)]

@@ -219,8 +219,8 @@ def test_the_picture_shows_the_maps_over_the_image(tmp_path):
             "last layer, head 1",
         ]
         for axes, wanted in zip(others, [relevance[row], rollouts[row], *heads[row]], strict=True):
-            picture, drawn = axes.get_images()
-            np.testing.assert_array_equal(picture.get_array(), np.asarray(transform.invert(images[row])))
+            image, drawn = axes.get_images()
+            np.testing.assert_array_equal(image.get_array(), np.asarray(transform.invert(images[row])))
             np.testing.assert_array_equal(drawn.get_array(), wanted.numpy())
-            assert drawn.get_extent() == picture.get_extent()
+            assert drawn.get_extent() == image.get_extent()
     assert (tmp_path / "attention.png").stat().st_size > 5000

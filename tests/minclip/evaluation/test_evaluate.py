@@ -15,7 +15,7 @@ from minclip.evaluation.evaluate import (
     choice_accuracy,
     evaluate_all,
     evaluate_records,
-    format_figures,
+    format_metrics,
     format_retrieval,
 )
 from minclip.evaluation.linear_probe import linear_probe
@@ -34,7 +34,7 @@ def test_evaluation_of_records(captions, batch_size):
     assert torch.equal(got.image_embeddings, embed_images(model, records, transform, batch_size))
     texts = [caption for some in captions for caption in some]
     assert torch.equal(got.text_embeddings, embed_texts(model, TOKENIZER, texts, batch_size))
-    assert got.figures == {
+    assert got.metrics == {
         "images": len(records),
         "captions": len(texts),
         **retrieval(got.image_embeddings, got.text_embeddings, torch.tensor(owners)),
@@ -44,8 +44,8 @@ def test_evaluation_of_records(captions, batch_size):
 
 def test_figures_read_as_one_line_a_direction():
     images = torch.eye(4)
-    figures = {"images": 4, "captions": 8, **retrieval(images, images[[0, 1, 2, 3] * 2], torch.arange(8) % 4)}
-    first, second = format_retrieval(figures, 12.34).split("\n")
+    metrics = {"images": 4, "captions": 8, **retrieval(images, images[[0, 1, 2, 3] * 2], torch.arange(8) % 4)}
+    first, second = format_retrieval(metrics, 12.34).split("\n")
     assert first == (
         "image to text: recall@1 100.0% (chance 25.00%), recall@5 100.0% (chance 89.29%), "
         "recall@10 100.0% (chance 100.00%), median rank 1 of 8; 4 images, 8 captions, 12.3 s"
@@ -83,9 +83,9 @@ def test_class_data_gets_every_figure():
     classes = embed_classes(model, TOKENIZER, names, templates)
     train_labels = torch.tensor([some.group for some in train])
     train_features, features = (image_features(model, some, transform) for some in (train, dev))
-    choice = found.figures.pop("caption_choice")
+    choice = found.metrics.pop("caption_choice")
     assert (choice["chance"], choice["n"], choice["choices"]) == (pytest.approx(1 / 3), 9, 3)
-    assert found.figures == {
+    assert found.metrics == {
         "images": 9,
         "captions": 18,
         **retrieval(images, texts, found.image_of_text, labels),
@@ -93,7 +93,7 @@ def test_class_data_gets_every_figure():
         "linear_probe": linear_probe(train_features, train_labels, features, labels, names),
     }
     for way in ("image_to_text", "text_to_image"):  # a third of all answers are of the query's class
-        assert found.figures["chance"][way]["recall@1"] == pytest.approx(1 / 3)
+        assert found.metrics["chance"][way]["recall@1"] == pytest.approx(1 / 3)
 
 
 @pytest.mark.parametrize("n_train, every", [(10, 1), (16, 2), (20, 2), (21, 3)])
@@ -107,7 +107,7 @@ def test_the_probe_is_fitted_on_evenly_spaced_images(monkeypatch, n_train, every
     ((features, labels, *_),) = calls
     torch.testing.assert_close(features, image_features(model, train[::every], transform))
     assert labels.tolist() == [some.group for some in train[::every]]
-    assert found.figures["linear_probe"]["n_train"] == len(train[::every])
+    assert found.metrics["linear_probe"]["n_train"] == len(train[::every])
 
 
 def test_the_probe_leaves_out_damaged_training_images():
@@ -121,8 +121,8 @@ def test_the_probe_leaves_out_damaged_training_images():
         found = evaluate_all(model, dev, transform, TOKENIZER, names, train_records=train, batch_size=3)
     readable = [*records[:5], *records[8:15]]
     expected = evaluate_all(model, dev, transform, TOKENIZER, names, train_records=readable, batch_size=3)
-    assert found.figures == expected.figures
-    assert found.figures["linear_probe"]["n_train"] == 12
+    assert found.metrics == expected.metrics
+    assert found.metrics["linear_probe"]["n_train"] == 12
     with pytest.raises(ValueError, match="cannot decode image 'image 5'"):
         evaluate_all(model, train, transform, TOKENIZER, names)
 
@@ -135,13 +135,13 @@ def test_there_is_no_probe_where_damage_leaves_out_a_class(left):
         found = evaluate_all(
             model, records, transform, TOKENIZER, names, train_records=[*records[:left], *broken[left:15]]
         )
-    assert "linear_probe" not in found.figures
+    assert "linear_probe" not in found.metrics
 
 
 def test_prompts_and_choices_are_embedded_as_they_are(monkeypatch):
     """The figures of so few images may be right by luck: what they are made from is not."""
     model, (names, dev), templates = TinyCLIP(), class_records(9), ("a photo of a {}", "the {}")
-    zero_shots, choices = (spied(monkeypatch, evaluate, name) for name in ("zero_shot", "choice_figures"))
+    zero_shots, choices = (spied(monkeypatch, evaluate, name) for name in ("zero_shot", "choice_metrics"))
     evaluate_all(model, dev, transform, TOKENIZER, names, templates)
     assert torch.equal(zero_shots[0][2], embed_classes(model, TOKENIZER, names, templates))
     images, texts, questions = choices[0]
@@ -154,8 +154,8 @@ def test_captions_are_chosen_as_by_the_model_itself():
     model = TinyCLIP()
     texts = [f"{first} {second}" for first in ("red", "green", "blue", "the") for second in WORDS[6:9]]
     records = [record(i, (texts[i], f"a photo of {texts[i]}")) for i in range(12)]
-    figures = evaluate_all(model, records, transform, TOKENIZER).figures
-    assert figures.keys() == {
+    metrics = evaluate_all(model, records, transform, TOKENIZER).metrics
+    assert metrics.keys() == {
         "images",
         "captions",
         "image_to_text",
@@ -164,30 +164,30 @@ def test_captions_are_chosen_as_by_the_model_itself():
         "caption_choice",
     }
     choice = choice_accuracy(model, TOKENIZER, transform, caption_questions(records, 3))
-    assert figures["caption_choice"] == {**choice, "choices": 3}
+    assert metrics["caption_choice"] == {**choice, "choices": 3}
     assert 0 < choice["accuracy"] < 1  # so that an error in the rows would show
 
 
 def test_two_images_give_no_choice_of_three():
     records = [record(i, ("a",)) for i in range(2)]
-    assert "caption_choice" not in evaluate_all(TinyCLIP(), records, transform, TOKENIZER).figures
+    assert "caption_choice" not in evaluate_all(TinyCLIP(), records, transform, TOKENIZER).metrics
 
 
 def test_every_figure_is_said_beside_its_chance():
     names, records = class_records(12)
     found = evaluate_all(TinyCLIP(), records, transform, TOKENIZER, names, train_records=records)
-    figures = found.figures
-    *first, choice, classes, probe = format_figures(figures, 1.5).split("\n")
-    assert "\n".join(first) == format_retrieval(figures, 1.5)
+    metrics = found.metrics
+    *first, choice, classes, probe = format_metrics(metrics, 1.5).split("\n")
+    assert "\n".join(first) == format_retrieval(metrics, 1.5)
     assert (
         choice
-        == f"3-choice captions: {figures['caption_choice']['accuracy']:.1%} (chance 33.3%), 12 questions"
+        == f"3-choice captions: {metrics['caption_choice']['accuracy']:.1%} (chance 33.3%), 12 questions"
     )
-    top1 = figures["class_zero_shot"]["top1"]
+    top1 = metrics["class_zero_shot"]["top1"]
     assert (
         classes == f"class zero shot: top1 {top1:.1%} (chance 33.3%), top5 100.0% (chance 100.0%); 12 images"
     )
-    top1, l2 = figures["linear_probe"]["top1"], figures["linear_probe"]["l2"]
+    top1, l2 = metrics["linear_probe"]["top1"], metrics["linear_probe"]["l2"]
     assert probe == (
         f"linear probe: top1 {top1:.1%} (chance 33.3%), top5 100.0% (chance 100.0%); 12 images, "
         f"12 to fit, l2 {l2:.2g}"
@@ -196,13 +196,13 @@ def test_every_figure_is_said_beside_its_chance():
 
 def test_each_number_is_said_in_its_own_place():
     top = {"top1": 0.11, "top5": 0.22, "chance": {"top1": 0.33, "top5": 0.44}, "n": 55}
-    figures = {
+    metrics = {
         **{"images": 4, "captions": 4, **retrieval(torch.eye(4), torch.eye(4), torch.arange(4))},
         "caption_choice": {"accuracy": 0.66, "chance": 0.25, "n": 77, "choices": 4},
         "class_zero_shot": top | {"n": 66},
         "linear_probe": top | {"n_train": 88, "l2": 0.5},
     }
-    assert format_figures(figures, 1.0).split("\n")[2:] == [
+    assert format_metrics(metrics, 1.0).split("\n")[2:] == [
         "4-choice captions: 66.0% (chance 25.0%), 77 questions",
         "class zero shot: top1 11.0% (chance 33.0%), top5 22.0% (chance 44.0%); 66 images",
         "linear probe: top1 11.0% (chance 33.0%), top5 22.0% (chance 44.0%); 55 images, 88 to fit, l2 0.5",
@@ -224,8 +224,8 @@ def test_there_is_a_probe_where_training_shows_every_class_and_one_three_times(g
     names, dev = class_records(9)
     train = [class_records(3)[1][group] for group in groups]
     found = evaluate_all(TinyCLIP(), dev, transform, TOKENIZER, names, train_records=train)
-    assert ("linear_probe" in found.figures) == probed
-    assert found.figures["class_zero_shot"]["n"] == 9
+    assert ("linear_probe" in found.metrics) == probed
+    assert found.metrics["class_zero_shot"]["n"] == 9
 
 
 def test_without_classes_no_training_record_is_looked_up():
@@ -237,4 +237,4 @@ def test_without_classes_no_training_record_is_looked_up():
 
     _, dev = class_records(9)
     found = evaluate_all(TinyCLIP(), dev, transform, TOKENIZER, train_records=Unread([None] * 5))
-    assert found.figures["images"] == 9
+    assert found.metrics["images"] == 9

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.evaluation.linear_probe import STRENGTHS, choose_l2, fit_classifier, linear_probe, split_held_out
-from minclip.evaluation.zero_shot import class_figures
+from minclip.evaluation.zero_shot import class_metrics
 from tests.minclip.tiny_clip import SEEDS
 
 
@@ -105,7 +105,7 @@ def test_the_probe_is_its_parts_on_centred_features():
     scale = (features - mean).square().mean().sqrt()
     weights, biases = newton((features - mean) / scale, labels, 3, got["l2"])
     scores = (new_features - mean) / scale @ weights.T + biases
-    wanted = class_figures(scores, new_labels, "abc")
+    wanted = class_metrics(scores, new_labels, "abc")
     assert {name: got[name] for name in wanted} == wanted
     assert got["n_train"] == 90
     assert got["l2"] == choose_l2((features - mean) / scale, labels, 3)

@@ -69,8 +69,8 @@ def check_png(path, figure):
 def test_similarity_matrix(tmp_path, n):
     images, texts = units(n, seed=1), units(n, seed=2)
     captions = [LONG, *(f"caption {row}" for row in range(1, n))]
-    pictures = [plain(row) for row in range(n)]
-    figure = similarity_matrix(pictures, captions, images, texts, tmp_path / "matrix.png")
+    photos = [plain(row) for row in range(n)]
+    figure = similarity_matrix(photos, captions, images, texts, tmp_path / "matrix.png")
     axes = figure.axes[0]
     cosines = (texts.double() @ images.double().T).numpy()
     cells, *thumbnails = axes.get_images()
@@ -89,7 +89,7 @@ def test_similarity_matrix(tmp_path, n):
         left, right, bottom, top = thumbnail.get_extent()
         assert (left + right) / 2 == pytest.approx(column)
         assert -1.5 < top < bottom < -0.5  # above the first row of cells
-        wide, high = pictures[column].size
+        wide, high = photos[column].size
         assert (right - left) / (bottom - top) == pytest.approx(wide / high)
         assert thumbnail.get_array()[0, 0, 0] == 10 * column
     assert len(thumbnails) == n
@@ -240,8 +240,8 @@ def test_zero_shot_examples(tmp_path):
     choices = [["red", LONG, "$x$ blue"], ["circle", "square"], ["star", "ring"]]
     probabilities = [[0.7, 0.25, 0.05], [0.4, 0.6], [0.5, 0.5]]
     answers = [0, 0, 0]
-    pictures = [plain(row) for row in range(3)]
-    figure = zero_shot_examples(pictures, choices, probabilities, answers, tmp_path / "examples.png")
+    photos = [plain(row) for row in range(3)]
+    figure = zero_shot_examples(photos, choices, probabilities, answers, tmp_path / "examples.png")
     rows = np.array(figure.axes).reshape(3, 2)
     for index, (left, right) in enumerate(rows):
         assert number_of(left) == index

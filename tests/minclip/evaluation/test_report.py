@@ -16,7 +16,7 @@ from minclip.evaluation.evaluate import Evaluation
 from minclip.evaluation.report import (
     draw_classes,
     draw_curves,
-    draw_pictures,
+    draw_plots,
     draw_where_it_looks,
     draw_zero_shot,
     spread,
@@ -37,7 +37,7 @@ IMAGES = F.normalize(torch.randn(9, 4, generator=torch.Generator().manual_seed(0
 LABELS = torch.arange(9) % 3
 
 
-def class_figures(class_names=NAMES, labels=LABELS):
+def class_metrics(class_names=NAMES, labels=LABELS):
     classes = F.normalize(
         torch.randn(len(class_names), 4, generator=torch.Generator().manual_seed(1)), dim=-1
     )
@@ -45,21 +45,21 @@ def class_figures(class_names=NAMES, labels=LABELS):
 
 
 @pytest.mark.parametrize(
-    "figures, more",
+    "metrics, more",
     [
         ({}, set()),
-        ({"class_zero_shot": class_figures()}, {"class_zero_shot_confusion", "accuracy_by_class"}),
+        ({"class_zero_shot": class_metrics()}, {"class_zero_shot_confusion", "accuracy_by_class"}),
         (
-            {"class_zero_shot": class_figures(), "linear_probe": class_figures()},
+            {"class_zero_shot": class_metrics(), "linear_probe": class_metrics()},
             {"class_zero_shot_confusion", "linear_probe_confusion", "accuracy_by_class"},
         ),
     ],
 )
-def test_a_run_gets_the_pictures_of_its_figures(tmp_path, figures, more):
+def test_a_run_gets_the_plots_of_its_metrics(tmp_path, metrics, more):
     rows = [{"step": step, "loss": 1.0, "top1": 0.5} for step in (1, 2)]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    evaluation = Evaluation(figures, 1.0, IMAGES, IMAGES, torch.arange(9))
-    draw_pictures(tmp_path, RECORDS, evaluation)
+    evaluation = Evaluation(metrics, 1.0, IMAGES, IMAGES, torch.arange(9))
+    draw_plots(tmp_path, RECORDS, evaluation)
     drawn = {path.stem for path in tmp_path.glob("*.png")}
     assert drawn == {"loss", "metrics", "similarity", "retrieval"} | more
 
@@ -77,10 +77,10 @@ def test_pictures_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
     records = [record(i, tuple(f"{i} {c}" for c in range(1 + i % 3))) for i in range(20)]
     owners = [i for i, some in enumerate(records) for _ in some.captions]
     images, texts = units(20, 6, 0), units(len(owners), 6, 1)
-    draw_pictures(tmp_path, records, Evaluation({}, 1.0, images, texts, torch.tensor(owners)))
-    pictures, captions, *rows, _ = given["similarity_matrix"]
+    draw_plots(tmp_path, records, Evaluation({}, 1.0, images, texts, torch.tensor(owners)))
+    photos, captions, *rows, _ = given["similarity_matrix"]
     places = spread(20, 8)
-    assert pictures == [records[i].open() for i in places]
+    assert photos == [records[i].open() for i in places]
     assert captions == [f"{i} 0" for i in places]
     assert torch.equal(rows[0], images[places])
     assert torch.equal(rows[1], texts[[owners.index(i) for i in places]])
@@ -92,9 +92,9 @@ def test_pictures_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
 
 def test_accuracies_stand_beside_the_chance_of_the_first_answer(tmp_path, monkeypatch):
     given = drawn_by(monkeypatch, "confusion_matrix", "accuracy_by_class")
-    figures = class_figures(tuple("abcdef"), torch.arange(9) % 6)
-    draw_classes(tmp_path, {"class_zero_shot": figures})
-    assert given["accuracy_by_class"][:2] == ({"class zero shot": figures["per_class"]}, 1 / 6)
+    metrics = class_metrics(tuple("abcdef"), torch.arange(9) % 6)
+    draw_classes(tmp_path, {"class_zero_shot": metrics})
+    assert given["accuracy_by_class"][:2] == ({"class zero shot": metrics["per_class"]}, 1 / 6)
 
 
 def test_zero_shot_examples_are_the_models_softmax(tmp_path, monkeypatch):
@@ -103,9 +103,9 @@ def test_zero_shot_examples_are_the_models_softmax(tmp_path, monkeypatch):
     choices = ("red circle", "star", "blue square")
     questions = [Question(record(i, ("a",)), choices[: 2 + i % 2], i % 2) for i in range(9)]
     draw_zero_shot(tmp_path, model, questions, transform, TOKENIZER)
-    pictures, names, probabilities, answers, _ = given["zero_shot_examples"]
+    photos, names, probabilities, answers, _ = given["zero_shot_examples"]
     asked = [questions[i] for i in spread(9, 6)]
-    assert pictures == [q.record.open() for q in asked]
+    assert photos == [q.record.open() for q in asked]
     assert (names, answers) == ([q.choices for q in asked], [q.answer for q in asked])
     for question, shares in zip(asked, probabilities, strict=True):
         image = embed_images(model, [question.record], transform)[0]
@@ -117,9 +117,9 @@ def test_zero_shot_examples_are_the_models_softmax(tmp_path, monkeypatch):
 def test_too_many_classes_or_one_without_images_are_not_drawn(tmp_path):
     images = units(41, 4, 0)
     many = zero_shot(images, torch.arange(41), units(41, 4, 1), tuple(map(str, range(41))))
-    absent = class_figures((*NAMES, "bee"))
-    for figures in (many, absent):
-        draw_classes(tmp_path, {"linear_probe": figures})
+    absent = class_metrics((*NAMES, "bee"))
+    for metrics in (many, absent):
+        draw_classes(tmp_path, {"linear_probe": metrics})
     assert list(tmp_path.iterdir()) == []
 
 
@@ -148,7 +148,7 @@ def test_failures_are_the_worst_ranks_and_none_where_all_are_right(tmp_path, mon
     records = [record(i, (f"{i}",)) for i in range(9)]
     owners = torch.arange(9)
     texts = torch.eye(9)
-    draw_pictures(tmp_path, records, Evaluation({}, 1.0, texts, texts, owners))
+    draw_plots(tmp_path, records, Evaluation({}, 1.0, texts, texts, owners))
     assert [path.name for _, path, _ in drawn] == ["retrieval.png"]
     drawn.clear()
     images = texts.clone()
@@ -156,7 +156,7 @@ def test_failures_are_the_worst_ranks_and_none_where_all_are_right(tmp_path, mon
         texts[[7, 2]] + texts[[2, 7]] / 2, dim=-1
     )  # each more like the other's caption
     images[4] = F.normalize(2 - texts[4], dim=0)  # more like every caption than its own
-    draw_pictures(tmp_path, records, Evaluation({}, 1.0, images, texts, owners))
+    draw_plots(tmp_path, records, Evaluation({}, 1.0, images, texts, owners))
     queries, path, which = drawn[0]
     assert (path.name, which) == ("failures.png", "worst ranks")
     assert queries[0] == 4

@@ -27,11 +27,11 @@ def brute_force(images, texts, image_of_text, groups, ks):
         rank_of(image, group, texts, of_texts) for image, group in zip(images, groups, strict=True)
     ]
     text_ranks = [rank_of(text, group, images, groups) for text, group in zip(texts, of_texts, strict=True)]
-    figures = {}
+    metrics = {}
     for name, ranks in (("image_to_text", image_ranks), ("text_to_image", text_ranks)):
-        figures[name] = {f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in ks}
-        figures[name]["median_rank"] = statistics.median(ranks)
-    return image_ranks, text_ranks, figures
+        metrics[name] = {f"recall@{k}": sum(rank <= k for rank in ranks) / len(ranks) for k in ks}
+        metrics[name]["median_rank"] = statistics.median(ranks)
+    return image_ranks, text_ranks, metrics
 
 
 def rank_of(query, group, answers, groups):

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.data.records import Question
-from minclip.evaluation.zero_shot import caption_questions, choice_figures, zero_shot
+from minclip.evaluation.zero_shot import caption_questions, choice_metrics, zero_shot
 from tests.minclip.tiny_clip import SEEDS, dot, phrases, record, units_with_ties
 
 
@@ -33,7 +33,7 @@ def test_choice_figures_are_brute_force(questions, seed):
         right += scores[question.answer] > max(rivals)
     chance = statistics.fmean(1 / len(question.choices) for question in questions)
     wanted = {"accuracy": right / len(questions), "chance": pytest.approx(chance), "n": len(questions)}
-    assert choice_figures(images, texts, questions) == wanted
+    assert choice_metrics(images, texts, questions) == wanted
 
 
 @given(

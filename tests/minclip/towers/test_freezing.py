@@ -79,7 +79,7 @@ def test_training_moves_what_is_trained_and_nothing_else(config, seed):
     batch["groups"] = torch.arange(8)
     trained = trained_in(model)
     assert {name for name, p in model.named_parameters() if p.requires_grad} == trained
-    settings = TrainConfig(steps=3, lr=0.01, muon_lr=0.01, weight_decay=0.5, average=0.5, micro_batches=2)
+    settings = TrainConfig(steps=3, lr=0.01, muon_lr=0.01, weight_decay=0.5, ema_decay=0.5, micro_batches=2)
     state = TrainingState(model, settings, FLOAT32.scaler)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     for _ in range(3):

@@ -63,17 +63,17 @@ def test_ndlinear_has_the_parameters_of_its_formula(sizes):
 def test_ndlinear_keeps_the_deviation_as_a_dense_head_does(sizes):
     """torch's own initialisation would leave 0.58 of it for each axis."""
     in_shape, out_shape = zip(*sizes, strict=True)
-    x, deviations, torchs = torch.randn(64, *in_shape), {"nd": [], "dense": []}, []
+    x, stds, torchs = torch.randn(64, *in_shape), {"nd": [], "dense": []}, []
     for seed in range(40):
         torch.manual_seed(seed)
         layer, dense = NdLinear(in_shape, out_shape), make_projection("linear", prod(in_shape), 64)
-        deviations["nd"].append(layer(x).square().mean())
-        deviations["dense"].append(dense(x.flatten(1)).square().mean())
+        stds["nd"].append(layer(x).square().mean())
+        stds["dense"].append(dense(x.flatten(1)).square().mean())
         for axis in layer.axes:
             axis.reset_parameters()
             torch.nn.init.zeros_(axis.bias)
         torchs.append(layer(x).square().mean())
-    nd, dense, theirs = (torch.stack(v).mean().sqrt().item() for v in (*deviations.values(), torchs))
+    nd, dense, theirs = (torch.stack(v).mean().sqrt().item() for v in (*stds.values(), torchs))
     assert nd == pytest.approx(dense, rel=0.15)
     assert dense == pytest.approx(1, rel=0.05)
     assert theirs == pytest.approx(3 ** (-len(sizes) / 2), rel=0.15)

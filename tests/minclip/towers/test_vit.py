@@ -44,7 +44,7 @@ def tower(config: VisionTransformerConfig, seed: int) -> VisionTransformer:
     return randomise(VisionTransformer(config), seed)
 
 
-def pictures(config: VisionTransformerConfig, batch: int, seed: int) -> torch.Tensor:
+def photos(config: VisionTransformerConfig, batch: int, seed: int) -> torch.Tensor:
     return normal(seed + 1, batch, 3, *config.image_size)
 
 
@@ -74,13 +74,13 @@ def unfolded(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
 
 @given(configs, batches, seeds)
 def test_patches_are_unfolded_and_mapped(config, batch, seed):
-    model, images = tower(config, seed), pictures(config, batch, seed)
+    model, images = tower(config, seed), photos(config, batch, seed)
     torch.testing.assert_close(first_tokens(model, images), unfolded(model, images), atol=1e-12, rtol=1e-12)
 
 
 @given(configs, batches, seeds)
 def test_the_tower_is_one_assembled_from_torchs_layers(config, batch, seed):
-    model, images = tower(config, seed), pictures(config, batch, seed)
+    model, images = tower(config, seed), photos(config, batch, seed)
     hidden = torch_stack(model.transformer)(unfolded(model, images))
     torch.testing.assert_close(model.forward_tokens(images), hidden, atol=1e-12, rtol=1e-12)
     mean = hidden.sum(dim=1) / hidden.shape[1]
@@ -99,7 +99,7 @@ def test_the_tower_is_one_assembled_from_torchs_layers(config, batch, seed):
 @given(configs, seeds, st.data())
 def test_tokens_are_rows_of_patches_from_the_top_left(config, seed, data):
     """One pixel changed in the patch at (row, column) changes the token row * columns + column, no other."""
-    model, images = tower(config, seed), pictures(config, 1, seed)
+    model, images = tower(config, seed), photos(config, 1, seed)
     y, x = (data.draw(st.integers(0, side - 1)) for side in config.image_size)
     changed = images.clone()
     changed[:, data.draw(st.integers(0, 2)), y, x] += 1
@@ -111,7 +111,7 @@ def test_tokens_are_rows_of_patches_from_the_top_left(config, seed, data):
 
 @given(configs, batches, seeds)
 def test_every_token_attends_to_every_token(config, batch, seed):
-    model, images = tower(config, seed), pictures(config, batch, seed)
+    model, images = tower(config, seed), photos(config, batch, seed)
     with record_attention(model) as weights:
         hidden = model.forward_tokens(images)
     n_tokens = config.n_patches + (config.pool == "class")
@@ -127,7 +127,7 @@ def test_every_token_attends_to_every_token(config, batch, seed):
 def test_patches_permuted_with_their_positions_change_nothing(config, batch, seed):
     """Only positions tell patches apart; the class token and the mean do not see the order of a set."""
     config = replace(config, pool="class" if config.pool == "last" else config.pool)
-    model, images = tower(config, seed), pictures(config, batch, seed)
+    model, images = tower(config, seed), photos(config, batch, seed)
     before = model(images)
     order = torch.randperm(config.n_patches, generator=torch.Generator().manual_seed(seed))
     patches = F.unfold(images, config.patch_size, stride=config.patch_size)[:, :, order]
@@ -140,7 +140,7 @@ def test_patches_permuted_with_their_positions_change_nothing(config, batch, see
 
 @given(configs, batches, seeds, st.sampled_from([0.25, 0.5]))
 def test_dropout_acts_on_the_first_tokens_in_training_only(config, batch, seed, dropout):
-    model, images = tower(replace(config, dropout=dropout), seed), pictures(config, batch, seed)
+    model, images = tower(replace(config, dropout=dropout), seed), photos(config, batch, seed)
     whole = first_tokens(model, images)
     torch.testing.assert_close(whole, unfolded(model, images), atol=1e-12, rtol=1e-12)
     torch.manual_seed(seed)
@@ -276,7 +276,7 @@ def test_positions_start_at_the_size_of_the_embedded_patches(d_model, patch, see
 def test_patch_dropout_keeps_a_share_of_the_patches_in_training_only(config, batch, seed, share):
     """Tokens that stay are unchanged, the class token among them; another choice for each picture and step."""
     config = replace(config, pool="class" if config.pool == "last" else config.pool)
-    model, images = tower(replace(config, patch_dropout=share), seed), pictures(config, batch, seed)
+    model, images = tower(replace(config, patch_dropout=share), seed), photos(config, batch, seed)
     whole = first_tokens(model, images)
     torch.testing.assert_close(whole, unfolded(model, images), atol=1e-12, rtol=1e-12)  # in evaluation all
     kept = first_tokens(model.train(), images)

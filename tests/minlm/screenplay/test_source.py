@@ -239,13 +239,13 @@ def test_entropy_is_the_mean_of_a_large_sample():
     rate = entropy_rate()
     assert rate == nats / characters
     samples = write_scenes(ScreenplayConfig(seed=2, n_scenes=2000))
-    for deviations in (
+    for stds in (
         [-log_p - nats for _, log_p in samples],
         [len(text) - characters for text, _ in samples],
         [-log_p - rate * len(text) for text, log_p in samples],
     ):
-        mean = math.fsum(deviations) / len(samples)
-        error = math.sqrt(math.fsum((d - mean) ** 2 for d in deviations)) / len(samples)
+        mean = math.fsum(stds) / len(samples)
+        error = math.sqrt(math.fsum((d - mean) ** 2 for d in stds)) / len(samples)
         assert abs(mean) < 4 * error
     assert 0.2 < rate < 0.45  # what a small model can be measured against: neither noise nor a nursery rhyme
     assert 800 < characters < 1600

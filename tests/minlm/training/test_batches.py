@@ -70,25 +70,25 @@ def test_resuming_continues_the_same_sequence(n_items, batch_size, seed, start):
 
 
 @given(st.integers(0, 40), st.integers(1, 6), st.integers(1, 6), st.integers(1, 4), st.integers(1, 99))
-def test_a_small_set_has_the_largest_batch_it_fills(n_items, share, neighbours, world, micro_batches):
-    batch_size = share * neighbours * world
+def test_a_small_set_has_the_largest_batch_it_fills(n_items, share, neighbours, world_size, micro_batches):
+    batch_size = share * neighbours * world_size
     config = TrainConfig(
         steps=1,
         batch_size=batch_size,
         neighbours=neighbours,
         micro_batches=min(micro_batches, batch_size),
     )
-    allowed = [n for n in range(1, batch_size + 1) if n % neighbours == n % world == 0 and n <= n_items]
+    allowed = [n for n in range(1, batch_size + 1) if n % neighbours == n % world_size == 0 and n <= n_items]
     if not allowed:
         with pytest.raises(ValueError, match=f"^{n_items} training items are too few .*--train.neighbours"):
-            fit_batch(config, n_items, world)
+            fit_batch(config, n_items, world_size)
         return
-    fitted = fit_batch(config, n_items, world)
+    fitted = fit_batch(config, n_items, world_size)
     assert fitted.batch_size == max(allowed)
     assert fitted.micro_batches == min(config.micro_batches, fitted.batch_size)
     assert replace(fitted, batch_size=batch_size, micro_batches=config.micro_batches) == config
-    assert fit_batch(fitted, n_items, world) == fitted  # as a resumed run finds it in its config
-    Batches(Keys(n_items), fitted.batch_size, 0, neighbours=neighbours, world=world)
+    assert fit_batch(fitted, n_items, world_size) == fitted  # as a resumed run finds it in its config
+    Batches(Keys(n_items), fitted.batch_size, 0, neighbours=neighbours, world_size=world_size)
 
 
 def test_processes_that_cannot_share_a_batch_are_told_the_option():

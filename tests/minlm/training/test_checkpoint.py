@@ -58,7 +58,7 @@ def test_what_is_written_is_json_whatever_the_numbers(values):
         return read is None if isinstance(value, float) and not math.isfinite(value) else read == value
 
     with TemporaryDirectory() as name:
-        path = Path(name) / "figures.json"
+        path = Path(name) / "metrics.json"
         write_json(path, values)
         read = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(word))
         assert same(read, values)

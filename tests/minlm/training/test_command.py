@@ -472,7 +472,7 @@ def test_help_shows_common_options_first_and_each_once(capsys):
     assert shown == [f"--train.{name}" for name in names]
     listed = [line.split()[0].rstrip(",") for line in said.splitlines() if line.startswith("  --")]
     assert len(listed) == len(set(listed))
-    assert {"--tower.height", "--train.warmup", "--train.lr_floor"} <= set(listed) - set(shown)
+    assert {"--tower.height", "--train.warmup", "--train.min_lr_ratio"} <= set(listed) - set(shown)
 
 
 @dataclass(frozen=True, kw_only=True)

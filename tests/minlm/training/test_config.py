@@ -45,10 +45,12 @@ class Owl:
 
     eyes: left,right
     wise: whether it is
+    color_jitter: of its feathers
     """
 
     eyes: tuple[int, int] = (1, 1)
     wise: bool = True
+    color_jitter: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,7 @@ def test_help_is_read_from_the_docstring():
     "values, message",
     [
         ({"kin": {}}, "unknown option kin: did you mean king?"),
+        ({"star": {"type": "Owl", "jitter": 0.1}}, r"unknown option star\.jitter: it is now color_jitter$"),
         ({"king": {"man": 1}}, "unknown option king.man: did you mean mane?"),
         ({"zzz": 1}, "unknown option zzz; there are name, fee, limit, king, star"),
         ({"king": {"mane": "long"}}, "king.mane='long' must be int, not str"),
@@ -151,12 +154,12 @@ def test_bad_values_name_the_option(values, message):
         ("steps=0 and steps", "--a.steps=0 and steps"),  # a word elsewhere is a word
         ("steps 0 must be above 0: set more steps", "--a.steps 0 must be above 0: set more steps"),
         ("24 does not divide batch_size", "24 does not divide --a.batch_size"),
-        ("lr=0.5 is below lr_floor=1", "--a.lr=0.5 is below --a.lr_floor=1"),
+        ("lr=0.5 is below min_lr_ratio=1", "--a.lr=0.5 is below --a.min_lr_ratio=1"),
         ("b.lr=1, my_lr=1, lrs=1", "b.lr=1, my_lr=1, lrs=1"),  # other names
     ],
 )
 def test_a_check_of_a_part_names_the_whole_option(message, shown):
-    assert with_prefix(message, ["steps", "lr", "lr_floor", "batch_size"], "--a.") == shown
+    assert with_prefix(message, ["steps", "lr", "min_lr_ratio", "batch_size"], "--a.") == shown
 
 
 @pytest.mark.parametrize(

@@ -32,7 +32,7 @@ from minlm.training.distributed import (
     mean_over_processes,
     processes,
     rank,
-    world,
+    world_size,
 )
 from minlm.training.loop import fit
 from minlm.training.state import TrainConfig
@@ -121,11 +121,11 @@ def test_gather_and_its_gradient(together, seed):
 def clip_step(config, seed, n, n_parts):
     """A CLIP's backward over this process's part of a batch of n -> (mean, count, figures, gradients)."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
-    share = n // world()
+    share = n // world_size()
     own = slice(rank() * share, (rank() + 1) * share)
     batch = {name: value[own] for name, value in batch.items()}
-    value, count, figures = backward(model, batch, n_parts)
-    return value, count, figures, {name: p.grad for name, p in model.named_parameters()}
+    value, count, metrics = backward(model, batch, n_parts)
+    return value, count, metrics, {name: p.grad for name, p in model.named_parameters()}
 
 
 @given(clip_configs, st.integers(1, 4), st.integers(1, 3), seeds, st.sampled_from(LOSSES))
@@ -146,7 +146,7 @@ def token_step(seed, n_parts):
     batch = {"x": torch.randn(6, 4).double(), "targets": torch.randn(6, 2).double()}
     batch["token_mask"] = torch.rand(6) < 0.5
     batch["token_mask"][0] = True
-    share = 6 // world()
+    share = 6 // world_size()
     batch = {name: value[rank() * share : (rank() + 1) * share] for name, value in batch.items()}
     task = PointsTask(TrainConfig(steps=1, batch_size=6, micro_batches=n_parts))
     value, count, _ = task.backward(model, batch, FLOAT32)
@@ -179,11 +179,11 @@ def trained(folder, config, make, dtype, stop_after=None):
         return squared_error(model, batch)
 
     with suppress(Stop):
-        fit(model, PointsTask(config, loss, rank(), world(), evaluate=dev_figures), config, folder)
+        fit(model, PointsTask(config, loss, rank(), world_size(), evaluate=dev_metrics), config, folder)
     return model.state_dict()
 
 
-def dev_figures(model):
+def dev_metrics(model):
     return {"dev_loss": model(torch.ones(1, 4, dtype=model.head.weight.dtype)).sum().item()}
 
 
@@ -195,7 +195,7 @@ RUN = TrainConfig(steps=9, batch_size=6, precision="float32", evaluate_every=4, 
 def test_a_run_of_two_is_the_run_of_one(together, tmp_path_factory, muon_lr, average, micro_batches):
     """Weights and log; both processes end with the very same weights, and one of them writes."""
     folder = tmp_path_factory.mktemp("runs")
-    config = replace(RUN, muon_lr=muon_lr, average=average, micro_batches=micro_batches)
+    config = replace(RUN, muon_lr=muon_lr, ema_decay=average, micro_batches=micro_batches)
     alone = trained(folder / "one", config, plain_model, torch.float64)
     first, second = together(trained, folder / "two", config, plain_model, torch.float64)
     for name, value in alone.items():
@@ -234,7 +234,7 @@ def first_mask(folder):
 
     folder.mkdir(exist_ok=True)
     config = replace(RUN, steps=1)
-    fit(model, PointsTask(config, loss, rank(), world()), config, folder)
+    fit(model, PointsTask(config, loss, rank(), world_size()), config, folder)
     return seen[0].detach()
 
 
@@ -257,7 +257,7 @@ def steps_in_time(folder):
         clock, speed = time.monotonic, 10.0 if rank() else 1.0
         patch.setattr(time, "monotonic", lambda: speed * clock())
         config = replace(RUN, steps=0, minutes=0.005, save_every=0, evaluate_every=0)
-        fit(plain_model(), PointsTask(config, loss, rank(), world()), config, folder)
+        fit(plain_model(), PointsTask(config, loss, rank(), world_size()), config, folder)
     return len(steps)
 
 
@@ -344,9 +344,12 @@ def test_the_first_process_goes_first(together, tmp_path):
 
 
 @given(st.integers(1, 4), st.integers(1, 4), st.integers(0, 99), st.integers(0, 12))
-def test_the_shares_together_are_the_batch(share, world, seed, step):
-    whole = Batches(Points(), share * world, seed)
-    shares = [Batches(Points(), share * world, seed, rank=number, world=world) for number in range(world)]
+def test_the_shares_together_are_the_batch(share, world_size, seed, step):
+    whole = Batches(Points(), share * world_size, seed)
+    shares = [
+        Batches(Points(), share * world_size, seed, rank=number, world_size=world_size)
+        for number in range(world_size)
+    ]
     law = "the processes' shares together must be the batch, in order"
     assert [key for one in shares for key in one.keys(step)] == whole.keys(step), law
     assert {len(one.keys(step)) for one in shares} == {share}

@@ -64,14 +64,14 @@ def squared_error(model, batch):
 class PointsTask(TokenTask):
     """What `fit` needs for Points; any of it can be replaced by a test."""
 
-    def __init__(self, config, loss=squared_error, rank=0, world=1, **replaced):
+    def __init__(self, config, loss=squared_error, rank=0, world_size=1, **replaced):
         self.config = SimpleNamespace(train=config, model=SimpleNamespace(vocab_size=2))
-        self.batches = Batches(Points(), config.batch_size, config.seed, rank=rank, world=world)
+        self.batches = Batches(Points(), config.batch_size, config.seed, rank=rank, world_size=world_size)
         self.loss = loss
         for name, function in replaced.items():
             setattr(self, name, function)
 
-    loss = cost = None
+    loss = loss = None
 
     def evaluate(self, model):
         return {}
@@ -127,7 +127,7 @@ def test_resumed_is_uninterrupted_bit_for_bit(
         lr=0.05,
         save_every=save_every,
         evaluate_every=3,
-        average=average,
+        ema_decay=average,
         precision=precision,
         muon_lr=muon_lr,
     )
@@ -204,9 +204,9 @@ def test_the_best_weights_by_the_score_are_kept(tmp_path_factory, scores):
         return {"score": float(next(evaluations))}
 
     half = len(scores) // 2
-    options = {"batch_size": 6, "lr": 0.1, "evaluate_every": 1, "average": 0.5}
+    options = {"batch_size": 6, "lr": 0.1, "evaluate_every": 1, "ema_decay": 0.5}
     for steps in {half, len(scores)} - {0}:
-        followed = {"evaluate": evaluate, "score": lambda figures: figures["score"]}
+        followed = {"evaluate": evaluate, "score": lambda metrics: metrics["score"]}
         train(run, TrainConfig(steps=steps, **options), **followed)
     best = scores.index(max(scores))
     weights = load_weights(last_checkpoint(run / "best"))
@@ -304,7 +304,7 @@ def test_accumulated_gradients_are_the_full_batchs(n_items, n_parts, seed):
 
 def test_the_loop_is_adamw_written_out(tmp_path):
     """Three steps by hand with torch's plain AdamW: draw, forward, backward, clip, schedule, step."""
-    shape = {"warmup": 0.5, "lr_floor": 0.1, "clip_norm": 0.3}
+    shape = {"warmup": 0.5, "min_lr_ratio": 0.1, "grad_clip_norm": 0.3}
     config = TrainConfig(steps=3, batch_size=6, lr=0.1, weight_decay=0.2, precision="float32", **shape)
     # In float64: Adam divides a gradient by its own size, so rounding shows where a gradient is nearly zero.
     found = train(tmp_path / "run", config, dtype=torch.float64)
@@ -376,7 +376,7 @@ def test_what_is_evaluated_is_what_is_saved_and_returned(tmp_path):
         seen.append({name: value.clone() for name, value in model.state_dict().items()})
         return {"dev_loss": 1.0}
 
-    model = train(tmp_path / "run", TrainConfig(steps=4, batch_size=6, average=0.9), evaluate=evaluate)
+    model = train(tmp_path / "run", TrainConfig(steps=4, batch_size=6, ema_decay=0.9), evaluate=evaluate)
     saved = load_weights(last_checkpoint(tmp_path / "run"))
     for name, value in seen[-1].items():
         assert torch.equal(saved[name], value)
@@ -401,7 +401,7 @@ def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
 
 @pytest.mark.parametrize(
     "options",
-    [{"average": 0.5}, {"muon_lr": 0.1}, {"muon_lr": 0.1, "average": 0.5}],
+    [{"ema_decay": 0.5}, {"muon_lr": 0.1}, {"muon_lr": 0.1, "ema_decay": 0.5}],
     ids=str,
 )
 def test_a_checkpoint_of_another_config_is_not_restored(tmp_path, options):
@@ -426,7 +426,7 @@ def test_a_training_state_that_is_none_is_not_restored(tmp_path, damage):
     [
         ({}, "the run has no end: set epochs, steps or minutes"),
         ({"steps": 1, "warmup": 1.0}, r"warmup=1.0 is a share of the run"),
-        ({"steps": 1, "average": 1.0}, "average=1.0 is the decay"),
+        ({"steps": 1, "ema_decay": 1.0}, "ema_decay=1.0 is the decay"),
         ({"steps": 1, "batch_size": 0}, "batch_size=0 must be at least 1"),
         ({"steps": 1, "neighbours": 0}, "neighbours=0 must be at least 1"),
         ({"steps": 1, "batch_size": 6, "neighbours": 4}, "neighbours=4 does not divide batch_size=6"),
@@ -435,7 +435,7 @@ def test_a_training_state_that_is_none_is_not_restored(tmp_path, damage):
         *(({"steps": 1, "epochs": 1.0, name: -1}, f"{name}=-1 must be at least 0") for name in NOT_NEGATIVE),
         ({"steps": 1, "muon_momentum": 1.0}, r"muon_momentum=1.0 must lie in \[0, 1\)"),
         ({"steps": 1, "beta2": -0.5}, r"beta2=-0.5 must lie in \[0, 1\)"),
-        ({"steps": 1, "lr_floor": 1.5}, "lr_floor=1.5 is a share of the peak"),
+        ({"steps": 1, "min_lr_ratio": 1.5}, "min_lr_ratio=1.5 is a share of the peak"),
         ({"steps": 1, "seed": 2**63}, r"seed=\d+ must be below 2\^63"),
     ],
 )
@@ -461,14 +461,14 @@ def test_every_option_of_the_optimizers_reaches_them():
 
 
 def test_a_clip_norm_of_zero_clips_nothing():
-    state = state_of(clip_norm=0.0)
+    state = state_of(grad_clip_norm=0.0)
     state.model.weight.grad, state.model.bias.grad = torch.full((1, 2), 300.0), torch.full((1,), 400.0)
     assert state.optimize(1.0) == pytest.approx((2 * 300.0**2 + 400.0**2) ** 0.5)
     assert torch.equal(state.model.weight.grad, torch.full((1, 2), 300.0))
 
 
 def test_clock_own_weights_and_average_come_back_each_to_its_place(tmp_path):
-    state, again = (state_of(average=0.5) for _ in range(2))
+    state, again = (state_of(ema_decay=0.5) for _ in range(2))
     state.step, state.seconds = 7, 41.5
     state.model.weight.data += 1
     state.average.update(state.model)
@@ -483,7 +483,7 @@ def test_clock_own_weights_and_average_come_back_each_to_its_place(tmp_path):
 def test_a_scaled_loss_gives_the_same_step_and_the_scale_is_kept(tmp_path):
     moved = []
     for precision in ("float32", "fp16"):
-        state = state_of(precision=precision, clip_norm=0.1)
+        state = state_of(precision=precision, grad_clip_norm=0.1)
         state.scaler.scale(state.model(torch.ones(1, 2)).square().sum()).backward()
         moved.append((state.optimize(1.0), state.model.weight.detach()))
     torch.testing.assert_close(*moved)

@@ -77,12 +77,12 @@ def png(seed, description=None):
     return file.getvalue()
 
 
-def make_run(folder, result=None, config=None, pictures=(), metrics=None):
+def make_run(folder, result=None, config=None, images=(), metrics=None):
     folder.mkdir(exist_ok=True)
     (folder / "config.json").write_text(json.dumps(config or {"embed_dim": 128}))
     if result is not None:
         (folder / "result.json").write_text(json.dumps(result))
-    for name, content in pictures:
+    for name, content in images:
         (folder / name).write_bytes(content)
     if metrics is not None:
         (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in metrics))
@@ -183,8 +183,8 @@ def test_each_metric_has_its_own_chance_wherever_the_levels_are(result):
 
 def test_failures_come_first_then_the_loss_and_images_are_whole(tmp_path):
     stems = ("attention", "class_confusion", "failures", "loss", "zero_shot")
-    pictures = [(f"{stem}.png", png(i)) for i, stem in enumerate(stems)]
-    page = page_of(make_run(tmp_path / "run", RESULT, pictures=pictures))
+    images = [(f"{stem}.png", png(i)) for i, stem in enumerate(stems)]
+    page = page_of(make_run(tmp_path / "run", RESULT, images=images))
     assert [alt for alt, _ in page.images] == [
         "Class confusion",
         "Failures",
@@ -192,13 +192,13 @@ def test_failures_come_first_then_the_loss_and_images_are_whole(tmp_path):
         "Attention",
         "Zero shot",
     ]
-    contents = {name[:-4].replace("_", " ").capitalize(): content for name, content in pictures}
+    contents = {name[:-4].replace("_", " ").capitalize(): content for name, content in images}
     for alt, source in page.images:
         assert base64.b64decode(source.removeprefix("data:image/png;base64,"), validate=True) == contents[alt]
 
 
 def test_a_caption_is_the_description_in_the_file(tmp_path):
-    run = make_run(tmp_path / "run", RESULT, pictures=[("loss.png", png(0, "Loss ≥ <0> by step."))])
+    run = make_run(tmp_path / "run", RESULT, images=[("loss.png", png(0, "Loss ≥ <0> by step."))])
     assert "Loss. Loss ≥ <0> by step." in page_of(run).text
 
 
@@ -303,7 +303,7 @@ def test_several_runs_are_one_page_with_one_image_of_their_curves(tmp_path, monk
 
 
 def test_the_page_asks_nothing_of_the_world(tmp_path):
-    page = page_of(make_run(tmp_path / "run", RESULT, pictures=[("loss.png", png(0))]))
+    page = page_of(make_run(tmp_path / "run", RESULT, images=[("loss.png", png(0))]))
     for word in ("http:", "https:", "//", "<script", "<link", "@import", "url("):
         assert word not in page.source.replace(page.images[0][1], "")
     assert "default-src 'none'; img-src data:" in page.source
