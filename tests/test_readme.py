@@ -243,6 +243,7 @@ def test_the_files_they_name_are_there():
         assert (ROOT / path).exists(), path
     for path in re.findall(r"\]\((?!https)([^)]+)\)", README):
         assert (ROOT / path).is_file(), path
+        assert not path.endswith(".png") or (ROOT / path).stat().st_size < 150_000, path
 
 
 def test_an_installed_project_needs_what_the_readme_installs():
