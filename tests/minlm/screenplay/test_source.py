@@ -100,7 +100,7 @@ def test_an_unknown_character_is_impossible_everywhere():
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: ScreenplayConfig(n_scenes=0), "n_scenes is 0: pass 1 or more"),
+        (lambda: ScreenplayConfig(n_scenes=0), "n_scenes=0 must be at least 1"),
         (lambda: floor_of(""), "an empty text has no floor"),
     ],
 )
