@@ -142,7 +142,7 @@ def _records(config: ShapesConfig, split: Split) -> list[Record]:
 
 
 def _balanced(by_truth: dict[str, list[tuple[Record, dict[str, str]]]]) -> list[Question]:
-    """Ask equally many questions per true value; the position of the answer cycles."""
+    """Make equally many questions per true value; the position of the answer cycles."""
     each = min(len(items) for items in by_truth.values())
     asked = [(true, *items[n]) for n in range(each) for true, items in by_truth.items()]
     result = []

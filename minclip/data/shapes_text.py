@@ -140,5 +140,5 @@ def _each(thing: Object, name: str, values: Iterable[str], where: str) -> dict[s
 
 
 def _plainly(thing: Object) -> str:
-    """Describe one object in the first of its word orders and words."""
+    """Describe one object in the first word order, with the plainest words."""
     return f"a {thing.size} {thing.pattern} {thing.colour} {thing.shape}"

@@ -171,7 +171,7 @@ def parse(grammar: Grammar, text: str, at: int = 0) -> tuple[float, int]:
             return -math.inf, at
         if len(fits) > 1:
             raise ValueError(
-                f"ambiguous grammar: {len(fits)} moves of {state} match {text[at : at + 40]!r}; tell them apart"
+                f"ambiguous grammar: {len(fits)} moves of {state} match {text[at : at + 40]!r}; use distinct patterns"
             )
         move, (filling, at, bound) = fits[0]
         log_p += math.log(move.probability) + filling

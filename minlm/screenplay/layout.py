@@ -246,7 +246,7 @@ def _width(rows: list[Row], layout: Layout) -> int:
         return widest if widest > PAGE_WIDTH else 0
     cues = [i for i in range(len(rows) - 1) if (cue := _cue(rows, i, layout)) and not cue[1]]
     first = sorted(len(rows[i + 1].text) for i in cues if not is_parenthetical(rows[i + 1]))
-    if len(first) < 10:  # too few to tell
+    if len(first) < 10:  # too few to measure
         return 0
     width = first[(len(first) - 1) * 9 // 10] + 2
     n_wide = 0

@@ -142,7 +142,7 @@ class State(NamedTuple):
     away: str = ""  # the character who has left the stage
     holder: str = ""  # the character who has the thing, on stage or away; "" if it has been laid down
     speaker: str = ""  # the last or present speaker
-    listeners: str = ""  # the characters whom the speaker may address
+    listeners: str = ""  # the characters that the speaker may address
     question: str = ""  # the kind of the unanswered question
     promise: str = ""  # "", "AB" after A has promised B, or "settled"
 
@@ -224,7 +224,7 @@ def errands(state: State) -> tuple[Move, ...]:
 
 
 def entrances_and_exits(state: State) -> tuple[Move, ...]:
-    """Return the third character's entrance, or with three on stage, exits. A holder leaves with the thing."""
+    """Return the third character's entrance; with three on stage, exits. The thing leaves with its holder."""
     if len(state.on_stage) == 2:
         everyone = state._replace(on_stage="ABC", away="")
         return moves_to(everyone, RETURNS if state.away else ENTERS, S=state.away)

@@ -1,4 +1,4 @@
-"""Scenes: moves can be told apart in every state, the form is a screenplay's, and the facts hold."""
+"""Scenes: moves are distinguishable in every state, the form is a screenplay's, and facts are consistent."""
 
 import math
 import re
