@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from minlm.embeddings import TextEmbedding, token_positions
 from minlm.masks import key_mask
 from minlm.training.bounds import at_least
-from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
+from minlm.transformer import Caches, Context, Transformer
+from minlm.transformer_config import Activation, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)

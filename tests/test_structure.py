@@ -97,6 +97,7 @@ def test_no_six_lines_stand_twice():
 
 # Modules whose tests are in the file of the module that they are a part of.
 PART_OF = {
+    "minlm/transformer_config": "minlm/test_transformer",
     "minlm/screenplay/grammar": "minlm/screenplay/test_source",
     "minlm/screenplay/scene": "minlm/screenplay/test_source",
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
