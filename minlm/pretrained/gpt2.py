@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from minlm.lm import LMConfig, TransformerLM
+from minlm.merges import BYTE_CHARACTERS
 from minlm.pretrained.key_map import (
     TRANSPOSED,
     Plan,
@@ -25,7 +26,7 @@ from minlm.pretrained.key_map import (
 )
 from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
 from minlm.pretrained.weight_files import WeightFile, read_weights
-from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer, _byte_of_character
+from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer
 from minlm.training.checkpoint import replace_text
 
 BLOCK = [
@@ -161,10 +162,9 @@ def save_gpt2(
 
 def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:
     """vocab.json and merges.txt, the files of GPT-2's tokenizer."""
-    characters = {byte: character for character, byte in _byte_of_character().items()}
 
     def spell(token: bytes) -> str:
-        return "".join(characters[byte] for byte in token)
+        return "".join(BYTE_CHARACTERS[byte] for byte in token)
 
     tokens = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
     names = [*map(spell, tokens), *(SPECIALS[name] for name in tokenizer.specials)]

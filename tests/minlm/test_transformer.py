@@ -258,13 +258,6 @@ def test_cache_is_no_cache(config, pieces, turned, crossed, seed):
     close(torch.cat(found, 1), whole, law, atol=1e-12, rtol=1e-12)
 
 
-def test_a_full_cache_is_refused():
-    cache = KeyValueCache(1, 3, 2, 4, torch.zeros(1))
-    cache.append(torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4))
-    with pytest.raises(ValueError, match="holds 3 positions; 4 were asked for"):
-        cache.append(torch.zeros(1, 2, 2, 4), torch.zeros(1, 2, 2, 4))
-
-
 def test_weights_are_collected_layer_by_layer_and_sum_to_one():
     model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=3))
     with record_attention(model) as weights:
