@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minlm.lm import LMConfig, TransformerLM
@@ -24,7 +23,7 @@ from minlm.pretrained.key_map import (
     prefixed,
 )
 from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
-from minlm.pretrained.weight_files import WeightFile, read_weights
+from minlm.pretrained.weight_files import WeightFile, read_weights, write_object, write_tensors
 from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer, _byte_of_character
 from minlm.training.checkpoint import replace_text
 
@@ -144,9 +143,8 @@ def save_gpt2(
             "and True: train one with --model.positions learned --model.norm_first true"
         )
     rows = prefixed(gpt2_rows(config.n_layers), theirs="transformer.")
-    weights = export_weights(model.state_dict(), rows if config.tied else [*rows, HEAD], "the model")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    table = rows if config.tied else [*rows, HEAD]
+    write_tensors(folder / "model.safetensors", export_weights(model.state_dict(), table))
     options = gpt2_options(config) | {
         "architectures": ["GPT2LMHeadModel"],
         "tie_word_embeddings": config.tied,
@@ -156,7 +154,7 @@ def save_gpt2(
         tokenizer.save(folder)
     if isinstance(tokenizer, BPETokenizer):
         write_bpe(tokenizer, folder)
-    replace_text(folder / "config.json", json.dumps(options, indent=2) + "\n")
+    write_object(folder / "config.json", options)
 
 
 def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:

@@ -8,7 +8,7 @@ number is one.
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from minlm.training.checkpoint import require_numbers
 
 Tensors = list[Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -126,7 +127,9 @@ def import_weights(
     return result
 
 
-def export_weights(weights: dict[str, Tensor], rows: Iterable[Row], where: Any) -> dict[str, Tensor]:
+def export_weights(
+    weights: dict[str, Tensor], rows: Iterable[Row], where: Any = "the model"
+) -> dict[str, Tensor]:
     """{their name: tensor} from ours. Raises ValueError where a tensor of ours has no row, or a row no tensor."""
     result, used, absent = {}, set(), []
     for row in rows:
@@ -164,13 +167,13 @@ def own(value: Tensor) -> Tensor:
     return torch.empty(value.shape, dtype=kind).copy_(value)
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
+def on_meta(make: Callable[[], Model]) -> Model:
     """The model with shapes and without memory: nothing is initialised only to be overwritten."""
     with torch.device("meta"):
         return make()
 
 
-def filled(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
+def filled(model: Model, weights: dict[str, Tensor]) -> Model:
     """The model on_meta, with these weights, in eval mode; what its config freezes stays frozen."""
     model.load_state_dict(weights, assign=True)
     return model.eval()

@@ -26,8 +26,10 @@ def option(options: dict[str, Any], name: str, kind: Any, where: Any, default: A
 
 def our_activation(name: Any, where: Any) -> str | None:
     """Our name for Hugging Face's; None stays None. ValueError for a function that the Transformer lacks."""
-    if name is None or (isinstance(name, str) and name in HF_ACTIVATIONS):
-        return HF_ACTIVATIONS.get(name)
+    if name is None:
+        return None
+    if isinstance(name, str) and name in HF_ACTIVATIONS:
+        return HF_ACTIVATIONS[name]
     raise ValueError(f"{where} asks for the activation {name!r}: there are {', '.join(HF_ACTIVATIONS)}")
 
 

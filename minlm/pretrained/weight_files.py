@@ -1,4 +1,4 @@
-"""Weights from files, told apart by their content and read as data: no code of a file is ever run.
+"""Weights and JSON files, read and written. Files are recognised by their content; no code in them is ever run.
 
 safetensors; PyTorch's zip and older pickle files through the unpickler that builds tensors only; TorchScript archives
 (minlm/pretrained/archive.py); shards with their index.
@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minlm.pretrained.archive import check_nesting, check_zip, is_torchscript, read_torchscript
+from minlm.training.checkpoint import replace_text
 
 # What a folder's weights are called, Hugging Face's names and open_clip's; the first that is there is read.
 FILE_NAMES = (
@@ -209,11 +210,22 @@ def read_object(path: Path) -> dict[str, Any]:
     """A JSON object from a file; ValueError where it is something else."""
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
+    except Exception as error:  # a user's file: unreadable, not UTF-8, not JSON, or nested too deeply
         raise ValueError(f"{path} is not JSON ({first_line(error)})") from None
     if not isinstance(value, dict):
         raise ValueError(f"{path} holds a {type(value).__name__} where an object of options is needed")
     return value
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file and the folder around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {"format": "pt"})
+
+
+def write_object(path: Path, value: dict[str, Any]) -> None:
+    """Write a JSON object; the file is whole or absent."""
+    replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def first_line(error: Exception) -> str:

@@ -9,8 +9,7 @@ import torch
 from minclip.data.tokenizer import WordPiece
 from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.pretrained import export, load_clip, load_clip_model, load_image_tower, load_text_tower
-from minclip.pretrained.clips import plan_clip
-from minclip.pretrained.towers import read_source
+from minclip.pretrained.load import plan_clip, read_source
 from minlm.pretrained.weight_files import read_file
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 

@@ -5,7 +5,7 @@ import torch
 
 from minclip.data.transforms import TransformConfig
 from minclip.pretrained import load_image_tower, save_image_tower
-from minclip.pretrained.towers import IMAGE_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 
 torchvision = pytest.importorskip("torchvision")
@@ -17,7 +17,7 @@ def compare(theirs, path, side: int, theirs_tokens, dtypes=(torch.float32, torch
     ours = load_image_tower(path)
     images = torch.randn(2, 3, side, side)
     source = read_source(path)
-    rows = plan_tower(source, IMAGE_LAYOUTS, {}).rows
+    rows = plan_tower(source, "image tower", {}).rows
     assert_identity(ours, rows, source.tensors)
 
     def run(dtype):

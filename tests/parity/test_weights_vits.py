@@ -9,7 +9,7 @@ import torch
 
 from minclip.data.transforms import TransformConfig
 from minclip.pretrained import load_image_tower, save_image_tower
-from minclip.pretrained.towers import IMAGE_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from minlm.pretrained.weight_files import read_weights
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 
@@ -29,7 +29,7 @@ def compare(path, theirs, run_theirs, prefix="", dtypes=BOTH, names=None, **give
     """The tower in `path` is theirs; run_theirs: images -> (tokens, features)."""
     ours = load_image_tower(path, **given)
     source = read_source(path)
-    rows = plan_tower(source, IMAGE_LAYOUTS, given).rows
+    rows = plan_tower(source, "image tower", given).rows
     assert_identity(ours, rows, source.tensors)
     images = torch.randn(2, 3, *ours.config.image_size)
 

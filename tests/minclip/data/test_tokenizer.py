@@ -28,7 +28,7 @@ from minclip.data.tokenizer import (
     remove_controls,
     split_words,
 )
-from minclip.pretrained.folders import save_tokenizer
+from minclip.pretrained.vocabulary import save_tokenizer
 from minlm.tokenizer import BPETokenizer, CharTokenizer, train_bpe
 from tests.minclip.data.test_clip_bpe import made_up_merges, texts
 

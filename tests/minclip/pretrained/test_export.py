@@ -86,7 +86,7 @@ def test_a_sigmoid_loss_keeps_its_bias_in_open_clip(tmp_path):
 
 
 REFUSED = [
-    ("openai", {}, "the end of text is not the last id"),
+    ("openai", {}, "its end-of-text id is not the last id"),
     ("openai", {"image": replace(VIT, n_heads=2)}, "its heads are not 64 wide"),
     ("openai", {"image": replace(VIT, activation="gelu")}, "its activation is not quick_gelu"),
     ("openai", {"image": replace(VIT, d_ff=32)}, r"its d_ff is not 4 \* d_model"),
@@ -98,9 +98,9 @@ REFUSED = [
     (
         "hf-clip",
         {"text": text_config(end_id=2)},
-        "its texts end with id 2, which Hugging Face reads as the largest",
+        "its end-of-text id is 2, which Hugging Face reads as the largest",
     ),
-    ("hf-clip", {"text": BertTextConfig(d_model=8, n_heads=2, n_layers=1)}, "its text tower is no GPT"),
+    ("hf-clip", {"text": BertTextConfig(d_model=8, n_heads=2, n_layers=1)}, "its text tower is not a GPT"),
     ("onnx", {}, "no format 'onnx': there are hf-clip, open_clip, openai, safetensors, towers"),
 ]
 

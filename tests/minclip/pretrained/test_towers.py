@@ -144,10 +144,11 @@ def test_missing_tensors_are_named(tmp_path):
 def test_what_is_no_tower_is_named(tmp_path):
     save_file({"some.weight": torch.zeros(2)}, tmp_path / "model.safetensors")
     with pytest.raises(
-        ValueError, match=r"is none of torchvision's or timm's ResNet, .*its tensors are some.weight"
+        ValueError,
+        match=r"holds no image tower of a known format \(torchvision's or timm's ResNet, .*its tensors are some.weight",
     ):
         load_image_tower(tmp_path)
-    with pytest.raises(ValueError, match=r"is none of BERT, DistilBERT, GPT-2"):
+    with pytest.raises(ValueError, match=r"holds no text tower of a known format \(BERT, DistilBERT, GPT-2"):
         load_text_tower(tmp_path)
 
 
@@ -176,7 +177,7 @@ def test_a_config_of_another_model_is_refused(tmp_path):
     "config, words",
     [
         (VisionTransformerConfig(**VIT, pool="mean"), "its norm_eps is 1e-05, not timm's 1e-06"),
-        (VisionTransformerConfig(**VIT, pool="last", norm_eps=1e-6), "it pools the last patch"),
+        (VisionTransformerConfig(**VIT, pool="last", norm_eps=1e-6), "its ViT pools the last patch"),
         (VisionTransformerConfig(**VIT, norm_first=False), "LayerNorms after the sublayers"),
         (ResNetConfig(stem="small"), "stem='small' is this project's own"),
     ],
@@ -190,7 +191,7 @@ def test_towers_that_no_one_else_has_are_not_written(config, words, tmp_path):
     "config, words",
     [
         (BertTextConfig(**TEXT, pool="pooler"), "it has a pooler"),
-        (BertTextConfig(**TEXT, norm_eps=1e-5), "its norm_eps is 1e-05, not 1e-12"),
+        (BertTextConfig(**TEXT, norm_eps=1e-5), "its norm_eps is 1e-05, not DistilBERT's 1e-12"),
         (BertTextConfig(**TEXT, norm_first=True), "LayerNorms before the sublayers"),
         (GPTTextConfig(**TEXT, norm_first=False), "LayerNorms after the sublayers"),
     ],
