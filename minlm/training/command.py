@@ -21,6 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
+from minlm.training.bounds import bounds_of
 from minlm.training.checkpoint import has_checkpoint, last_checkpoint
 from minlm.training.config import check_folder, field_help, from_dict, load_config, read_text, to_dict
 from minlm.training.distributed import from_first_process, processes, rank
@@ -202,7 +203,7 @@ class Option:
 
 def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
     """The options of a config and of those nested in it; fields that are set from the data are none."""
-    help_of, hints = field_help(type(config)), get_type_hints(type(config))
+    help_of, hints, bounds = field_help(type(config)), get_type_hints(type(config)), bounds_of(type(config))
     first_line = (inspect.getdoc(type(config)) or "").splitlines()[0]
     part = f"{prefix.rstrip('.') or 'run'}: {first_line.rstrip('.')}"
     nested = []
@@ -212,7 +213,8 @@ def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
             nested.append((value, f"{name}."))
         elif "set_from" not in field.metadata:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            text = f"{help_of[field.name]} (default: {shown})".replace("%", "%%")
+            allowed = f"{bounds[field.name].text}; " if field.name in bounds else ""
+            text = f"{help_of[field.name]} ({allowed}default: {shown})".replace("%", "%%")
             yield Option(name, part, metavar(hints[field.name]), text)
     for value, name in nested:
         yield from options_of(value, name)
