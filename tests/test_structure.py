@@ -93,11 +93,10 @@ PART_OF = {
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
     "minlm/training/state": "minlm/training/test_loop",
     "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
+    "minclip/pretrained/layout": "minclip/pretrained/test_load",
     "minclip/data/shapes_scene": "minclip/data/test_shapes",
     "minclip/data/shapes_text": "minclip/data/test_shapes",
 }
-# Formats of weights are tested together, by what is loaded.
-TOGETHER = "minclip/pretrained/"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -109,8 +108,6 @@ def test_every_module_has_a_docstring(path):
 def test_the_tests_mirror_the_tree(path):
     module = name(path).removesuffix(".py")
     folder, _, leaf = module.rpartition("/")
-    if module.startswith(TOGETHER):
-        leaf = ""
     test = PART_OF.get(module, f"{folder}/test_{leaf.strip('_')}".removeprefix("/"))
     assert list((ROOT / "tests").glob(f"{test}*.py")), f"no tests/{test}*.py"
 
