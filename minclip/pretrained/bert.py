@@ -51,7 +51,7 @@ IGNORED = {
     r"(cls|vocab_transform|vocab_layer_norm|vocab_projector)\..*": "the head of pretraining",
     r"(classifier|pre_classifier|qa_outputs)\.(weight|bias)": "a task's head",
 }
-POOLER_IGNORED = {r"(bert\.)?pooler\.dense\.(weight|bias)": "another pooling was asked for"}
+POOLER_IGNORED = {r"(bert\.)?pooler\.dense\.(weight|bias)": "unused by the requested pooling"}
 BERT_WANTED = {
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -73,7 +73,7 @@ def modern_names(source: WeightFile) -> WeightFile:
 
 
 def bert_rows(config: BertTextConfig) -> list[Row]:
-    """The table of BERT, with its pooler where the config pools by it."""
+    """Return the table of BERT, with its pooler if the config uses it."""
     rows = [*EMBEDDING, *layers(BERT_BLOCK, config.n_layers)]
     if config.token_types:
         rows.append(Row("embeddings.token_type_embeddings.weight", "token_types.weight"))
@@ -81,19 +81,19 @@ def bert_rows(config: BertTextConfig) -> list[Row]:
 
 
 def distilbert_rows(config: BertTextConfig) -> list[Row]:
-    """The table of DistilBERT."""
+    """Return the table of DistilBERT."""
     return [*EMBEDDING, *layers(DISTILBERT_BLOCK, config.n_layers)]
 
 
 def table_sizes(source: WeightFile, prefix: str) -> dict[str, int]:
-    """Sizes of the token and position tables."""
+    """Return the sizes that the token and position tables show."""
     vocab_size, d_model = source.shape(f"{prefix}embeddings.word_embeddings.weight", 2)
     length = source.shape(f"{prefix}embeddings.position_embeddings.weight", 2)[0]
     return {"vocab_size": vocab_size, "d_model": d_model, "context_length": length}
 
 
 def read_bert(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """BERT, pooled by its pooler where the file has one, else at the first token ([CLS])."""
+    """Plan a BERT, pooled by its pooler if the file has one, else at the first token ([CLS])."""
     options = source.read_json("config.json")
     expect(options, BERT_WANTED, source.path)
     facts = {
@@ -113,7 +113,7 @@ def read_bert(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def read_distilbert(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """DistilBERT, pooled at the first token, which its own classifiers read too."""
+    """Plan a DistilBERT, pooled at the first token as in its own classifiers."""
     options = source.read_json("config.json")
     expect(options, {"model_type": "distilbert"}, source.path)
     facts = {
@@ -132,7 +132,7 @@ def read_distilbert(source: WeightFile, prefix: str, given: dict[str, Any]) -> P
 
 
 def obstacles(config: BertTextConfig) -> list[str]:
-    """Reasons why BERT, or without token_types DistilBERT, cannot be this network."""
+    """List why BERT (or DistilBERT, without token_types) cannot express this network."""
     after = unmet((not config.norm_first, "its text tower has its LayerNorms before the sublayers"))
     if config.token_types:
         return after
@@ -144,7 +144,7 @@ def obstacles(config: BertTextConfig) -> list[str]:
 
 
 def write(tower: nn.Module, config: BertTextConfig, folder: Path) -> None:
-    """Write a folder for BertModel.from_pretrained, or without token_types for DistilBertModel's."""
+    """Write a folder for BertModel.from_pretrained (or DistilBertModel's, without token_types)."""
     if config.token_types:
         table, options = bert_rows(config), bert_options(config)
     else:
@@ -154,7 +154,7 @@ def write(tower: nn.Module, config: BertTextConfig, folder: Path) -> None:
 
 
 def bert_options(config: BertTextConfig) -> dict[str, Any]:
-    """BERT's config.json."""
+    """Return BERT's config.json."""
     return {
         "architectures": ["BertModel"],
         "model_type": "bert",
@@ -167,7 +167,7 @@ def bert_options(config: BertTextConfig) -> dict[str, Any]:
 
 
 def distilbert_options(config: BertTextConfig) -> dict[str, Any]:
-    """DistilBERT's config.json."""
+    """Return DistilBERT's config.json."""
     return {
         "architectures": ["DistilBertModel"],
         "model_type": "distilbert",

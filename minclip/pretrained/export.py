@@ -1,7 +1,6 @@
-"""A trained CLIP, or one of its towers, written in a published format for another library to open.
+"""Export of a trained CLIP, or of one tower, in a published format that another library opens with equal outputs.
 
-Its outputs there are the same. A model that a format cannot express is refused with the reason; no weights are changed
-to fit.
+A model that the format cannot express is refused with the reasons; weights are never changed to fit.
 """
 
 from collections.abc import Callable
@@ -56,7 +55,10 @@ def export(
 
 
 def image_writer(config: Any) -> Writer:
-    """The format of an image tower. A ViT is Hugging Face's with a class token and no norm_input, else timm's."""
+    """Choose the format of an image tower.
+
+    A ViT with a class token and without norm_input is Hugging Face's; any other ViT is timm's.
+    """
     match config:
         case VisionTransformerConfig(pool="class", norm_input=False):
             return hf_vit.obstacles, hf_vit.write
@@ -66,7 +68,7 @@ def image_writer(config: Any) -> Writer:
 
 
 def text_writer(config: Any) -> Writer:
-    """The format of a text tower."""
+    """Choose the format of a text tower."""
     match config:
         case BertTextConfig():
             return bert.obstacles, bert.write
@@ -74,7 +76,7 @@ def text_writer(config: Any) -> Writer:
 
 
 def tower_obstacles(config: CLIPConfig) -> list[str]:
-    """Reasons why a tower of this model cannot be written in the format of its kind."""
+    """List why a tower of this model has no published format."""
     return image_writer(config.image)[0](config.image) + text_writer(config.text)[0](config.text)
 
 

@@ -1,4 +1,4 @@
-"""Hugging Face's GPT-2 as a text tower; as a language model it is minlm/pretrained/gpt2.py."""
+"""Hugging Face's GPT-2 as a text tower. For the language model see minlm/pretrained/gpt2.py."""
 
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from minlm.pretrained.weight_files import WeightFile, write_object, write_tensor
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """GPT-2, pooled at the first end-of-text token."""
+    """Plan a GPT-2, pooled at the first end-of-text token."""
     facts = gpt2_facts(source, prefix)
     facts["end_id"] = source.read_json("config.json").get("eos_token_id")
     config = complete(GPTTextConfig, facts, given, source.path, HINT)
@@ -23,7 +23,7 @@ def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def obstacles(config: GPTTextConfig) -> list[str]:
-    """Reasons why GPT-2 cannot be this network."""
+    """List why GPT-2 cannot express this network."""
     return unmet((config.norm_first, "its text tower has its LayerNorms after the sublayers"))
 
 

@@ -48,12 +48,12 @@ JOINT = [
     Row("text_projection.weight", "text_projection.weight"),
     Row("logit_scale", "logit_scale"),
 ]
-NUMBERS = {r"((text|vision)_model\.)?embeddings\.position_ids": "0, 1, 2, ...: no parameter"}
-PAIR = {r"(visual|text)_projection\.weight|logit_scale": "of the pair of towers, follows the features"}
+NUMBERS = {r"((text|vision)_model\.)?embeddings\.position_ids": "0, 1, 2, ...: not a parameter"}
+PAIR = {r"(visual|text)_projection\.weight|logit_scale": "of the whole CLIP, follows the features"}
 
 
 def vision_rows(config: VisionTransformerConfig) -> list[Row]:
-    """The table of the image tower ("pre_layrnorm" is their spelling)."""
+    """Return the table of the image tower ("pre_layrnorm" is their spelling)."""
     ours = "{patch_embedding.weight,patch_embedding.bias,positions}"
     theirs = "embeddings.{patch_embedding.weight,position_embedding.weight}"
     return [
@@ -66,7 +66,7 @@ def vision_rows(config: VisionTransformerConfig) -> list[Row]:
 
 
 def text_rows(config: GPTTextConfig) -> list[Row]:
-    """The table of the text tower."""
+    """Return the table of the text tower."""
     return [
         Row("embeddings.token_embedding.weight", "embedding.tokens.weight"),
         Row("embeddings.position_embedding.weight", "embedding.positions.weight"),
@@ -76,7 +76,7 @@ def text_rows(config: GPTTextConfig) -> list[Row]:
 
 
 def tower_options(source: WeightFile, name: str) -> dict[str, Any]:
-    """A tower's part of config.json, or all of it if the file holds one tower; empty without a config.json."""
+    """Return a tower's part of config.json, all of it if the file holds one tower, {} without a config.json."""
     options = source.read_json("config.json")
     kind = options.get("model_type", "clip")
     if not options:
@@ -90,7 +90,7 @@ def tower_options(source: WeightFile, name: str) -> dict[str, Any]:
 
 
 def common_facts(source: WeightFile, prefix: str, options: dict[str, Any]) -> dict[str, Any]:
-    """Facts that both towers name alike."""
+    """Return the facts that both towers name alike."""
     return {
         "n_layers": count_layers(source.tensors, rf"{prefix}encoder\.layers\.(\d+)\."),
         "n_heads": options.get("num_attention_heads"),
@@ -101,7 +101,7 @@ def common_facts(source: WeightFile, prefix: str, options: dict[str, Any]) -> di
 
 
 def read_vision(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """The image tower; its feature is the class token after post_layernorm, before the projection."""
+    """Plan the image tower; its feature is the class token after post_layernorm, before the projection."""
     options = tower_options(source, "vision")
     expect(options, {"num_channels": 3}, source.path)
     patches = source.shape(f"{prefix}embeddings.patch_embedding.weight", 4)
@@ -120,7 +120,7 @@ def read_vision(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def read_text(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """The text tower, pooled at the first eos_token_id.
+    """Plan the text tower, pooled at the first eos_token_id.
 
     An eos_token_id of 2 is in config files from before it was used. It means the largest id of a text, which is
     end-of-text in CLIP's vocabulary.
@@ -142,12 +142,12 @@ def read_text(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def read_joint(source: WeightFile, prefix: str, towers: dict[str, Plan]) -> Plan:
-    """A whole CLIPModel."""
+    """Plan a whole CLIPModel."""
     return clip_plan(source, towers, source.shape("text_projection.weight", 2)[0], JOINT, NUMBERS)
 
 
 def read_transform(source: WeightFile, image_size: tuple[int, int]) -> TransformConfig:
-    """TransformConfig of preprocessor_config.json or processor_config.json; CLIP's own without either.
+    """Read preprocessor_config.json or processor_config.json; without either, CLIP's own values hold.
 
     image_size: of the model in the file. Raises ValueError unless images are prepared by a resize of the shorter side
     to that size, a centre crop and normalisation.
@@ -171,7 +171,7 @@ def read_transform(source: WeightFile, image_size: tuple[int, int]) -> Transform
 
 
 def obstacles(config: CLIPConfig) -> list[str]:
-    """Reasons why a CLIPModel cannot be this model."""
+    """List why a CLIPModel cannot express this model."""
     match config.image, config.text:
         case VisionTransformerConfig() as image, GPTTextConfig() as text:
             legacy = text.end_id == LEGACY_END and text.vocab_size != LEGACY_END + 1
@@ -224,7 +224,7 @@ def write(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder:
 
 
 def preprocessor(transform: TransformConfig, side: int) -> dict[str, Any]:
-    """preprocessor_config.json for square images."""
+    """Return preprocessor_config.json for square images."""
     return {
         "image_processor_type": "CLIPImageProcessor",
         "do_convert_rgb": True,

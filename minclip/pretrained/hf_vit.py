@@ -46,7 +46,7 @@ WANTED = {"model_type": "vit", "num_channels": 3, "qkv_bias": True}
 
 
 def rows(config: VisionTransformerConfig) -> list[Row]:
-    """The table of a ViT, which always has a class token."""
+    """Return the table of a ViT, which always has a class token."""
     return [
         Row("embeddings.cls_token", "class_token", TOKEN),
         Row("embeddings.position_embeddings", "positions", BATCHED),
@@ -57,7 +57,7 @@ def rows(config: VisionTransformerConfig) -> list[Row]:
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """A ViTModel; its feature is the class token after the last LayerNorm."""
+    """Plan a ViTModel; its feature is the class token after the last LayerNorm."""
     options = source.read_json("config.json")
     expect(options, WANTED, source.path)
     patches = source.shape(f"{prefix}embeddings.patch_embeddings.projection.weight", 4)
@@ -78,7 +78,7 @@ def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def obstacles(config: VisionTransformerConfig) -> list[str]:
-    """Reasons why a ViTModel cannot be this network, a ViT with a class token and without norm_input."""
+    """List why a ViTModel cannot express this ViT, which has a class token and no norm_input."""
     return unmet(
         (config.norm_first, "its ViT has its LayerNorms after the sublayers"),
         (config.patch_size[0] == config.patch_size[1], "its patches are not square"),
@@ -88,7 +88,7 @@ def obstacles(config: VisionTransformerConfig) -> list[str]:
 def write(
     tower: nn.Module, config: VisionTransformerConfig, transform: TransformConfig, folder: Path
 ) -> None:
-    """Write a folder for ViTModel.from_pretrained. It says nothing of `transform`."""
+    """Write a folder for ViTModel.from_pretrained; it has no place for `transform`."""
     options = {
         "architectures": ["ViTModel"],
         "model_type": "vit",

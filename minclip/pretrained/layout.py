@@ -1,4 +1,4 @@
-"""A published format as `load.py` and `export.py` see it, and the steps that several formats share."""
+"""Description of a format for load.py, and the steps that several formats share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,10 +15,10 @@ Part = Literal["image tower", "text tower", "CLIP"]
 
 @dataclass(frozen=True)
 class Layout:
-    """The names and options under which one format stores an image tower, a text tower or a whole CLIP.
+    """Names and options under which one format stores an image tower, a text tower or a whole CLIP.
 
     name: for error messages
-    anchor: a tensor by whose name the layout is recognised
+    anchor: name of a tensor that no other layout has
     read: (file, prefix, given) -> plan. given: the caller's options; for a whole CLIP the plans of its two towers
     prefixes: what may precede the tensors' names
     beside: a file that must lie beside the weights
@@ -37,7 +37,7 @@ class Layout:
 def clip_plan(
     source: WeightFile, towers: dict[str, Plan], embed_dim: int, joint: list[Row], ignored: dict[str, str]
 ) -> Plan:
-    """Plan of a whole CLIP: the tables of its two towers and the rows that join them."""
+    """Plan a whole CLIP from the plans of its two towers and the rows that join them."""
     image, text = towers["image tower"], towers["text tower"]
     loss = "sigmoid" if "logit_bias" in source.tensors else "infonce"
     config = CLIPConfig(image=image.config, text=text.config, embed_dim=embed_dim, loss=loss)
@@ -45,17 +45,17 @@ def clip_plan(
 
 
 def clip_rows(image: list[Row], text: list[Row], joint: list[Row]) -> list[Row]:
-    """The table of a whole CLIP from those of its towers."""
+    """Combine the tables of two towers into that of a whole CLIP."""
     return [*prefixed(image, ours="image_tower."), *prefixed(text, ours="text_tower."), *joint]
 
 
 def unmet(*conditions: tuple[bool, str]) -> list[str]:
-    """The messages of the conditions that do not hold."""
+    """Return the messages of the conditions that do not hold."""
     return [message for holds, message in conditions if not holds]
 
 
 def make_transform(mean: Any, std: Any, interpolation: Any, where: Any) -> TransformConfig:
-    """TransformConfig with CLIP's own values for what is None. ValueError for impossible values."""
+    """Make a TransformConfig, with CLIP's own values for None. Raises ValueError for impossible values."""
     given = {"mean": mean, "std": std, "interpolation": interpolation}
     given = {name: value for name, value in given.items() if value is not None}
     return complete(TransformConfig, given, {}, where)
@@ -64,7 +64,7 @@ def make_transform(mean: Any, std: Any, interpolation: Any, where: Any) -> Trans
 def require_size(
     options: dict[str, Any], name: str, forms: list[Any], image_size: tuple[int, int], where: Any
 ) -> None:
-    """ValueError unless a preprocessor's size is absent or equals one of `forms`, the spellings of image_size."""
+    """Raise ValueError unless a preprocessor's size is absent or one of `forms`, the spellings of image_size."""
     if options.get(name) not in (None, *forms):
         raise ValueError(
             f"{where} prepares images with {name}={options[name]!r}, the model takes {image_size}: only {forms[-1]} "

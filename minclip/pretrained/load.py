@@ -1,4 +1,4 @@
-"""Published weights as models: a tower or a whole CLIP, of a format that the file's content shows."""
+"""Loading of published weights, as a tower or a whole CLIP. A file's format is recognised by its content."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -41,7 +41,7 @@ def read_source(path: str | Path) -> WeightFile:
 
 
 def find_layout(source: WeightFile, part: Part) -> tuple[Layout, str]:
-    """(layout, prefix) of the part in a file. ValueError where it matches no layout."""
+    """Return the (layout, prefix) of a part of a file. Raises ValueError if no layout matches."""
     layouts = [layout for layout in LAYOUTS if layout.part == part]
     for layout in layouts:
         prefix = first_prefix(source.tensors, layout.prefixes, layout.anchor)
@@ -56,13 +56,13 @@ def find_layout(source: WeightFile, part: Part) -> tuple[Layout, str]:
 
 
 def plan_tower(source: WeightFile, part: Part, given: dict[str, Any]) -> Plan:
-    """Plan for the tower in a file. ValueError where it matches no layout."""
+    """Plan the tower in a file. Raises ValueError if no layout matches."""
     layout, prefix = find_layout(source, part)
     return layout.read(source, prefix, given)
 
 
 def plan_clip(source: WeightFile, given: dict[str, Any]) -> Plan:
-    """Plan for the whole CLIP in a file; `given` as for `load_clip_model`."""
+    """Plan the whole CLIP in a file; `given` as for `load_clip_model`."""
     layout, prefix = find_layout(source, "CLIP")
     return layout.read(
         source,
@@ -75,7 +75,7 @@ def plan_clip(source: WeightFile, given: dict[str, Any]) -> Plan:
 
 
 def tower_given(given: dict[str, Any], tower: str, source: WeightFile) -> dict[str, Any]:
-    """Options of one tower among those given for a CLIP."""
+    """Select the options of one tower among those given for a CLIP."""
     resnet = openai.RESNET_ANCHOR in source.tensors
     result = {"n_heads": given[f"{tower}_heads"]} if f"{tower}_heads" in given else {}
     if "activation" in given and not (resnet and tower == "image"):
@@ -84,12 +84,12 @@ def tower_given(given: dict[str, Any], tower: str, source: WeightFile) -> dict[s
 
 
 def antialiased(source: WeightFile) -> bool:
-    """Whether the owner of a file's image tower antialiases when it shrinks position grids."""
+    """Return whether the format's owner antialiases when it shrinks position grids."""
     return find_layout(source, "image tower")[0].antialias
 
 
 def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
-    """The image tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
+    """Load the image tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
     Reads ResNets of torchvision and timm, ViTs of timm and Hugging Face, and the image towers of CLIP files (their
     features are those before the projection). given: options of the tower's config that the file does not say
@@ -105,7 +105,7 @@ def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
 
 
 def load_text_tower(path: str | Path, **given: Any) -> nn.Module:
-    """The text tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
+    """Load the text tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
     Reads Hugging Face's BERT, DistilBERT and GPT-2, alone or in a task's model, and the text towers of CLIP files.
     given: as for load_image_tower; vocab_size and context_length ask for other sizes. pool: BERT's pooler where the
@@ -119,22 +119,22 @@ def load_text_tower(path: str | Path, **given: Any) -> nn.Module:
 
 
 def import_tower(source: WeightFile, plan: Plan) -> dict[str, Tensor]:
-    """{our name: tensor} of the tower that `plan` describes."""
+    """Return {our name: tensor} of the tower that `plan` describes."""
     expected = on_meta(lambda: TOWERS[type(plan.config)](plan.config)).state_dict()
     return import_weights(source.tensors, plan, expected, source.path)
 
 
 def make_tower(config: Any, weights: dict[str, Tensor]) -> nn.Module:
-    """The tower with these weights, in eval mode."""
+    """Make the tower with these weights, in eval mode."""
     return filled(on_meta(lambda: TOWERS[type(config)](config)), weights)
 
 
 def load_clip(
     path: str | Path, vocabulary: str | Path | None = None, **given: Any
 ) -> tuple[CLIP, Tokenizer, ImageTransform]:
-    """(model in eval mode, tokenizer, transform) of a published CLIP file or folder.
+    """Load (model in eval mode, tokenizer, transform) from a published CLIP file or folder.
 
-    vocabulary: CLIP's merges file (bpe_simple_vocab_16e6.txt.gz or merges.txt), where none lies beside the weights.
+    vocabulary: CLIP's merges file (bpe_simple_vocab_16e6.txt.gz or merges.txt), if none is beside the weights.
     given: as for load_clip_model. Raises ValueError also where vocabulary and weights do not fit together.
     """
     source = read_source(path)
@@ -154,7 +154,7 @@ def load_clip(
 
 
 def load_clip_model(path: str | Path, **given: Any) -> CLIP:
-    """The model alone, in eval mode.
+    """Load the model alone, in eval mode.
 
     given: image_size, to which positions are interpolated; and where the file does not say them, activation,
     image_heads and text_heads. Raises ValueError, in one line, for files that are damaged, incomplete, no CLIP, or
@@ -164,10 +164,11 @@ def load_clip_model(path: str | Path, **given: Any) -> CLIP:
 
 
 def build_clip(source: WeightFile, given: dict[str, Any]) -> CLIP:
-    """The CLIP in a file, in eval mode; `given` as for `load_clip_model`, ValueError for other options."""
-    strangers = given.keys() - {"image_size", "activation", "image_heads", "text_heads"}
+    """Build the CLIP in a file, in eval mode; `given` as for `load_clip_model`, ValueError for other options."""
+    options = ("image_size", "activation", "image_heads", "text_heads")
+    strangers = sorted(given.keys() - set(options))
     if strangers:
-        raise ValueError(f"{sorted(strangers)} are no options of a published CLIP")
+        raise ValueError(f"{strangers} are not options of a published CLIP: there are {', '.join(options)}")
     plan = plan_clip(source, given)
     expected = on_meta(lambda: CLIP(plan.config)).state_dict()
     weights = import_weights(source.tensors, plan, expected, source.path)
@@ -179,11 +180,11 @@ def build_clip(source: WeightFile, given: dict[str, Any]) -> CLIP:
 
 
 def is_published(path: str | Path) -> bool:
-    """Whether a path is a file of weights, or a folder of weights other than a run of this project."""
+    """Return whether a path is a weights file, or a folder of weights other than a run of this project."""
     path = Path(path)
     return path.is_file() or (path.is_dir() and not has_checkpoint(path) and not is_run_config(path))
 
 
 def is_run_config(folder: Path) -> bool:
-    """Whether the folder's config.json is that of a run: it says how the model was trained."""
+    """Return whether the folder's config.json is that of a run, which has training options."""
     return "train" in WeightFile(folder / "config.json", {}).read_json("config.json")

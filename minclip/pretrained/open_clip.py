@@ -16,7 +16,7 @@ from minlm.pretrained.options import agree, expect, known, option
 from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
 
 CONFIG_NAME = "open_clip_config.json"
-# Options of open_clip's towers under which they are another function than ours.
+# Values of open_clip's options with which its towers compute the same function as ours.
 SAME_BLOCKS = {
     "ls_init_value": None,
     "act_kwargs": None,
@@ -31,11 +31,11 @@ SIZES = {
     "vocab_size": "vocab_size",
     "context_length": "context_length",
 }
-# Options that are read, or that change nothing for towers of these kinds; any other may be of another function.
+# Options that are read or have no effect on these towers; any other is refused.
 TOWER_OPTIONS = {"width", "layers", "mlp_ratio", "head_width", "norm_kwargs", "output_tokens"}
 MODEL_OPTIONS = {"embed_dim", "vision_cfg", "text_cfg", "quick_gelu", "custom_text", "multimodal_cfg"}
 MODEL_OPTIONS |= {"nonscalar_logit_scale", "init_logit_scale", "init_logit_bias", "output_dict", "cast_dtype"}
-# Those of timm's towers, of attentional pooling and of training.
+# Options of timm's towers, of attentional pooling and of training: no effect here.
 UNUSED_VISION = {
     f"timm_{name}" for name in ("model_pretrained", "pool", "proj", "proj_bias", "drop", "drop_path")
 }
@@ -73,7 +73,7 @@ TEXT_OPTIONS |= {
 
 
 def model_options(source: WeightFile) -> dict[str, Any]:
-    """model_cfg of open_clip_config.json. ValueError if it is missing or has unknown options."""
+    """Read model_cfg of open_clip_config.json. Raises ValueError if it is missing or has unknown options."""
     where = source.folder / CONFIG_NAME
     config = source.read_json(CONFIG_NAME)
     known(config, {"model_cfg", "preprocess_cfg"}, where)
@@ -88,7 +88,7 @@ def model_options(source: WeightFile) -> dict[str, Any]:
 def tower_options(
     source: WeightFile, name: str, known_names: set[str], wanted: dict[str, Any]
 ) -> dict[str, Any]:
-    """vision_cfg or text_cfg. ValueError for options of another function and for unknown ones."""
+    """Read vision_cfg or text_cfg. Raises ValueError for unknown options and for those of another function."""
     options = option(model_options(source), name, dict, source.path, {})
     expect(options, wanted, source.path)
     known(options, known_names, source.folder / CONFIG_NAME)
@@ -96,12 +96,12 @@ def tower_options(
 
 
 def activation(source: WeightFile) -> str:
-    """The activation of both towers."""
+    """Return the activation of both towers."""
     return "quick_gelu" if option(model_options(source), "quick_gelu", bool, source.path) else "gelu"
 
 
 def heads(source: WeightFile, width: int, options: dict[str, Any]) -> int:
-    """Heads of an image tower, by its head_width."""
+    """Return the number of heads of an image tower from its head_width."""
     head_width = option(options, "head_width", int, source.path, openai.HEAD_WIDTH)
     if head_width < 1 or width % head_width:
         raise ValueError(f"{source.path}: head_width={head_width} does not divide the width {width}")
@@ -109,14 +109,14 @@ def heads(source: WeightFile, width: int, options: dict[str, Any]) -> int:
 
 
 def epsilon(options: dict[str, Any], where: Any) -> float:
-    """Epsilon of a tower's LayerNorms."""
+    """Return the epsilon of a tower's LayerNorms."""
     given = option(options, "norm_kwargs", dict, where, {})
     known(given, {"eps"}, where)
     return given.get("eps", openai.EPS)
 
 
 def read_vit(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """A ViT pooled at its class token."""
+    """Plan a ViT pooled at its class token."""
     options = tower_options(source, "vision_cfg", VISION_OPTIONS, VISION_WANTED)
     facts = openai.vit_facts(source, options.get("image_size"))
     facts |= {
@@ -131,7 +131,7 @@ def read_vit(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def read_resnet(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """CLIP's ResNet."""
+    """Plan a ResNet of CLIP's."""
     options = tower_options(source, "vision_cfg", VISION_OPTIONS, {"timm_model_name": None})
     facts, width = openai.resnet_facts(source)
     facts["n_heads"] = heads(source, width, options)
@@ -140,7 +140,7 @@ def read_resnet(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def read_text(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """The text tower. Its texts end with the last id or, with pool_type eos, with eos_id."""
+    """Plan the text tower. The end-of-text id is the last id or, with pool_type eos, eos_id."""
     options = tower_options(source, "text_cfg", TEXT_OPTIONS, TEXT_WANTED)
     pool = options.get("pool_type", "argmax")
     if pool not in ("argmax", "eos"):
@@ -159,14 +159,14 @@ def read_text(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def check_tokenizer(source: WeightFile) -> None:
-    """ValueError where the folder's config changes how texts are cleaned."""
+    """Raise ValueError if the config changes how texts are cleaned."""
     if (source.folder / CONFIG_NAME).is_file():
         cleaning = option(model_options(source), "text_cfg", dict, source.path, {})
         expect(cleaning, {"tokenizer_mode": None, "tokenizer_kwargs": {}}, source.folder / CONFIG_NAME)
 
 
 def read_transform(source: WeightFile, image_size: tuple[int, int]) -> TransformConfig | None:
-    """TransformConfig of preprocess_cfg; None without one. ValueError for another way to prepare images."""
+    """Read preprocess_cfg; None without one. Raises ValueError for preprocessing that this project lacks."""
     height, width = image_size
     where = source.folder / CONFIG_NAME
     options = option(source.read_json(CONFIG_NAME), "preprocess_cfg", dict, where, {})
@@ -180,7 +180,7 @@ def read_transform(source: WeightFile, image_size: tuple[int, int]) -> Transform
 
 
 def obstacles(config: CLIPConfig) -> list[str]:
-    """Reasons why open_clip's config has no words for this model."""
+    """List why open_clip's config cannot express this model."""
     found = openai.clip_obstacles(config)
     if found:
         return found
@@ -224,7 +224,7 @@ def write(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder:
 
 
 def vision_options(image: VisionTransformerConfig | ModifiedResNetConfig) -> dict[str, Any]:
-    """vision_cfg of open_clip_config.json."""
+    """Return vision_cfg of open_clip_config.json."""
     height, width = image.image_size
     size = {"image_size": height if height == width else [height, width], "width": image.d_model}
     if isinstance(image, ModifiedResNetConfig):

@@ -36,7 +36,7 @@ from minlm.pretrained.weight_files import WeightFile
 HEAD_WIDTH = 64  # of every head of OpenAI's, by definition; open_clip's default
 EPS = 1e-5
 MARKERS = ("input_resolution", "context_length", "vocab_size")
-IGNORED = {"|".join(MARKERS): "numbers that the tensors' shapes say too", "attn_mask": "the causal mask"}
+IGNORED = {"|".join(MARKERS): "sizes that the tensors' shapes show too", "attn_mask": "the causal mask"}
 SCALE = {r"logit_scale|logit_bias": "shared by the two towers"}
 IMAGE_IGNORED = {r"visual\..*": "the image tower"}
 TEXT_IGNORED = {
@@ -58,7 +58,7 @@ TEXT_ANCHOR = "transformer.resblocks.0.attn.in_proj_weight"
 
 
 def vit_rows(config: VisionTransformerConfig) -> list[Row]:
-    """The table of a ViT: patches without bias, a class token, and LayerNorm before the first Block or none."""
+    """Return the table of a ViT: patches without bias, a class token, LayerNorm before the first Block or none."""
     ours = "{patch_embedding.weight,patch_embedding.bias,positions}"
     rows = [
         Row("class_embedding", "class_token"),
@@ -71,7 +71,7 @@ def vit_rows(config: VisionTransformerConfig) -> list[Row]:
 
 
 def resnet_rows(config: ModifiedResNetConfig) -> list[Row]:
-    """The table of CLIP's ResNet, without the projection at its end (c_proj)."""
+    """Return the table of CLIP's ResNet without its final projection (c_proj)."""
     stem = [row for i in range(3) for row in convolution_rows(f"conv{i + 1}", f"bn{i + 1}", f"stem.{i}")]
     projections = "{q_proj,k_proj,v_proj}"
     rows = [
@@ -84,7 +84,7 @@ def resnet_rows(config: ModifiedResNetConfig) -> list[Row]:
 
 
 def text_rows(config: GPTTextConfig) -> list[Row]:
-    """The table of the text tower."""
+    """Return the table of the text tower."""
     return [
         Row("token_embedding.weight", "embedding.tokens.weight"),
         Row("positional_embedding", "embedding.positions.weight"),
@@ -94,7 +94,7 @@ def text_rows(config: GPTTextConfig) -> list[Row]:
 
 
 def joint_rows(resnet: bool, bias: bool, text_prefix: str = "") -> list[Row]:
-    """The projections, the scale and, for the sigmoid loss, the bias."""
+    """Return the rows of the projections, the scale and, with `bias`, the sigmoid loss's bias."""
     if resnet:
         rows = module("visual.attnpool.c_proj", "image_projection")
     else:
@@ -104,7 +104,7 @@ def joint_rows(resnet: bool, bias: bool, text_prefix: str = "") -> list[Row]:
 
 
 def rows_of(config: CLIPConfig) -> list[Row]:
-    """The table of a whole CLIP, for writing."""
+    """Return the table of a whole CLIP."""
     image: Any = config.image  # a VisionTransformerConfig or ModifiedResNetConfig, see clip_obstacles
     text: Any = config.text  # a GPTTextConfig
     resnet = isinstance(image, ModifiedResNetConfig)
@@ -116,7 +116,7 @@ def rows_of(config: CLIPConfig) -> list[Row]:
 
 
 def vit_facts(source: WeightFile, stated: Any = None) -> dict[str, Any]:
-    """Facts that a ViT's tensors say. stated: the image_size of a config."""
+    """Return the facts that a ViT's tensors show. stated: the image_size in a config."""
     patches = source.shape("visual.conv1.weight", 4)
     n_positions = source.shape("visual.positional_embedding", 2)[0]
     return {
@@ -130,7 +130,7 @@ def vit_facts(source: WeightFile, stated: Any = None) -> dict[str, Any]:
 
 
 def resnet_facts(source: WeightFile) -> tuple[dict[str, Any], int]:
-    """(facts that the tensors of CLIP's ResNet say, width of its attention pooling)."""
+    """Return (facts that the tensors of CLIP's ResNet show, width of its attention pooling)."""
     n_positions, width = source.shape("visual.attnpool.positional_embedding", 2)
     depths = count_depths(source.tensors, r"visual\.")
     rows, columns = square_grid(n_positions - 1, source.path)
@@ -140,7 +140,7 @@ def resnet_facts(source: WeightFile) -> tuple[dict[str, Any], int]:
 
 
 def text_facts(source: WeightFile, prefix: str) -> dict[str, Any]:
-    """Facts that the text tower's tensors say."""
+    """Return the facts that the text tower's tensors show."""
     vocab_size, d_model = source.shape(f"{prefix}token_embedding.weight", 2)
     return {
         "vocab_size": vocab_size,
@@ -152,14 +152,14 @@ def text_facts(source: WeightFile, prefix: str) -> dict[str, Any]:
 
 
 def by_definition(source: WeightFile, width: int) -> dict[str, Any]:
-    """Heads, activation and epsilon of OpenAI's archives; the first two are None for other tensors."""
+    """Return heads, activation and epsilon of OpenAI's archives; the first two are None for other files."""
     known = all(name in source.tensors for name in MARKERS)
     heads, activation = (width // HEAD_WIDTH, "quick_gelu") if known else (None, None)
     return {"n_heads": heads, "activation": activation, "norm_eps": EPS}
 
 
 def hint(width: int) -> str:
-    """Ways to complete a file of this width that says neither heads nor activation."""
+    """Say how to complete a file that shows neither heads nor activation."""
     return (
         f" (OpenAI's own: n_heads={width // HEAD_WIDTH}, activation='quick_gelu'; open_clip's: its "
         f"open_clip_config.json; for a whole CLIP the heads are image_heads=... and text_heads=...)"
@@ -167,21 +167,21 @@ def hint(width: int) -> str:
 
 
 def vit_plan(source: WeightFile, facts: dict[str, Any], given: dict[str, Any]) -> Plan:
-    """A ViT; its feature is the class token before the projection."""
+    """Plan a ViT; its feature is the class token before the projection."""
     config = complete(VisionTransformerConfig, facts, given, source.path, hint(facts["d_model"]))
     projection = {r"visual\.proj": "the projection, which follows the features"}
     return Plan(config, vit_rows(config), {**IGNORED, **TEXT_IGNORED, **projection})
 
 
 def resnet_plan(source: WeightFile, facts: dict[str, Any], width: int, given: dict[str, Any]) -> Plan:
-    """CLIP's ResNet; its features are those before the attention pooling's c_proj."""
+    """Plan a ResNet of CLIP's; its features are those before the attention pooling's c_proj."""
     config = complete(ModifiedResNetConfig, facts, given, source.path, hint(width))
     projection = {r"visual\.attnpool\.c_proj\.(weight|bias)": "the projection, which follows the features"}
     return Plan(config, resnet_rows(config), {**IGNORED, **TEXT_IGNORED, **projection})
 
 
 def text_plan(source: WeightFile, prefix: str, facts: dict[str, Any], given: dict[str, Any]) -> Plan:
-    """The text tower; its feature is at the end of text, before the projection."""
+    """Plan the text tower; its feature is that of the end-of-text token before the projection."""
     config = complete(GPTTextConfig, facts, given, source.path, hint(facts["d_model"]))
     projection = {r"(text\.)?text_projection": "the projection, which follows the features"}
     ignored = {**IGNORED, **projection, **IMAGE_IGNORED, **SCALE}
@@ -189,34 +189,34 @@ def text_plan(source: WeightFile, prefix: str, facts: dict[str, Any], given: dic
 
 
 def read_vit(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """The ViT of an archive, or of tensors without config."""
+    """Plan the ViT of an archive, or of tensors without config."""
     facts = vit_facts(source)
     return vit_plan(source, facts | by_definition(source, facts["d_model"]), given)
 
 
 def read_resnet(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """The ResNet of an archive, or of tensors without config."""
+    """Plan the ResNet of an archive, or of tensors without config."""
     facts, width = resnet_facts(source)
     heads = by_definition(source, width)["n_heads"]
     return resnet_plan(source, facts | {"n_heads": heads}, width, given)
 
 
 def read_text(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """The text tower of an archive, or of tensors without config; texts end with the last id."""
+    """Plan the text tower of an archive, or of tensors without config; the end-of-text id is the last."""
     facts = text_facts(source, prefix)
     facts |= by_definition(source, facts["d_model"]) | {"end_id": facts["vocab_size"] - 1}
     return text_plan(source, prefix, facts, given)
 
 
 def read_joint(source: WeightFile, prefix: str, towers: dict[str, Plan]) -> Plan:
-    """A whole CLIP."""
+    """Plan a whole CLIP of OpenAI's or open_clip's."""
     embed_dim = source.shape(f"{prefix}text_projection", 2)[1]
     joint = joint_rows(RESNET_ANCHOR in source.tensors, "logit_bias" in source.tensors, prefix)
     return clip_plan(source, towers, embed_dim, joint, IGNORED)
 
 
 def clip_obstacles(config: CLIPConfig) -> list[str]:
-    """Reasons why none of the published CLIPs can be this model."""
+    """List why no published CLIP format can express this model."""
     image, text = config.image, config.text
     shared = unmet(
         (isinstance(text, GPTTextConfig), "its text tower is not a GPT"),
@@ -236,7 +236,7 @@ def clip_obstacles(config: CLIPConfig) -> list[str]:
 
 
 def obstacles(config: CLIPConfig) -> list[str]:
-    """Reasons why OpenAI's loader cannot read this model: its archives say no heads, activation or epsilon."""
+    """List why OpenAI's format cannot express this model: heads, activation and epsilon are fixed."""
     found = clip_obstacles(config)
     if found:
         return found
@@ -258,7 +258,7 @@ def obstacles(config: CLIPConfig) -> list[str]:
 
 
 def write(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder: Path) -> None:
-    """Write model.pt for clip.load: a state dict with the numbers that the archives hold."""
+    """Write model.pt for clip.load: a state dict with the numbers of the archives."""
     image, text = model.config.image, model.config.text
     numbers = (image.image_size[0], text.context_length, text.vocab_size)
     markers = {name: torch.tensor(number) for name, number in zip(MARKERS, numbers, strict=True)}

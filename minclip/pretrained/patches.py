@@ -9,18 +9,18 @@ from minlm.pretrained.key_map import BATCHED, SAME, Tensors, Transform
 
 
 def square_grid(n_places: int, where: Any) -> tuple[int, int]:
-    """(rows, columns) of a square grid of n_places, assumed where no config states a size; else ValueError."""
+    """Return (rows, columns) of a square grid, assumed if no config gives the size. Raises ValueError if not square."""
     side = isqrt(n_places)
     if side * side != n_places:
         raise ValueError(
-            f"{where} has positions for {n_places} places, which is no square: put the config.json that says "
-            f"the image_size beside it"
+            f"{where} has positions for {n_places} places, which is not a square grid: put the "
+            f"config.json with its image_size beside it"
         )
     return side, side
 
 
 def vit_sizes(patches: torch.Size, n_patches: int, stated: Any, where: Any) -> dict[str, Any]:
-    """{patch_size, image_size} from a patch embedding's shape (D, C, P, P) and its number of positions.
+    """Return {patch_size, image_size} from a patch embedding's shape (D, C, P, P) and its number of positions.
 
     stated: the config's image_size, a number or (height, width); None = a square image.
     """
@@ -41,7 +41,7 @@ def vit_sizes(patches: torch.Size, n_patches: int, stated: Any, where: Any) -> d
 
 
 def without_bias(n_extra: int, batched: bool = False) -> Transform:
-    """Transform between (patches, positions) without a patch bias and our (patches, bias, positions).
+    """Make the transform between (patches, positions) without a bias and our (patches, bias, positions).
 
     Reading gives a zero bias. Writing adds the bias to the patches' positions, which is the same function; the first
     n_extra positions are of tokens that are no patches.

@@ -17,7 +17,7 @@ POSITIONS = {VisionTransformerConfig: "positions", ModifiedResNetConfig: "attent
 
 
 def grid_of(config: Any) -> Size:
-    """Rows and columns of a tower's position grid."""
+    """Return the (rows, columns) of a tower's position grid."""
     if isinstance(config, VisionTransformerConfig):
         return config.grid
     return config.image_size[0] // config.stride, config.image_size[1] // config.stride
@@ -26,7 +26,7 @@ def grid_of(config: Any) -> Size:
 def resize_image(
     config: Any, weights: Weights, image_size: Size | None, antialias: bool
 ) -> tuple[Any, Weights]:
-    """An image tower's config and weights for another image_size; None = as they are.
+    """Resize an image tower's config and weights to another image_size; None = unchanged.
 
     Position vectors are interpolated, bicubic in float32 (Dosovitskiy et al. 2021, section 3.2), as the format's
     owner does it (`resize_positions`). A tower without positions takes any size.
@@ -47,7 +47,7 @@ def resize_text(
     vocab_size: int | None = None,
     context_length: int | None = None,
 ) -> tuple[GPTTextConfig | BertTextConfig, Weights]:
-    """A text tower's config and weights for another vocabulary or context; None = as they are.
+    """Resize a text tower's config and weights to another vocabulary or context; None = unchanged.
 
     New tokens start as the mean of the others; a smaller vocabulary keeps the first. A shorter context keeps the
     first positions. Raises ValueError for a longer one: its last positions would be untrained.
@@ -61,7 +61,7 @@ def resize_text(
     length = context_length or len(positions)
     if length > len(positions):
         raise ValueError(
-            f"context_length={length} is longer than the {len(positions)} positions of these weights: give less"
+            f"context_length={length} is longer than the {len(positions)} positions of these weights: give at most that"
         )
     if length < len(positions):
         positions = positions[:length].clone()

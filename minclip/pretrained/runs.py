@@ -20,7 +20,7 @@ from minlm.training.state import TrainConfig
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """A tower of a CLIP that this project trained, with the config.json beside it."""
+    """Plan a tower of a CLIP that this project trained, by the config.json beside it."""
     part = prefix.removesuffix("_tower.")
     try:
         found = getattr(from_dict(CLIPConfig, {part: source.read_json("config.json").get(part)}), part)
@@ -40,7 +40,7 @@ def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def obstacles(config: CLIPConfig) -> list[str]:
-    """Nothing: every model can be written so."""
+    """Return no reasons: a run can hold every model."""
     return []
 
 

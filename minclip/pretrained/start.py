@@ -17,7 +17,7 @@ POOLED_OVER_PATCHES = {"mean", "last"}  # poolings that need the same weights
 
 
 def pretrained_towers(config: CLIPConfig) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """(config, weights): the config with the sizes of the towers whose `weights` it names, and those weights.
+    """Return (config, weights): the config with the sizes of the towers whose `weights` it names, and those weights.
 
     The weights are {name in CLIP's state dict: tensor}, for load_state_dict(weights, strict=False); empty where no file
     is named. The image size, the context, the pooling and everything about training stay the config's: positions
@@ -49,7 +49,7 @@ def keep(wanted: Any, found: Any) -> Any:
 
 
 def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(config, weights) of the file that an image tower's config names, at its image_size."""
+    """Read (config, weights) of the file that an image tower's config names, resized to its image_size."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, "image tower", {})
     weights = import_tower(source, plan)
@@ -65,7 +65,7 @@ def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def read_text(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(config, weights) of the file that a text tower's config names; it must be of that kind and vocabulary."""
+    """Read (config, weights) of the file that a text tower's config names, of the same kind and vocabulary."""
     source = read_source(wanted.weights)
     plan = plan_tower(source, "text tower", {})
     kind = type(plan.config)

@@ -30,7 +30,7 @@ HEADS = {"tiny": (192, 3), "small": (384, 6), "base": (768, 12), "large": (1024,
 
 
 def rows(config: VisionTransformerConfig, bias: bool) -> list[Row]:
-    """The table of a ViT. bias: whether the patch embedding has one (timm omits it together with norm_pre)."""
+    """Return the table of a ViT. bias: whether the patch embedding has one (with norm_pre it has none)."""
     n_extra = int(config.pool == "class")
     if bias:
         table = [*module("patch_embed.proj", "patch_embedding"), Row("pos_embed", "positions", BATCHED)]
@@ -46,7 +46,7 @@ def rows(config: VisionTransformerConfig, bias: bool) -> list[Row]:
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """A ViT pooled at its class token, or, without one, by the mean before or after the last LayerNorm."""
+    """Plan a ViT pooled at its class token or, without one, by the mean before or after the last LayerNorm."""
     tensors, config = source.tensors, source.read_json("config.json")
     arguments = option(config, "model_args", dict, source.path, {})
     published = option(config, "pretrained_cfg", dict, source.path, {})
@@ -83,14 +83,14 @@ def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def named_heads(architecture: str, d_model: int) -> int | None:
-    """Heads of vit_base_patch16_224 and the like; None where the name gives none, or another width."""
+    """Return the heads of names such as vit_base_patch16_224; None if unknown or of another width."""
     word = re.match(r"(?:vit|deit)_(\w+?)_patch", architecture)
     width, n_heads = HEADS.get(word[1] if word else "", (None, None))
     return n_heads if width == d_model else None
 
 
 def obstacles(config: VisionTransformerConfig) -> list[str]:
-    """Reasons why timm's VisionTransformer cannot be this network."""
+    """List why timm's VisionTransformer cannot express this network."""
     eps = CLIP_EPS if config.norm_input else EPS
     quick_gelu = config.activation == "quick_gelu"
     return unmet(
@@ -128,7 +128,7 @@ def write(
 
 
 def options(architecture: str, image_size: tuple[int, int], transform: TransformConfig) -> dict[str, Any]:
-    """timm's config.json for a model without classifier."""
+    """Return timm's config.json for a model without classifier."""
     preparation = asdict(transform)
     return {
         "architecture": architecture,

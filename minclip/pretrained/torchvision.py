@@ -28,7 +28,7 @@ NAMES: dict[tuple[str, tuple[int, ...]], str] = {
 
 
 def with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Add BatchNorm's num_batches_tracked as 0 where a file lacks it; no output depends on it."""
+    """Add BatchNorm's num_batches_tracked as 0 if a file lacks it; no output depends on it."""
     counters = [
         name.replace("running_mean", "num_batches_tracked") for name in tensors if "running_mean" in name
     ]
@@ -36,12 +36,12 @@ def with_counters(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def convolution_rows(convolution: str, norm: str, ours: str) -> list[Row]:
-    """A convolution and its BatchNorm; ours: the Sequential of minclip.towers.resnet.convolution."""
+    """Return the rows of a convolution and its BatchNorm. ours: name of the Sequential of both."""
     return [Row(f"{convolution}.weight", f"{ours}.0.weight"), *module(norm, f"{ours}.1", leaves=BATCH_NORM)]
 
 
 def block_rows(theirs: str, ours: str, branch: tuple[int, ...], shortcut: str | None) -> list[Row]:
-    """A residual block. branch: indices of the convolutions in our branch; shortcut: our projection, if any."""
+    """Return a residual block's rows. branch: indices of its convolutions in ours; shortcut: our projection, if any."""
     rows = []
     for number, place in enumerate(branch, start=1):
         rows += convolution_rows(f"{theirs}.conv{number}", f"{theirs}.bn{number}", f"{ours}.branch.{place}")
@@ -51,7 +51,7 @@ def block_rows(theirs: str, ours: str, branch: tuple[int, ...], shortcut: str | 
 
 
 def stage_rows(depths: tuple[int, ...], branch: tuple[int, ...], shortcut: str, first: bool) -> list[Row]:
-    """All blocks. first: whether the first stage changes the width and so has a projected shortcut."""
+    """Return the rows of all blocks. first: whether the first stage has a projected shortcut."""
     rows, number = [], 0
     for stage, depth in enumerate(depths, start=1):
         for i in range(depth):
@@ -63,13 +63,13 @@ def stage_rows(depths: tuple[int, ...], branch: tuple[int, ...], shortcut: str, 
 
 
 def count_depths(tensors: dict[str, Tensor], prefix: str) -> tuple[int, ...]:
-    """Number of blocks per stage."""
+    """Count the blocks per stage."""
     stages = count_layers(tensors, rf"{prefix}layer(\d+)\.")
     return tuple(count_layers(tensors, rf"{prefix}layer{stage}\.(\d+)\.") for stage in range(1, stages + 1))
 
 
 def rows(config: ResNetConfig) -> list[Row]:
-    """The table of a ResNet without its classifier."""
+    """Return the table of a ResNet without its classifier."""
     bottleneck = config.block == "bottleneck"
     return [
         *convolution_rows("conv1", "bn1", "stem.0" if config.stem == "imagenet" else "stem"),
@@ -78,7 +78,7 @@ def rows(config: ResNetConfig) -> list[Row]:
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """ResNet-18, -34, -50, -101 and others of their blocks; the file says everything but the image size."""
+    """Plan a ResNet of basic or bottleneck blocks; the file shows everything but the image size."""
     d_model, _, _, kernel = source.shape("conv1.weight", 4)
     facts = {
         "image_size": PUBLISHED_SIZE,
@@ -92,7 +92,7 @@ def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
 
 
 def obstacles(config: ResNetConfig | ModifiedResNetConfig) -> list[str]:
-    """Reasons why torchvision has no such network."""
+    """List why torchvision's ResNet cannot express this network."""
     match config:
         case ResNetConfig():
             return unmet((config.stem != "small", "stem='small' is this project's own ResNet stem"))

@@ -1,4 +1,4 @@
-"""Vocabularies beside a CLIP's weights, read and written: in this project's files and in Hugging Face's."""
+"""Vocabulary files beside a CLIP's weights, read and written: this project's and Hugging Face's."""
 
 from pathlib import Path
 from typing import Any
@@ -42,12 +42,14 @@ def read_tokenizer_json(path: Path) -> Tokenizer:
     except Exception as error:  # a user's file: any part of it may be missing or of another kind
         raise ValueError(f"{path} is damaged ({error})") from None
     if tokenizer is None:
-        raise ValueError(f"{path} is of another tokenizer than CLIP's BPE and BERT's WordPiece")
+        raise ValueError(
+            f"{path} is of another tokenizer: only CLIP's BPE and BERT's WordPiece can be loaded"
+        )
     return tokenizer
 
 
 def parse_tokenizer(model: dict[str, Any], normalizer: dict[str, Any]) -> Tokenizer | None:
-    """The tokenizer of these two parts of a tokenizer.json; None for any but CLIP's and BERT's."""
+    """Make the tokenizer of these parts of a tokenizer.json; None for any but CLIP's and BERT's."""
     if model.get("type") == "BPE" and model["end_of_word_suffix"] == "</w>":
         pairs = [pair.split(" ") if isinstance(pair, str) else pair for pair in model["merges"]]
         return ClipBPE([(left, right) for left, right in pairs[:N_MERGES]])

@@ -50,7 +50,7 @@ ODD = st.sampled_from([None, True, -1, 0, 2.0, 10**9, "", "x", [], ["x"], [1, 2]
 
 
 class EndsLast(WordPiece):
-    """A vocabulary whose end of text is the last id, as CLIP's is."""
+    """A vocabulary whose end-of-text id is the last, as in CLIP's."""
 
     def __init__(self, tokens):
         super().__init__([*[t for t in tokens if t != "[SEP]"], "[SEP]"])
@@ -73,7 +73,7 @@ def text_config(tokenizer=WORDS, **options) -> GPTTextConfig:
 
 
 def drawn_clip(image=CLIP_VIT, text=None, **options) -> CLIP:
-    """A CLIP with all of its numbers drawn."""
+    """Make a CLIP and draw all of its values."""
     model = CLIP(CLIPConfig(image=image, text=text or text_config(), embed_dim=6, **options)).eval()
     for name, value in model.state_dict().items():
         if value.is_floating_point() and value.dim():
@@ -82,7 +82,7 @@ def drawn_clip(image=CLIP_VIT, text=None, **options) -> CLIP:
 
 
 def drawn_tower(config):
-    """A tower with all of its numbers drawn, BatchNorm's and the patch bias included."""
+    """Make a tower and draw all of its values, BatchNorm's and the patch bias included."""
     tower = TOWERS[type(config)](config).eval()
     for name, value in tower.state_dict().items():
         if value.is_floating_point():
@@ -91,7 +91,7 @@ def drawn_tower(config):
 
 
 def drawn_half(tower):
-    """The tower with its numbers rounded to half precision."""
+    """Round a tower's values to half precision."""
     tower.load_state_dict({name: value.half().float() for name, value in tower.state_dict().items()})
     return tower
 
@@ -116,14 +116,14 @@ def transform_of(model, **options) -> ImageTransform:
 
 
 def openai_file(folder, image=CLIP_VIT, tokenizer=WORDS):
-    """(model, its state dict in OpenAI's layout, markers included)."""
+    """Write an OpenAI file; return (model, its state dict in that layout, markers included)."""
     model = drawn_clip(image, text_config(tokenizer, end_id=tokenizer.vocab_size - 1))
     export(model, tokenizer, transform_of(model), folder, "openai")
     return model, torch.load(folder / "model.pt", weights_only=True)
 
 
 def archive(tensors, path):
-    """A TorchScript archive whose state dict is `tensors`."""
+    """Write a TorchScript archive whose state dict is `tensors`."""
 
     class Node(torch.nn.Module):
         def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -160,7 +160,7 @@ def edit(folder, change) -> None:
 
 
 def spoil(path, data) -> None:
-    """Put something odd in the place of one value of a JSON file, at any depth."""
+    """Replace one value of a JSON file, at any depth, by something odd."""
     place = whole = json.loads(path.read_text())
     key = data.draw(st.sampled_from(sorted(place)))
     while isinstance(place[key], dict) and place[key] and data.draw(st.booleans()):
@@ -171,7 +171,7 @@ def spoil(path, data) -> None:
 
 
 def loads_or_says_why(load, folder) -> None:
-    """An odd config is one that can be loaded all the same, or one line that names a file of the folder."""
+    """Check that an odd config either loads or gives one line that names a file of the folder."""
     try:
         load(folder)
     except ValueError as error:

@@ -15,7 +15,7 @@ from tests.minclip.pretrained.published import (
 
 
 def test_hugging_faces_end_of_text(tmp_path):
-    """An eos_token_id of 2 is that of old config files, and stands for the largest id."""
+    """An eos_token_id of 2 is that of old config files, and means the largest id."""
     hf_folder(tmp_path)
     assert load_clip_model(tmp_path).config.text.end_id == WORDS.end_id
     edit_json(tmp_path / "config.json", lambda c: c["text_config"].update(eos_token_id=2))

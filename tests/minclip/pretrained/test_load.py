@@ -46,7 +46,7 @@ from tests.minclip.pretrained.published import (
 def test_image_towers_come_back(config, tmp_path):
     tower = drawn_tower(config)
     save_image_tower(tower, TransformConfig(), tmp_path)
-    # a state dict that does not name its network says no size of picture
+    # a state dict that does not name its network shows no image size
     given = {"image_size": config.image_size} if isinstance(config, ResNetConfig) else {}
     again = load_image_tower(tmp_path, **given)
     assert not again.training
@@ -69,7 +69,7 @@ def test_text_towers_come_back(config, tmp_path):
 
 
 def test_the_activation_is_read_from_the_config(tmp_path):
-    """The same tensors with another config are another function, in both formats that say it."""
+    """The same tensors with another activation are another function, in both formats that name it."""
     for activation, name in (("gelu", "open_clip"), ("quick_gelu", "hf-clip"), ("gelu", "hf-clip")):
         folder = tmp_path / f"{name}-{activation}"
         model = drawn_clip(
@@ -118,7 +118,7 @@ def test_unknown_formats_are_refused(tmp_path):
 def test_heads_and_activation_are_never_guessed(tmp_path):
     save_image_tower(drawn_tower(IMAGE_CONFIGS[2]), TransformConfig(), tmp_path)
     (tmp_path / "config.json").unlink()
-    with pytest.raises(ValueError, match="places, which is no square"):
+    with pytest.raises(ValueError, match="places, which is not a square grid"):
         load_image_tower(tmp_path)
     save_image_tower(
         drawn_tower(VisionTransformerConfig(**(VIT | {"image_size": (16, 16)}))), TransformConfig(), tmp_path
@@ -131,7 +131,7 @@ def test_heads_and_activation_are_never_guessed(tmp_path):
 
 @pytest.mark.parametrize("given", [{"n_heads": 4}, {"activation": "relu"}])
 def test_options_that_contradict_the_file_are_refused(given, tmp_path):
-    """Other heads or another activation on the same weights are another function, and no error would show it."""
+    """Other heads or another activation are another function of the same weights, and nothing else would show it."""
     config = VisionTransformerConfig(**VIT)
     save_image_tower(TOWERS[VisionTransformerConfig](config), TransformConfig(), tmp_path)
     assert load_image_tower(tmp_path, n_heads=2, activation="gelu").config.n_heads == 2
@@ -160,7 +160,7 @@ def test_odd_configs_are_one_line(config, data, tmp_path_factory):
     "config", [IMAGE_CONFIGS[2], *TEXT_CONFIGS], ids=lambda config: type(config).__name__
 )
 def test_hostile_sizes_are_refused_before_anything_is_built(config, tmp_path):
-    """Each number of the config at a time: a billion Blocks, a picture of 10^60 pixels."""
+    """Each number of the config at a time: a billion Blocks, an image of 10^60 pixels."""
     image = isinstance(config, VisionTransformerConfig)
     if image:
         save_image_tower(drawn_tower(config), TransformConfig(), tmp_path)

@@ -55,5 +55,7 @@ def test_a_bare_state_dict_needs_heads_and_activation(tmp_path):
     again = load_clip_model(tmp_path / "bare.pt", **given)
     end_id = again.config.text.end_id
     torch.testing.assert_close(again(*clip_batch(model, end_id)), model(*clip_batch(model, end_id)))
-    with pytest.raises(ValueError, match=r"\['heads'\] are no options of a published CLIP"):
+    with pytest.raises(
+        ValueError, match=r"\['heads'\] are not options of a published CLIP: there are image_size"
+    ):
         load_clip_model(tmp_path / "bare.pt", heads=3)

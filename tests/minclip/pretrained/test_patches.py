@@ -31,6 +31,6 @@ def test_a_patch_bias_moves_into_the_positions(to, tmp_path):
 def test_without_a_config_the_grid_is_square():
     assert square_grid(49, "FILE") == (7, 7)
     with pytest.raises(
-        ValueError, match=r"FILE has positions for 50 places, which is no square: put the config"
+        ValueError, match=r"FILE has positions for 50 places, which is not a square grid: put the config"
     ):
         square_grid(50, "FILE")

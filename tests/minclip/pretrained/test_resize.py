@@ -1,4 +1,4 @@
-"""Pretrained sizes change only when asked, and by the laws that are stated."""
+"""Pretrained sizes change on request only, and by the stated laws."""
 
 from dataclasses import replace
 

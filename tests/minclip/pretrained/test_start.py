@@ -91,7 +91,7 @@ def test_what_does_not_fit_the_run_is_refused(folder):
 
 
 def vit_file(folder, pool):
-    """A ViT pooled so, in timm's layout or, with a class token, in Hugging Face's."""
+    """Write a ViT with this pooling, in timm's layout or, with a class token, in Hugging Face's."""
     size = {"d_model": 8, "n_heads": 2, "n_layers": 1, "image_size": (16, 16), "norm_eps": 1e-6}
     tower = drawn_tower(VisionTransformerConfig(**size, pool=pool))
     save_image_tower(tower, TransformConfig(), folder)

@@ -64,7 +64,7 @@ def test_the_vocabulary_lies_beside_or_is_given(tmp_path):
 
 
 def test_merges_from_a_tokenizer_json(tmp_path, monkeypatch):
-    """CLIP's merges stand there as pairs or as strings."""
+    """Merges are stored as pairs or as strings."""
     monkeypatch.setattr(minclip.data.clip_bpe, "N_MERGES", 2)
     bpe = ClipBPE([("a", "b"), ("ab", "c</w>")])
     model = drawn_clip(text=text_config(bpe))

@@ -120,7 +120,7 @@ def test_leftovers_are_listed(tmp_path):
     with pytest.raises(ValueError, match=r"has no transformer.wpe.weight"):
         load_gpt2(tmp_path)
     change(tmp_path, lambda tensors: [tensors.pop(name) for name in list(tensors) if ".h." in name])
-    with pytest.raises(ValueError, match="is no GPT-2"):
+    with pytest.raises(ValueError, match="is not a GPT-2"):
         load_gpt2(tmp_path)
 
 

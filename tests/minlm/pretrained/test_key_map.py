@@ -191,7 +191,7 @@ def test_facts_are_said_or_given_never_guessed():
     assert complete(Sizes, facts, {"heads": 2, "activation": "relu"}, "FILE") == Sizes(
         width=8, heads=2, activation="relu"
     )
-    with pytest.raises(ValueError, match=r"\['hats'\] are no options of Sizes"):
+    with pytest.raises(ValueError, match=r"\['hats'\] are not options of Sizes"):
         complete(Sizes, facts, {"hats": 2}, "FILE")
     with pytest.raises(ValueError, match=r"^FILE: width='wide' must be int, not str$"):
         complete(Sizes, {"width": "wide"}, {}, "FILE")

@@ -134,7 +134,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(form, call, tmp_path):
 def test_a_pickle_of_another_protocol_is_refused_without_advice_for_pytorch(tmp_path):
     path, target = tmp_path / "a.bin", tmp_path / "made"
     path.write_bytes(pickle.dumps({"x": Hostile(os.mkdir, str(target))}, protocol=4))
-    refused = pytest.raises(ValueError, match=r"a.bin .*: it is no pickle of tensors: refused")
+    refused = pytest.raises(ValueError, match=r"a.bin .*: it is not a pickle of tensors: refused")
     with warnings.catch_warnings(record=True) as said, refused:
         read_weights(path)
     assert not said
@@ -231,7 +231,7 @@ def test_numbers_that_stand_for_more_than_the_file_holds_are_refused(tmp_path):
 def test_what_is_no_file_of_weights_is_named(tmp_path):
     path = tmp_path / "a.bin"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(ValueError, match="is a Git LFS pointer of 63 bytes: fetch the file it stands for"):
+    with pytest.raises(ValueError, match="is a Git LFS pointer of 63 bytes: fetch the file itself"):
         read_weights(path)
     path.write_text("<!DOCTYPE html>")
     with pytest.raises(
@@ -263,7 +263,7 @@ def test_a_wrapper_inside_itself_ends(tmp_path):
     knot = {}
     knot["model"] = knot
     torch.save(knot, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="is no state dict"):
+    with pytest.raises(ValueError, match="is not a state dict"):
         read_weights(tmp_path / "a.pt")
 
 
