@@ -47,7 +47,7 @@ def distilbert_config(seed: int):
 
 
 def compare(folder, model, prefix: str, dtypes=BOTH) -> None:
-    """The file's tower equals the model's body, on real tokens; padding is hidden from both."""
+    """Compare the file's tower with the model's body on real tokens; padding is masked in both."""
     model.save_pretrained(folder)
     body = getattr(model, prefix.rstrip("."), model)
     ours = load_text_tower(folder)

@@ -116,6 +116,14 @@ def test_every_option_of_open_clip_is_used_or_refused(part, options, message, tm
         load_clip(tmp_path)
 
 
+def test_a_config_without_a_model_is_refused(tmp_path):
+    model = drawn_clip()
+    export(model, WORDS, transform_of(model), tmp_path, "open_clip")
+    edit_json(tmp_path / "open_clip_config.json", lambda config: config.pop("model_cfg"))
+    with pytest.raises(ValueError, match="open_clip_config.json has no model_cfg: put the weights' own"):
+        load_clip(tmp_path)
+
+
 def test_the_default_preset_goes_to_open_clip(tmp_path):
     """No LayerNorm before the first Block, exact GELU, a WordPiece, no square heads: open_clip has words for them."""
     preset = PRESETS["shapes"]

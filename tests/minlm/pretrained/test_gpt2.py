@@ -124,7 +124,7 @@ def test_leftovers_are_listed(tmp_path):
         load_gpt2(tmp_path)
 
 
-def test_an_untied_head_that_is_missing_is_not_made_up(tmp_path):
+def test_a_missing_untied_head_is_refused(tmp_path):
     saved(tmp_path, tied=False)
     change(tmp_path, lambda tensors: tensors.pop("lm_head.weight"))
     with pytest.raises(
