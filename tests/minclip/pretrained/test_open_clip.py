@@ -120,7 +120,7 @@ def test_a_config_without_a_model_is_refused(tmp_path):
     model = drawn_clip()
     export(model, WORDS, transform_of(model), tmp_path, "open_clip")
     edit_json(tmp_path / "open_clip_config.json", lambda config: config.pop("model_cfg"))
-    with pytest.raises(ValueError, match="open_clip_config.json has no model_cfg: put the weights' own"):
+    with pytest.raises(ValueError, match=r"open_clip_config.json has no model_cfg: put the weights' own"):
         load_clip(tmp_path)
 
 
