@@ -13,7 +13,7 @@ from minclip.data.dataset import in_threads
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer, WordPiece, encode_batch
 from minclip.presets import RunConfig
-from minclip.pretrained.start import pretrained_towers
+from minclip.pretrained import pretrained_towers
 from minclip.runs import check_splits, make_tokenizer
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule

@@ -12,8 +12,7 @@ from minclip.data.shards import ShardRecords
 from minclip.data.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.data.transforms import ImageTransform
 from minclip.presets import RunConfig
-from minclip.pretrained.clips import is_published, load_clip
-from minclip.pretrained.start import pretrained_towers
+from minclip.pretrained import is_published, load_clip, pretrained_towers
 from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint, load_into
 from minlm.training.config import load_config
 

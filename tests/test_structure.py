@@ -101,9 +101,8 @@ PART_OF = {
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
     "minlm/training/state": "minlm/training/test_loop",
     "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
+    "minclip/pretrained/layout": "minclip/pretrained/test_load",
 }
-# Formats of weights are tested together, by what is loaded.
-TOGETHER = "minclip/pretrained/"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -115,8 +114,6 @@ def test_every_module_has_a_docstring(path):
 def test_the_tests_mirror_the_tree(path):
     module = name(path).removesuffix(".py")
     folder, _, leaf = module.rpartition("/")
-    if module.startswith(TOGETHER):
-        leaf = ""
     test = PART_OF.get(module, f"{folder}/test_{leaf.strip('_')}".removeprefix("/"))
     assert list((ROOT / "tests").glob(f"{test}*.py")), f"no tests/{test}*.py"
 

@@ -35,7 +35,7 @@ from tests.minclip.data import (
     test_karpathy,
     test_shards,
 )
-from tests.minclip.pretrained import test_towers as test_pretrained_towers
+from tests.minclip.pretrained import published
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -383,15 +383,13 @@ def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
         pytest.importorskip("pyarrow")
     preset = FULL[system]
     kind = ResNetConfig if isinstance(preset.image, ResNetConfig) else VisionTransformerConfig
-    image = next(config for config in test_pretrained_towers.IMAGE_CONFIGS if isinstance(config, kind))
-    text = test_pretrained_towers.TEXT_CONFIGS[0]
-    words = test_pretrained_towers.WORDS
+    image = next(config for config in published.IMAGE_CONFIGS if isinstance(config, kind))
+    text = published.TEXT_CONFIGS[0]
+    words = published.WORDS
     if isinstance(preset.text, GPTTextConfig):
         words = train_bpe("a dog on the beach, the cat " * 3, 270)
-        text = replace(
-            test_pretrained_towers.TEXT_CONFIGS[3], vocab_size=words.vocab_size, end_id=words.end_id
-        )
-    towers = test_pretrained_towers.drawn(image), test_pretrained_towers.drawn(text)
+        text = replace(published.TEXT_CONFIGS[3], vocab_size=words.vocab_size, end_id=words.end_id)
+    towers = published.drawn_tower(image), published.drawn_tower(text)
     save_image_tower(towers[0], TransformConfig(), tmp_path / "image")
     save_text_tower(towers[1], words, tmp_path / "text")
     (tmp_path / "data").mkdir()
