@@ -3,7 +3,6 @@
 Figures are made as objects (no pyplot, no global state). Each function returns the figure that it saved.
 """
 
-import json
 import math
 import os
 import re
@@ -22,6 +21,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from minlm.training.files import read_object
 from minlm.training.log import read_metrics
 
 # Okabe and Ito (2008): told apart with every kind of colour vision.
@@ -110,15 +110,9 @@ def with_minutes(rows: Sequence[dict]) -> list[dict]:
     return [row | {"minutes": at[row["step"]]} if row["step"] in at else row for row in rows]
 
 
-def read_beside(run: str | Path, name: str) -> dict:
-    """The JSON object `name` of a run's folder; {} where there is none."""
-    path = Path(run) / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def evaluation_differs(run: str | Path) -> str:
     """What makes a run's evaluation losses easier than its training losses, in brackets; "" if nothing does."""
-    train = read_beside(run, "config.json").get("train", {})
+    train = read_object(Path(run) / "config.json", missing_ok=True).get("train", {})
     reasons = ["averaged weights"] if train.get("ema_decay") else []
     reasons += ["no hard negatives"] if train.get("neighbours", 1) > 1 else []
     return f" ({', '.join(reasons)})" if reasons else ""
@@ -140,7 +134,7 @@ def loss_curve(run: str | Path, path: str | Path) -> Figure:
 
     Drawn: "loss" of the training lines, thin, and its running mean over a thirtieth of them; every "..._loss"
     of the evaluation lines; "chance", dashed; "lr". Of a language model also the scale in nats per character, and
-    the validation text's own entropy where result.json has it. By minutes only where they are logged.
+    the validation text's own entropy where run.json or result.json has it. By minutes only where they are logged.
     ValueError: those of `read_metrics`; no loss in the file.
     """
     rows = with_minutes(read_metrics(run))
@@ -155,7 +149,9 @@ def loss_curve(run: str | Path, path: str | Path) -> Figure:
     panels = figure.subplots(2, len(columns), sharex="col", sharey="row", height_ratios=(4, 1), squeeze=False)
     note = evaluation_differs(run)
     per_token = next((row for row in reversed(rows) if row.get("nats_per_character")), {})
-    floor = read_beside(run, "result.json").get("validation_floor_nats_per_character")
+    known = read_object(Path(run) / "run.json", missing_ok=True).get("known", {})
+    result = read_object(Path(run) / "result.json", missing_ok=True)
+    floor = (known | result).get("validation_floor_nats_per_character")
     for against, (top, bottom) in zip(columns, panels.T, strict=True):
         places, _ = series(rows, "loss", against)
         top.plot(

@@ -24,10 +24,10 @@ from torch import Tensor
 
 from minclip.data.clip_bpe import CACHE_LIMIT, WORD_END, ClipBPE, caption_ids, merge_pair, read_lines
 from minlm.pretrained.options import option
-from minlm.pretrained.weight_files import read_object
 from minlm.tokenizer import FILE_NAME as BYTE_LEVEL_FILE
 from minlm.tokenizer import GPT2_FILES, BPETokenizer
 from minlm.tokenizer import load_tokenizer as load_byte_level
+from minlm.training.files import read_object
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100  # characters; BERT calls longer words unknown
@@ -274,7 +274,7 @@ def lower_case_beside(path: Path, tokens: Sequence[str]) -> bool:
     one has capitals. Raises ValueError for anything between, and for options that WordPiece here does not have.
     """
     where = (path if path.is_dir() else path.parent) / CONFIG_NAME
-    options = read_object(where) if where.is_file() else {}
+    options = read_object(where, missing_ok=True)
     lower_case = option(options, "do_lower_case", bool, where)
     if lower_case is None:
         words = [token.removeprefix(CONTINUES) for token in tokens if not re.fullmatch(r"\[\w+\]", token)]

@@ -1,9 +1,7 @@
 """What every exported folder has: weights under their owner's names, a vocabulary, options as JSON."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 from safetensors.torch import save_file
 from torch import nn
@@ -13,7 +11,7 @@ from minclip.data.tokenizer import Tokenizer
 from minlm.pretrained.gpt2 import write_bpe
 from minlm.pretrained.key_map import Row, export_weights
 from minlm.tokenizer import BPETokenizer
-from minlm.training.checkpoint import replace_text
+from minlm.training.files import write_json
 
 
 def require(to: str, *conditions: tuple[bool, str]) -> None:
@@ -41,7 +39,3 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     else:
         options = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lower_case}
         write_json(folder / "tokenizer_config.json", options)
-
-
-def write_json(path: Path, value: dict[str, Any]) -> None:
-    replace_text(path, json.dumps(value, indent=2) + "\n")

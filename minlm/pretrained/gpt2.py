@@ -26,7 +26,7 @@ from minlm.pretrained.key_map import (
 from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
 from minlm.pretrained.weight_files import WeightFile, read_weights
 from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer, _byte_of_character
-from minlm.training.checkpoint import replace_text
+from minlm.training.files import replace_text, write_json
 
 BLOCK = [
     *module("h.*.ln_1", "transformer.blocks.*.norm1"),
@@ -156,7 +156,7 @@ def save_gpt2(
         tokenizer.save(folder)
     if isinstance(tokenizer, BPETokenizer):
         write_bpe(tokenizer, folder)
-    replace_text(folder / "config.json", json.dumps(options, indent=2) + "\n")
+    write_json(folder / "config.json", options)
 
 
 def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:

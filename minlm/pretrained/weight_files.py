@@ -4,7 +4,6 @@ safetensors; PyTorch's zip and older pickle files through the unpickler that bui
 (minlm/pretrained/archive.py); shards with their index.
 """
 
-import json
 import pickle
 import re
 import warnings
@@ -18,6 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from minlm.pretrained.archive import check_nesting, check_zip, is_torchscript, read_torchscript
+from minlm.training.files import read_object
 
 # What a folder's weights are called, Hugging Face's names and open_clip's; the first that is there is read.
 FILE_NAMES = (
@@ -58,7 +58,7 @@ class WeightFile:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """The JSON object in the file `name` beside the weights; empty where there is no such file."""
-        return read_object(self.folder / name) if (self.folder / name).is_file() else {}
+        return read_object(self.folder / name, missing_ok=True)
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -203,17 +203,6 @@ def plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
             f"{path} holds some tensors twice, with and without a wrapper's prefix: save it anew"
         )
     return dict(zip(names, tensors.values(), strict=True))
-
-
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError where it is something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({first_line(error)})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__} where an object of options is needed")
-    return value
 
 
 def first_line(error: Exception) -> str:

@@ -8,14 +8,11 @@ new one, never half of one. `best/` holds the weights with the best dev metric s
     training.pt         what resuming needs besides: own weights, optimizer, scaler, average, random states
 """
 
-import json
-import math
 import os
 import pickle
 import random
 import shutil
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -27,34 +24,6 @@ from torch import Tensor, nn
 from minlm.training.files import flush_to_disk
 
 InferenceFiles = Callable[[Path], None]  # writes what makes weights usable (config, tokenizer) into a folder
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, whole."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def json_text(values: dict[str, Any], indent: int | None = None) -> str:
-    """An object as JSON, in which NaN and infinity, for which JSON has no form, are null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(values), indent=indent, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as `json_text`, whole or not at all."""
-    replace_text(path, json_text(values, indent=2))
 
 
 def save_checkpoint(
@@ -250,15 +219,6 @@ def check_digest(digest: str, trained_with: str, folder: Path) -> None:
         )
 
 
-def check_same_data(run: Path, digest: str) -> None:
-    """Note which data a run learns from, the first time; ValueError where it is continued with other data."""
-    path = run / "data.sha256"
-    if not path.exists():
-        replace_text(path, digest + "\n")
-    elif path.read_text(encoding="utf-8").strip() != digest:
-        raise ValueError(f"the data is not what {run} began with: put it back, or start a new run")
-
-
 def load_training_state(folder: Path) -> dict[str, Any]:
     path = Path(folder) / "training.pt"
     try:
@@ -285,32 +245,3 @@ def restore_random_states(states: dict[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines a killed run wrote after the checkpoint of `step`, and lines that a kill or a full disk tore.
-
-    Without a checkpoint, at step 0, the whole log is kept under another name.
-    """
-    if not path.exists():
-        return
-    if step == 0:
-        kept_as = next(p for n in count(1) if not (p := path.with_name(f"metrics-{n}.jsonl")).exists())
-        path.rename(kept_as)
-        print(
-            f"{path.parent} has no checkpoint: training starts at step 1; the old log is kept as {kept_as.name}"
-        )
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # blank or torn
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise ValueError(
-                f"{path} has a line without a step, {line[:40]!r}: it is not this run's; move it away"
-            )
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))

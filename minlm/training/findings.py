@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from minlm.training.batches import fit_batch
-from minlm.training.hardware import check_hardware, choose_device
+from minlm.training.loop import check_hardware, choose_device
 from minlm.training.state import TrainConfig
 
 Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)

@@ -13,7 +13,7 @@ from minclip.clip import CLIP, CLIPConfig, contrastive_loss
 from minclip.losses import contrastive_metrics
 from minclip.towers.text import BertTextConfig
 from minlm.training.batches import split
-from minlm.training.hardware import Precision
+from minlm.training.loop import Precision
 from tests.drawing import (
     FLOAT32,
     LOSSES,

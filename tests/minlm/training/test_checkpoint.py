@@ -1,11 +1,9 @@
 """Checkpoints are whole or absent, and nothing hostile is executed on the way in."""
 
-import json
 import math
 import os
 import pickle
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 import pytest
 import torch
@@ -17,7 +15,6 @@ from safetensors.torch import save_file
 from minlm.training import checkpoint
 from minlm.training.checkpoint import (
     best_score,
-    check_same_data,
     has_checkpoint,
     last_checkpoint,
     load_into,
@@ -27,41 +24,11 @@ from minlm.training.checkpoint import (
     restore_random_states,
     save_best,
     save_checkpoint,
-    truncate_metrics,
-    write_json,
 )
 
 
 def write_note(folder: Path) -> None:
     (folder / "note.txt").write_text("beside the weights")
-
-
-numbers = st.floats() | st.integers() | st.booleans() | st.none() | st.text(max_size=3)
-objects = st.dictionaries(
-    st.text(max_size=3),
-    st.recursive(
-        numbers, lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=2), inner)
-    ),
-    max_size=4,
-)
-
-
-@given(objects)
-def test_what_is_written_is_json_whatever_the_numbers(values):
-    """Python's own reader would take NaN too, which no other JSON reader does."""
-
-    def same(read, value):
-        if isinstance(value, dict):
-            return read.keys() == value.keys() and all(same(read[key], value[key]) for key in value)
-        if isinstance(value, list):
-            return len(read) == len(value) and all(map(same, read, value))
-        return read is None if isinstance(value, float) and not math.isfinite(value) else read == value
-
-    with TemporaryDirectory() as name:
-        path = Path(name) / "metrics.json"
-        write_json(path, values)
-        read = json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: pytest.fail(word))
-        assert same(read, values)
 
 
 def save(run: Path, step: int) -> Path:
@@ -174,22 +141,6 @@ def test_weights_of_another_kind_are_refused(tmp_path, weight, message):
         load_into(torch.nn.Linear(2, 1), folder)
 
 
-def test_a_run_goes_on_with_the_data_it_began_with(tmp_path):
-    check_same_data(tmp_path, "one")
-    check_same_data(tmp_path, "one")
-    with pytest.raises(ValueError, match=r"the data is not what .* began with: put it back"):
-        check_same_data(tmp_path, "another")
-
-
-@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "3"}', "7"])
-def test_metrics_that_are_not_a_runs_are_not_dropped(tmp_path, line):
-    path = tmp_path / "metrics.jsonl"
-    path.write_text(f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(ValueError, match=r"metrics.jsonl has a line without a step"):
-        truncate_metrics(path, 1)
-    assert path.read_text().endswith(f"{line}\n")
-
-
 @pytest.mark.parametrize("killed_at", range(12))
 def test_killed_at_any_call_the_run_has_a_whole_checkpoint(tmp_path, monkeypatch, killed_at):
     """Every file operation of a save in turn is the last one that happens; the run can go on all the same."""
@@ -295,31 +246,3 @@ def test_random_states_of_a_gpu_that_is_gone_are_left_out(monkeypatch, here):
     assert {"cuda", "mps"} & random_states().keys() == {name for name, there in here.items() if there}
     restore_random_states(random_states() | {"cuda": "cuda", "mps": "mps"})
     assert given_back == [name for name, there in here.items() if there]
-
-
-LINES = ["", "   ", '{"step": 1', "nul\0l", '{"step": 3, "lo']
-
-
-@given(st.integers(0, 9), st.integers(1, 9), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(LINES))))
-def test_metrics_after_the_checkpoint_are_dropped(tmp_path_factory, n_lines, step, torn):
-    """Blank and torn lines too, wherever a kill or a full disk left them; every other line stays."""
-    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
-    rows = [{"step": i, "loss": 0.5} for i in range(1, n_lines + 1)]
-    lines = list(map(json.dumps, rows))
-    for place, line in torn:
-        lines.insert(place, line)
-    path.write_text("\n".join(lines))
-    truncate_metrics(path, step)
-    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:step])
-
-
-def test_the_log_of_a_run_without_checkpoint_is_kept(tmp_path, capsys):
-    path = tmp_path / "metrics.jsonl"
-    for n in (1, 2):
-        path.write_text(f"log {n}\n")
-        truncate_metrics(path, 0)
-        assert (tmp_path / f"metrics-{n}.jsonl").read_text() == f"log {n}\n"
-        assert not path.exists()
-        assert f"has no checkpoint: training starts at step 1; the old log is kept as metrics-{n}" in (
-            capsys.readouterr().out
-        )

@@ -3,8 +3,10 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from minlm.training.log import Log
+from minlm.training.log import Log, truncate_metrics
 
 
 @pytest.fixture
@@ -69,3 +71,40 @@ def test_evaluations_are_lines_too(log, capsys):
     log.evaluation({"step": 4, "dev_loss": 2.5})
     assert lines(log) == [{"step": 4, "dev_loss": 2.5}]
     assert "step 4: dev_loss=2.500" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["[1]", "{}", '{"step": "3"}', "7"])
+def test_metrics_that_are_not_a_runs_are_not_dropped(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(ValueError, match=r"metrics.jsonl has a line without a step"):
+        truncate_metrics(path, 1)
+    assert path.read_text().endswith(f"{line}\n")
+
+
+LINES = ["", "   ", '{"step": 1', "nul\0l", '{"step": 3, "lo']
+
+
+@given(st.integers(0, 9), st.integers(1, 9), st.lists(st.tuples(st.integers(0, 9), st.sampled_from(LINES))))
+def test_metrics_after_the_checkpoint_are_dropped(tmp_path_factory, n_lines, step, torn):
+    """Blank and torn lines too, wherever a kill or a full disk left them; every other line stays."""
+    path = tmp_path_factory.mktemp("run") / "metrics.jsonl"
+    rows = [{"step": i, "loss": 0.5} for i in range(1, n_lines + 1)]
+    lines = list(map(json.dumps, rows))
+    for place, line in torn:
+        lines.insert(place, line)
+    path.write_text("\n".join(lines))
+    truncate_metrics(path, step)
+    assert path.read_text() == "".join(json.dumps(row) + "\n" for row in rows[:step])
+
+
+def test_the_log_of_a_run_without_checkpoint_is_kept(tmp_path, capsys):
+    path = tmp_path / "metrics.jsonl"
+    for n in (1, 2):
+        path.write_text(f"log {n}\n")
+        truncate_metrics(path, 0)
+        assert (tmp_path / f"metrics-{n}.jsonl").read_text() == f"log {n}\n"
+        assert not path.exists()
+        assert f"has no checkpoint: training starts at step 1; the old log is kept as metrics-{n}" in (
+            capsys.readouterr().out
+        )

@@ -20,8 +20,7 @@ from torch.utils.data import Dataset
 from minlm.task import TokenTask
 from minlm.training.batches import Batches
 from minlm.training.checkpoint import best_score, last_checkpoint, load_weights
-from minlm.training.hardware import Precision
-from minlm.training.loop import Interrupted, due, fit
+from minlm.training.loop import Interrupted, Precision, due, fit
 from minlm.training.state import NOT_NEGATIVE, TrainConfig, TrainingState, make_optimizers
 
 

@@ -17,14 +17,8 @@ from safetensors.torch import save_file
 
 from minlm.plots import compare_losses, loss_curve
 from minlm.training.config import save_config
-from minlm.training.report import (
-    begin_files,
-    finished_result,
-    report_runs,
-    rows_of,
-    write_page,
-    write_report,
-)
+from minlm.training.record import begin_files, finished_result
+from minlm.training.report import report_runs, rows_of, write_page, write_report
 from minlm.training.state import TrainConfig
 
 VOID = {"meta", "img"}
@@ -260,7 +254,7 @@ def test_a_page_on_a_stopped_run_does_not_make_it_a_finished_one(tmp_path):
     save_config(CONFIG, tmp_path / "config.json")
     page = Page(write_page([tmp_path], tmp_path / "report.html"))
     assert ["finished", "not yet"] in page.rows
-    assert "was continued after these metrics, or stopped before its end" in page.text
+    assert "was continued after these metrics, or stopped early" in page.text
     assert finished_result(tmp_path, CONFIG) == {}
     write_report(tmp_path)
     assert finished_result(tmp_path, CONFIG) == RESULT
@@ -287,6 +281,18 @@ def test_a_stopped_run_has_its_curves_and_last_values(tmp_path):
     assert "last logged" in page.heads
     for row in (["loss", "3"], ["dev loss", "9.5"], ["step", "2"]):
         assert row in page.rows
+
+
+def test_a_stopped_run_has_the_entropy_that_was_known_before_training(tmp_path):
+    run, floor = tmp_path / "run", {"validation_floor_nats_per_character": 0.25}
+    run.mkdir()
+    begin_files(run, CONFIG, Tokenizer(), resume=False, known=floor)
+    evaluation = {"step": 2, "validation_loss": 3.0, "nats_per_character": 1.5}
+    make_run(run, metrics=[*STEPS, evaluation])
+    report(run)
+    assert ["validation floor nats per character", "0.25"] in Page(run / "report.html").rows
+    labels = loss_curve(run, run / "loss.png").axes[0].get_legend_handles_labels()[1]
+    assert "entropy of the validation text (0.250 nats per character)" in labels
 
 
 def test_several_runs_are_one_page_with_one_image_of_their_curves(tmp_path, monkeypatch):
@@ -334,15 +340,15 @@ def test_config_by_section(tmp_path):
 
 def test_a_run_that_has_not_ended_says_so(tmp_path):
     page = page_of(make_run(tmp_path / "run"))
-    for sentence in ("run has not come to its end", "No images in the run"):
+    for sentence in ("run has not finished", "No images in the run"):
         assert sentence in page.text
 
 
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("result.json", '{"images": 5', "result.json' is not JSON .*: it is damaged; remove it"),
-        ("result.json", "[1]", "result.json' holds a list, not an object of metrics"),
+        ("result.json", '{"images": 5', "result.json' is not JSON: .*; remove it"),
+        ("result.json", "[1]", "result.json' holds a list, not an object"),
         ("config.json", "{", "config.json' is not JSON"),
         ("metrics.jsonl", '{"st\n{}\n', "metrics.jsonl, line 1: not JSON"),
         ("run.json", "{", "run.json' is not JSON"),

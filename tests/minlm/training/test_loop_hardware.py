@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minlm.training.hardware import Precision, check_hardware, choose_device, multiplies_bfloat16
+from minlm.training.loop import Precision, check_hardware, choose_device, multiplies_bfloat16
 from minlm.training.state import TrainConfig
 
 
