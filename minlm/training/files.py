@@ -3,19 +3,27 @@
 import json
 import math
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
-WINDOWS = os.name == "nt"
-if WINDOWS:  # it has its own call for the same lock
+LOCK = ".lock"
+if sys.platform == "win32":
     import msvcrt
+
+    def lock(file: IO[str]) -> None:
+        """Lock an open file until the process ends; OSError if another process holds the lock."""
+        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
+
 else:
     import fcntl
 
-LOCK = ".lock"
+    def lock(file: IO[str]) -> None:
+        """Lock an open file until the process ends; OSError if another process holds the lock."""
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def read_text(path: Path) -> str:
@@ -81,20 +89,12 @@ def flush_to_disk(path: Path) -> None:
     if path.is_file():
         with path.open("r+b") as file:  # Windows flushes only what is open for writing
             os.fsync(file.fileno())
-    elif not WINDOWS:  # Windows has no such call for folders
+    elif sys.platform != "win32":  # Windows cannot flush folders
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
-
-
-def lock(file: IO[str]) -> None:
-    """Lock an open file until the process ends; OSError if another process holds the lock."""
-    if WINDOWS:
-        msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-    else:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
 def has_content(folder: Path) -> bool:

@@ -26,7 +26,7 @@ class Log:
             total=100,
             initial=round(100 * progress, 2),
             bar_format="{percentage:3.0f}% {elapsed}<{remaining}|{bar}| {postfix[0]}",
-            postfix=["starting"],
+            postfix=["starting"],  # pyright: ignore[reportArgumentType]
             mininterval=1.0,
             file=sys.stderr if rank() == 0 else self.file,
         )

@@ -201,7 +201,7 @@ class Interrupted(KeyboardInterrupt):
 def signals_noted() -> Iterator[list[int]]:
     """Within the context, append the first SIGINT or SIGTERM to the yielded list; the second ends the process."""
     noted: list[int] = []
-    before = {}
+    before: dict[int, Any] = {}
 
     def note(number: int, frame: Any) -> None:
         noted.append(number)

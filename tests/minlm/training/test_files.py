@@ -1,5 +1,6 @@
 """The folder of a run: one process's, numbered where its name is taken, and gone if nothing was written."""
 
+import importlib.util
 import json
 import math
 import os
@@ -7,13 +8,14 @@ import subprocess
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from minlm.training import files
-from minlm.training.files import flush_to_disk, read_json, read_object, run_folder, write_json
+from minlm.training.files import read_json, read_object, run_folder, write_json
 
 ROOT = Path(__file__).resolve().parents[3]
 HOLD = """
@@ -150,7 +152,26 @@ def test_a_parent_that_another_run_uses_by_now_stays(tmp_path):
     assert [path.name for path in (tmp_path / "runs").iterdir()] == ["two"]
 
 
-def test_on_windows_files_are_flushed_and_folders_are_not(tmp_path, monkeypatch):
+@pytest.fixture
+def windows(monkeypatch):
+    """The module as Windows imports it; no process holds its lock twice."""
+    locked = set()
+
+    def locking(descriptor, mode, size):
+        place = os.fstat(descriptor).st_ino
+        if place in locked:
+            raise OSError(13, "Permission denied")
+        locked.add(place)
+
+    monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
+    monkeypatch.setattr(sys, "platform", "win32")
+    spec = importlib.util.spec_from_file_location("files_of_windows", files.__file__)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_on_windows_files_are_flushed_and_folders_are_not(tmp_path, monkeypatch, windows):
     """Windows refuses to flush what is open for reading only, and to open a folder."""
     flags, flushed, opened = {}, [], os.open
 
@@ -167,34 +188,18 @@ def test_on_windows_files_are_flushed_and_folders_are_not(tmp_path, monkeypatch)
             raise OSError(9, "Bad file descriptor")
         flushed.append(descriptor)
 
-    monkeypatch.setattr(files, "WINDOWS", True)
     monkeypatch.setattr(os, "open", open_as_windows)
     monkeypatch.setattr(os, "fsync", flush)
     (tmp_path / "file").write_text("bytes")
-    flush_to_disk(tmp_path / "file")
-    flush_to_disk(tmp_path)
+    windows.flush_to_disk(tmp_path / "file")
+    windows.flush_to_disk(tmp_path)
     assert len(flushed) == 1
     assert (tmp_path / "file").read_text() == "bytes"
 
 
-def test_the_lock_of_windows(tmp_path, monkeypatch):
-    """The same refusal, through the call that Windows has."""
-    locked = set()
-
-    class Msvcrt:
-        LK_NBLCK = 2
-
-        @staticmethod
-        def locking(descriptor, mode, size):
-            place = os.fstat(descriptor).st_ino
-            if place in locked:
-                raise OSError(13, "Permission denied")
-            locked.add(place)
-
-    monkeypatch.setattr(files, "WINDOWS", True)
-    monkeypatch.setattr(files, "msvcrt", Msvcrt, raising=False)
-    with run_folder(tmp_path / "run", new=True) as run:
+def test_the_lock_of_windows(tmp_path, windows):
+    with windows.run_folder(tmp_path / "run", new=True) as run:
         (run / "config.json").write_text("{}")
         with pytest.raises(ValueError, match="another process is training"):  # noqa: SIM117
-            with run_folder(run, new=False):
+            with windows.run_folder(run, new=False):
                 pass
