@@ -91,7 +91,6 @@ PART_OF = {
     "minlm/screenplay/grammar": "minlm/screenplay/test_source",
     "minlm/screenplay/scene": "minlm/screenplay/test_source",
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
-    "minlm/training/state": "minlm/training/test_loop",
     "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
     "minclip/data/shapes_scene": "minclip/data/test_shapes",
     "minclip/data/shapes_text": "minclip/data/test_shapes",

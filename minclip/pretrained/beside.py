@@ -9,8 +9,7 @@ from minclip.data.transforms import TransformConfig
 from minclip.pretrained import native
 from minclip.pretrained.native import CONFIG_NAME
 from minlm.pretrained.options import complete, expect, known, option
-from minlm.pretrained.weight_files import WeightFile
-from minlm.training.files import read_object
+from minlm.pretrained.weight_files import WeightFile, read_object
 
 TOKENIZER_JSON = "tokenizer.json"  # Hugging Face's newer folders have their vocabulary in nothing else
 BERT_NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}

@@ -22,6 +22,7 @@ from minclip.pretrained.folders import (
     Tokenizer,
     require,
     save_tokenizer,
+    write_json,
     write_weights,
 )
 from minclip.pretrained.huggingface import LEGACY_END
@@ -32,7 +33,6 @@ from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import Row, export_weights
 from minlm.pretrained.options import hf_options
 from minlm.training.config import save_config
-from minlm.training.files import write_json
 from minlm.training.state import TrainConfig
 
 Format = Literal["hf-clip", "open_clip", "openai", "safetensors", "towers"]

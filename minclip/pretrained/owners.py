@@ -11,6 +11,7 @@ from minclip.pretrained.folders import (
     Tokenizer,
     require,
     save_tokenizer,
+    write_json,
     write_weights,
 )
 from minclip.pretrained.resnets import resnet_rows
@@ -21,7 +22,6 @@ from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, 
 from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.pretrained.gpt2 import gpt2_options, gpt2_rows
 from minlm.pretrained.options import hf_options, their_activation
-from minlm.training.files import write_json
 
 # (block, depths) of the networks that have a name, of 64 channels and an ImageNet stem.
 RESNETS = {

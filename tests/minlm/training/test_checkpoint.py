@@ -49,7 +49,7 @@ def test_the_newest_checkpoints_stay(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000015", "step-00000020"]
 
 
-def test_the_newest_checkpoint_counts(tmp_path):
+def test_the_newest_checkpoint_is_used(tmp_path):
     assert not has_checkpoint(tmp_path)
     for step in (5, 10):
         save(tmp_path, step)
@@ -59,7 +59,7 @@ def test_the_newest_checkpoint_counts(tmp_path):
 
 
 def test_the_best_weights_stay_beside_the_newest(tmp_path):
-    """Whole after each replacement, usable by themselves, with the score they were kept for."""
+    """They are whole after each replacement, usable by themselves, and have their score beside them."""
     assert best_score(tmp_path) == -math.inf
     for step, score in ((3, 0.1), (9, 0.25)):
         save_best(tmp_path, step, score, {"w": torch.full((2,), float(step))}, write_note)
@@ -68,7 +68,7 @@ def test_the_best_weights_stay_beside_the_newest(tmp_path):
             load_weights(last_checkpoint(tmp_path / "best"))["w"], torch.full((2,), float(step))
         )
     assert sorted(path.name for path in (tmp_path / "best").iterdir()) == ["model.safetensors", "note.txt"]
-    assert not has_checkpoint(tmp_path)  # one cannot resume from it
+    assert not has_checkpoint(tmp_path)  # best/ cannot be resumed
 
 
 @pytest.mark.parametrize("content", [b"", b"torn"])
@@ -143,7 +143,7 @@ def test_weights_of_another_kind_are_refused(tmp_path, weight, message):
 
 @pytest.mark.parametrize("killed_at", range(12))
 def test_killed_at_any_call_the_run_has_a_whole_checkpoint(tmp_path, monkeypatch, killed_at):
-    """Every file operation of a save in turn is the last one that happens; the run can go on all the same."""
+    """Whichever file operation of a save is the last to happen, the run can be continued."""
     save(tmp_path, 1)
     calls = 0
 
@@ -174,7 +174,7 @@ def test_killed_at_any_call_the_run_has_a_whole_checkpoint(tmp_path, monkeypatch
     assert not list(tmp_path.glob(".writing-*"))
 
 
-def test_no_checkpoint_is_said_in_one_line(tmp_path):
+def test_a_folder_without_checkpoint_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"no checkpoint in .*: a run folder has step-"):
         last_checkpoint(tmp_path)
 
@@ -191,7 +191,7 @@ def test_truncated_files_are_refused(tmp_path_factory, share):
             load(folder)
 
 
-def test_of_a_run_without_another_checkpoint_the_best_weights_are_named(tmp_path):
+def test_without_another_checkpoint_the_error_names_the_best_weights(tmp_path):
     folder = save(tmp_path, 3)
     (folder / "training.pt").write_bytes(b"")
     with pytest.raises(ValueError, match=r"there is no other checkpoint: --resume then starts at step 1$"):
@@ -204,7 +204,7 @@ def test_of_a_run_without_another_checkpoint_the_best_weights_are_named(tmp_path
         load_training_state(folder)
 
 
-def test_of_a_long_reason_the_first_sentence_is_said(tmp_path):
+def test_only_the_first_sentence_of_a_long_reason_is_shown(tmp_path):
     folder = save(tmp_path, 3)
     whole = (folder / "training.pt").read_bytes()
     (folder / "training.pt").write_bytes(whole[: len(whole) // 2])
@@ -227,7 +227,7 @@ def test_a_hostile_pickle_is_refused_and_not_run(tmp_path, monkeypatch, write):
     assert not (tmp_path / "executed").exists()
 
 
-def test_random_states_come_back():
+def test_random_states_are_restored():
     states = random_states()
     first = torch.rand(3)
     restore_random_states(states)

@@ -37,16 +37,15 @@ from minlm.training.distributed import (
 from minlm.training.loop import fit
 from minlm.training.state import TrainConfig
 from tests.drawing import FLOAT32, LOSSES, backward, batch_of, clip_configs, model_of, pair_of, seeds
-from tests.laws import close
-from tests.minclip.test_gradcache import same_run
-from tests.minlm.training.test_loop import Points, PointsTask, Stop, model_with_dropout, rows, squared_error
+from tests.laws import close, same_run
+from tests.minlm.training.points import Points, PointsTask, Stop, model_with_dropout, rows, squared_error
 
 ROOT = Path(__file__).resolve().parents[3]
 WORLD = 2
 
 
 def serve(number, meeting, connection):
-    """One process: does the tasks that come, together with the others, until there are no more."""
+    """Run in one process the tasks that arrive, together with the other processes, until None arrives."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=WORLD)
     while task := connection.recv():
@@ -60,7 +59,7 @@ def serve(number, meeting, connection):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A function that has every process call function(*arguments) -> what it gives in each."""
+    """A function that calls function(*arguments) in every process -> the results in order."""
     context, meeting = mp.get_context("spawn"), tmp_path_factory.mktemp("meeting") / "file"
     ends = [context.Pipe() for _ in range(WORLD)]
     workers = [
@@ -76,11 +75,11 @@ def together(tmp_path_factory):
             here.send((function, arguments))
         while len(given) < WORLD:
             ready = wait([here for number, (here, _) in enumerate(ends) if number not in given], timeout=120)
-            assert ready, "a process waits for another that does not come"
+            assert ready, "a process waits for another in vain"
             for number, (here, _) in enumerate(ends):
                 if here in ready:
                     given[number] = here.recv()
-                    if isinstance(given[number], Exception):  # the others wait for this one for ever
+                    if isinstance(given[number], Exception):  # the other processes wait for this one forever
                         raise given[number]
         return [given[number] for number in range(WORLD)]
 
@@ -93,7 +92,7 @@ def together(tmp_path_factory):
 
 
 def gathered(seed):
-    """Rows through `gather`, and their gradient where each process asks for something else."""
+    """Rows through `gather`, and their gradient when each process has a different loss."""
     x = rows_of(seed)[rank()].requires_grad_()
     whole = gather(x)
     (whole * weights_of(seed)[rank()]).sum().backward()
@@ -119,7 +118,7 @@ def test_gather_and_its_gradient(together, seed):
 
 
 def clip_step(config, seed, n, n_parts):
-    """A CLIP's backward over this process's part of a batch of n -> (mean, count, figures, gradients)."""
+    """A CLIP's backward over this process's part of a batch of n -> (mean, count, metrics, gradients)."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     share = n // world_size()
     own = slice(rank() * share, (rank() + 1) * share)

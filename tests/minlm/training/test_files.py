@@ -1,4 +1,4 @@
-"""The folder of a run: one process's, numbered where its name is taken, and gone if nothing was written."""
+"""JSON that users damaged; the folder of a run: locked, numbered if it exists, removed if nothing was written."""
 
 import importlib.util
 import json
@@ -40,7 +40,7 @@ objects = st.dictionaries(
 
 
 @given(objects)
-def test_what_is_written_is_json_whatever_the_numbers(values):
+def test_written_json_is_valid_whatever_the_numbers(values):
     """Python's own reader would take NaN too, which no other JSON reader does."""
 
     def same(read, value):
@@ -85,7 +85,7 @@ def test_json_files(tmp_path):
 
 @pytest.fixture
 def hold():
-    """A function that has another process hold a run's folder -> that process."""
+    """A function that locks a run's folder in another process -> that process."""
     held = []
 
     def start(run, new="new"):

@@ -1,4 +1,4 @@
-"""The device and the precision that were asked for, or one line that says why not."""
+"""The device and the precision of the config, or a one-line error."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from minlm.training.loop import Precision, check_hardware, choose_device, multip
 from minlm.training.state import TrainConfig
 
 
-def test_what_this_machine_cannot_do_is_said_at_once():
+def test_hardware_that_is_absent_is_refused_at_once():
     check_hardware(TrainConfig(steps=1, precision="bf16", device="cpu"))
     with pytest.raises(ValueError, match=r"--train.precision fp16 needs a GPU"):
         check_hardware(TrainConfig(steps=1, precision="fp16", device="cpu"))
