@@ -183,7 +183,8 @@ def load_into(model: nn.Module, folder: Path) -> nn.Module:
     for name, value in expected.items():
         if weights[name].shape != value.shape:
             raise ValueError(
-                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
+                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}: put "
+                "the run's own config.json back"
             )
     require_numbers(weights, expected, folder)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

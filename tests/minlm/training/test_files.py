@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -90,7 +91,7 @@ def hold():
 
     def start(run, new="new"):
         command = [sys.executable, "-c", HOLD, str(run), new]
-        process = subprocess.Popen(
+        process: Any = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         held.append(process)
@@ -165,7 +166,7 @@ def windows(monkeypatch):
 
     monkeypatch.setitem(sys.modules, "msvcrt", SimpleNamespace(LK_NBLCK=2, locking=locking))
     monkeypatch.setattr(sys, "platform", "win32")
-    spec = importlib.util.spec_from_file_location("files_of_windows", files.__file__)
+    spec: Any = importlib.util.spec_from_file_location("files_of_windows", files.__file__)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

@@ -1,5 +1,7 @@
 """The device and the precision of the config, or a one-line error."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -50,7 +52,8 @@ def test_auto_takes_the_gpu_that_is_there(monkeypatch, here, expected):
 @given(st.sampled_from(["float32", "bf16"]), st.integers(0, 10**6))
 def test_only_the_forward_pass_is_in_16_bits(name, seed):
     torch.manual_seed(seed)
-    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    layer: Any = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
     precision = Precision(name, torch.device("cpu"))
     with precision.forward():
         out = layer(x)

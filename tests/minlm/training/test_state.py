@@ -2,6 +2,7 @@
 
 import math
 from fractions import Fraction
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +22,15 @@ def test_if_one_optimizers_gradient_overflows_none_steps(matrix):
     config = TrainConfig(steps=9, precision="fp16", muon_lr=0.1)
     state = TrainingState(model, config, torch.amp.GradScaler("cpu"))
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    state.scaler.scale(sum(p.sum() for p in model.parameters())).backward()
-    next(p for name, p in model.named_parameters() if name.startswith(matrix)).grad[0, 0] = float("inf")
+    state.scaler.scale(torch.stack([p.sum() for p in model.parameters()]).sum()).backward()
+    overflowed: Any = next(p for name, p in model.named_parameters() if name.startswith(matrix))
+    overflowed.grad[0, 0] = float("inf")
     scale = state.scaler.get_scale()
     assert state.optimize(1.0) == float("inf")
     assert all(torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert state.scaler.get_scale() == scale / 2
     model.zero_grad()
-    state.scaler.scale(sum(p.sum() for p in model.parameters())).backward()
+    state.scaler.scale(torch.stack([p.sum() for p in model.parameters()]).sum()).backward()
     state.optimize(1.0)  # the next step is taken, by both
     assert all(not torch.equal(model.state_dict()[name], value) for name, value in before.items())
     assert all(value.isfinite().all() for value in model.state_dict().values())
@@ -86,7 +88,8 @@ def test_impossible_training_is_refused(values, message):
         TrainConfig(**values)
 
 
-def state_of(**options):
+def state_of(**options: Any) -> Any:
+    """Return the training state of a linear model."""
     torch.manual_seed(0)
     config = TrainConfig(steps=9, **options)
     scaler = torch.amp.GradScaler("cpu", enabled=config.precision == "fp16")
@@ -94,7 +97,13 @@ def state_of(**options):
 
 
 def test_every_option_of_the_optimizers_reaches_them():
-    options = {"lr": 0.1, "muon_lr": 0.3, "muon_momentum": 0.8, "weight_decay": 0.25, "beta2": 0.9}
+    options: dict[str, Any] = {
+        "lr": 0.1,
+        "muon_lr": 0.3,
+        "muon_momentum": 0.8,
+        "weight_decay": 0.25,
+        "beta2": 0.9,
+    }
     adamw, muon = make_optimizers(model_with_dropout(), TrainConfig(steps=1, **options))
     assert {(group["betas"], group["lr"]) for group in adamw.param_groups} == {((0.9, 0.9), 0.1)}
     assert {group["weight_decay"] for group in adamw.param_groups} == {0.25, 0.0}
