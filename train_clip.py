@@ -26,12 +26,13 @@ from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.runs import check_splits, data_digest, make_model, make_tokenizer
 from minclip.task import PairTask
 from minlm.training.batches import fit_batch
-from minlm.training.checkpoint import check_digest, check_same_data, write_json
+from minlm.training.checkpoint import check_digest
 from minlm.training.command import errors_in_one_line, run_training
 from minlm.training.distributed import rank, world_size
-from minlm.training.hardware import check_hardware, choose_device
-from minlm.training.loop import fit
-from minlm.training.report import begin_files, finished_result, write_report
+from minlm.training.files import write_json
+from minlm.training.loop import check_hardware, choose_device, fit
+from minlm.training.record import begin_files, check_same_data, finished_result
+from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:

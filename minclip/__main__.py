@@ -25,7 +25,6 @@ import torch
 from minclip import pretrained
 from minclip.clip import CLIP
 from minclip.data.records import Record, open_image
-from minclip.data.sources import read_text
 from minclip.data.tokenizer import Tokenizer, WordPiece
 from minclip.data.transforms import ImageTransform
 from minclip.doctor import examine
@@ -38,7 +37,7 @@ from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.pretrained import Format, is_published
 from minclip.runs import load
 from minlm.plots import compare_losses
-from minlm.training.checkpoint import last_checkpoint, write_json
+from minlm.training.checkpoint import last_checkpoint
 from minlm.training.command import (
     OneLineParser,
     add_device,
@@ -50,8 +49,9 @@ from minlm.training.command import (
     run_main,
 )
 from minlm.training.config import check_file, check_folder, load_config
+from minlm.training.files import read_text, write_json
 from minlm.training.findings import print_findings
-from minlm.training.hardware import choose_device
+from minlm.training.loop import choose_device
 from minlm.training.report import report_runs
 
 

@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from minclip.clip import CLIP, embed_batch
 from minlm.training.batches import Batch, split
 from minlm.training.checkpoint import random_states, restore_random_states
-from minlm.training.hardware import Precision
-from minlm.training.loop import Metrics
+from minlm.training.loop import Metrics, Precision
 
 
 @contextmanager

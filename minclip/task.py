@@ -22,8 +22,7 @@ from minclip.presets import RunConfig
 from minlm.training.batches import Batch
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import average_gradients, gather
-from minlm.training.hardware import Precision
-from minlm.training.loop import Metrics
+from minlm.training.loop import Metrics, Precision
 
 
 class PairTask:

@@ -13,7 +13,7 @@ from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig
 from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
-from minlm.training.hardware import Precision
+from minlm.training.loop import Precision
 from tests.minlm.test_transformer import normal, randomise
 
 seeds = st.integers(0, 10**6)

@@ -99,7 +99,6 @@ def test_no_six_lines_stand_twice():
 PART_OF = {
     "minlm/transformer_config": "minlm/test_transformer",
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
-    "minlm/training/state": "minlm/training/test_loop",
     "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
     "minclip/pretrained/layout": "minclip/pretrained/test_load",
 }

@@ -24,9 +24,9 @@ from minlm.pretrained.key_map import (
     prefixed,
 )
 from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
-from minlm.pretrained.weight_files import WeightFile, read_weights, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, read_weights, write_tensors
 from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer
-from minlm.training.checkpoint import replace_text
+from minlm.training.files import replace_text, write_json
 
 BLOCK = [
     *module("h.*.ln_1", "transformer.blocks.*.norm1"),
@@ -155,7 +155,7 @@ def save_gpt2(
         tokenizer.save(folder)
     if isinstance(tokenizer, BPETokenizer):
         write_bpe(tokenizer, folder)
-    write_object(folder / "config.json", options)
+    write_json(folder / "config.json", options)
 
 
 def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:

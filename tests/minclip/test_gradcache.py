@@ -13,7 +13,7 @@ from minclip.clip import CLIP, CLIPConfig, contrastive_loss
 from minclip.losses import contrastive_metrics
 from minclip.towers.text import BertTextConfig
 from minlm.training.batches import split
-from minlm.training.hardware import Precision
+from minlm.training.loop import Precision
 from tests.drawing import (
     FLOAT32,
     LOSSES,
@@ -28,7 +28,7 @@ from tests.drawing import (
     pair_of,
     resnet_clip_configs,
 )
-from tests.laws import close
+from tests.laws import close, same_run
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(2, 9)
@@ -36,7 +36,6 @@ parts = st.integers(2, 9)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 # Embeddings in float32 round each gradient; in float64 the law holds to rounding.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def gradients(model: CLIP) -> dict[str, torch.Tensor]:
@@ -60,27 +59,6 @@ def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
     (total / count).backward()
     metrics = contrastive_metrics(images, texts, model.logit_scale, batch["groups"], model.logit_bias)
     return total.detach() / count, count, metrics, gradients(model)
-
-
-def same_run(found: tuple, expected: tuple, dtype: torch.dtype) -> None:
-    """Every gradient to the tolerance times the largest one: some are zero by symmetry (keys' biases)."""
-    tolerance = TOLERANCE[dtype]
-    close(found[0], expected[0], "the loss must be the whole batch's", atol=tolerance, rtol=tolerance)
-    assert found[1] == expected[1], "every pair must be counted once"
-    assert found[2].keys() == expected[2].keys()
-    for name, figure in expected[2].items():
-        if name == "top1":  # equal captions tie, and then the last bit decides
-            continue
-        law = f"{name} must be the whole batch's"
-        close(found[2][name], figure, law, atol=tolerance, rtol=tolerance)
-    assert found[3].keys() == expected[3].keys()
-    given_gradients = [gradient for gradient in expected[3].values() if gradient is not None]
-    largest = max(1.0, *(gradient.abs().max().item() for gradient in given_gradients))
-    for name, gradient in expected[3].items():
-        assert (found[3][name] is None) == (gradient is None), f"{name} must have a gradient unless frozen"
-        if gradient is not None:
-            law = f"the gradient of {name} must be the whole batch's, whatever the parts"
-            close(found[3][name], gradient, law, atol=tolerance * largest, rtol=0)
 
 
 def chunks(n: int, n_parts: int) -> list[slice]:
