@@ -93,7 +93,7 @@ def test_classify_gives_each_label_its_own_probability_after_the_sigmoid_loss(
     said = said_by(capsys, "classify", "--checkpoint", sigmoid_checkpoint, *asked)
     scores, scale = cosines(sigmoid_checkpoint, images_in(files)[:1], ["a red circle", "a blue star"])
     expected = (scale * scores[0] - 1.5).sigmoid()
-    assert said[0] == "probability that the label fits the image, each label by itself"
+    assert said[0] == "probability that the label fits the image, independently for each label"
     shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[2:]}
     assert shown["red circle"] == pytest.approx(expected[0].item(), abs=1e-4)
     assert shown["blue star"] == pytest.approx(expected[1].item(), abs=1e-4)
@@ -113,7 +113,18 @@ def test_words_that_are_spelled_from_letters_are_named(command, tiny_run, files,
 
     assert ask("red circle") == []
     (line,) = ask("red cat")
-    assert line.startswith("'cat': hardly ever, or never, in the captions that this model was trained with")
+    assert line.startswith("'cat': rare or absent in the captions that this model was trained with")
+
+
+@pytest.mark.parametrize(
+    "templates, named", [([], []), (["--templates", "a photo of a {}"], ["'photo'"])]
+)
+def test_only_templates_of_the_command_line_are_checked_for_such_words(
+    templates, named, tiny_run, files, capsys, recwarn
+):
+    labels = ["--image", files / "a.png", "--labels", "red circle"]
+    said_by(capsys, "classify", "--checkpoint", tiny_run, *labels, *templates)
+    assert [str(warning.message).split(":")[0] for warning in recwarn] == named
 
 
 @pytest.mark.parametrize("command", ["classify", "evaluate"])
@@ -247,7 +258,7 @@ def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
         tmp_path / "metrics.json",
     )
     assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 6
-    with pytest.raises(ValueError, match="no split 'test' in this data: there are train, dev, seen"):
+    with pytest.raises(ValueError, match="no split 'test' in this data: choose one of train, dev, seen"):
         said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
 
 
@@ -304,7 +315,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         ),
         (
             ["evaluate", "--checkpoint", "BLANK"],
-            "no run .* names no data: say which with --preset, one of shapes",
+            "is not a run .* names no data: give --preset, one of shapes",
         ),
         (
             ["evaluate", "--checkpoint", "LANGUAGE"],
@@ -328,7 +339,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         ),
         (
             ["caption", "--checkpoint", "nowhere", "--image", "x.png", "--captions", "BLANK"],
-            "no caption in .*blank.txt: give one a line",
+            "no caption in .*blank.txt: write one per line",
         ),
         (
             ["caption", "--checkpoint", "nowhere", "--image", "x.png", "--captions", "BLANK", "--top", "-1"],

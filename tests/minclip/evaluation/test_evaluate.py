@@ -211,7 +211,7 @@ def test_each_number_is_said_in_its_own_place():
 
 def test_nothing_to_evaluate():
     model = TinyCLIP()
-    with pytest.raises(ValueError, match="no images to evaluate: 0 given, at least 1 needed"):
+    with pytest.raises(ValueError, match="no images to evaluate, at least 1 is needed"):
         evaluate_records(model, [], transform, TOKENIZER)
     with pytest.raises(ValueError, match="no images to evaluate"):
         choice_accuracy(model, TOKENIZER, transform, [])

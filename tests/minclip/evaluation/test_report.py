@@ -16,8 +16,8 @@ from minclip.evaluation.evaluate import Evaluation
 from minclip.evaluation.report import (
     draw_classes,
     draw_curves,
+    draw_image_attention,
     draw_plots,
-    draw_where_it_looks,
     draw_zero_shot,
     spread,
 )
@@ -125,11 +125,11 @@ def test_too_many_classes_or_one_without_images_are_not_drawn(tmp_path):
 
 def test_attention_is_drawn_where_the_tower_has_it(tiny_run, tmp_path):
     model, tokenizer, transform = load(tiny_run)
-    draw_where_it_looks(tmp_path, model, RECORDS[:3], transform, tokenizer)
+    draw_image_attention(tmp_path, model, RECORDS[:3], transform, tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["attention.png"]
     (tmp_path / "attention.png").unlink()
     model.image_tower = ResNet(ResNetConfig(image_size=(32, 32), depths=(1,), d_model=4))
-    draw_where_it_looks(tmp_path, model, RECORDS[:3], transform, tokenizer)
+    draw_image_attention(tmp_path, model, RECORDS[:3], transform, tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 

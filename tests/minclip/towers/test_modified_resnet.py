@@ -143,7 +143,7 @@ def test_published_size():
 
 def test_other_image_sizes_are_refused():
     model = ModifiedResNet(ModifiedResNetConfig(image_size=(8, 16), depths=(1, 1), d_model=2, n_heads=2))
-    with pytest.raises(ValueError, match=r"images of \(16, 8\) pixels, but this tower takes \(8, 16\)"):
+    with pytest.raises(ValueError, match=r"images \(1, 3, 16, 8\) must be of size \(8, 16\): resize"):
         model(torch.zeros(1, 3, 16, 8))
 
 

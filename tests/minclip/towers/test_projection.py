@@ -83,7 +83,7 @@ def test_ndlinear_keeps_the_deviation_as_a_dense_head_does(sizes):
     "in_shape, out_shape", [((), ()), ((2, 3), (2,)), ((2,), (3, 3)), ((2, 0), (2, 2)), ((2, 2), (2, 0))]
 )
 def test_axes_that_do_not_match_are_refused(in_shape, out_shape):
-    with pytest.raises(ValueError, match=r"as many axes on both sides, at least one, each of size 1 or more"):
+    with pytest.raises(ValueError, match=r"the same number of axes, at least one, each of size 1 or more"):
         NdLinear(in_shape, out_shape)
 
 

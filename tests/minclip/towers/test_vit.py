@@ -157,7 +157,7 @@ def test_images_of_another_size_are_refused(config, size, seed):
     if size == config.image_size:
         model(normal(seed, 1, 3, *size))
         return
-    with pytest.raises(ValueError, match=rf"images of \({size[0]}, {size[1]}\) pixels.*resize_positions\(\)"):
+    with pytest.raises(ValueError, match=rf"images \(1, 3, {size[0]}, {size[1]}\) must be of size"):
         model(normal(seed, 1, 3, *size))
 
 
