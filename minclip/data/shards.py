@@ -14,6 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Annotated
 
 from tqdm import tqdm
 
@@ -23,6 +24,7 @@ from minclip.data.records import Record, class_captions, warn_of_missing
 from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
+from minlm.training.bounds import at_least
 from minlm.training.checkpoint import replace_text
 from minlm.training.distributed import from_first_process, rank, world_size
 from minlm.training.state import TrainConfig
@@ -44,16 +46,13 @@ class ShardsConfig(DataConfig):
     """
 
     path: str = "data/shards"
-    dev_shards: int = 1
+    dev_shards: Annotated[int, at_least(0)] = 1
     templates: tuple[str, ...] = ()
-    buffer: int = 10_000
+    buffer: Annotated[int, at_least(1)] = 10_000
 
-    def __post_init__(self):
-        if self.buffer < 1 or self.dev_shards < 0:
-            raise ValueError(
-                f"buffer {self.buffer} must be at least 1, dev_shards {self.dev_shards} at least 0"
-            )
-        class_captions("class", self.templates or ANY_CLASS)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        class_captions("class", self.templates or ANY_CLASS)  # ValueError where one has no {}
 
     def read(self) -> dict[str, "ShardRecords"]:
         """Records by split, looked up in the shards when they are asked for.

@@ -9,12 +9,14 @@ from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
 
 from minclip.data.config import DataConfig
 from minclip.data.records import Record, split_by_image
 from minclip.data.sources import FileNames, by_split, file_records, given_path, split_name, warn_of_repeats
+from minlm.training.bounds import within
 
 SEPARATORS = (",", "\t", ";", "|")
 IMAGE_COLUMNS = (
@@ -43,11 +45,7 @@ class TableConfig(DataConfig):
     caption_column: str = ""
     image_root: str = ""
     split_seed: int = 0
-    dev_fraction: float = 0.1
-
-    def __post_init__(self):
-        if not 0 < self.dev_fraction < 1:
-            raise ValueError(f"dev_fraction {self.dev_fraction} must lie between 0 and 1, both excluded")
+    dev_fraction: Annotated[float, within("(0, 1)")] = 0.1
 
     def read(self) -> dict[str, list[Record]]:
         """Records by split: those that the column `split` names, else "train" and "dev" drawn by image.

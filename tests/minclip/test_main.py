@@ -116,9 +116,7 @@ def test_words_that_are_spelled_from_letters_are_named(command, tiny_run, files,
     assert line.startswith("'cat': rare or absent in the captions that this model was trained with")
 
 
-@pytest.mark.parametrize(
-    "templates, named", [([], []), (["--templates", "a photo of a {}"], ["'photo'"])]
-)
+@pytest.mark.parametrize("templates, named", [([], []), (["--templates", "a photo of a {}"], ["'photo'"])])
 def test_only_templates_of_the_command_line_are_checked_for_such_words(
     templates, named, tiny_run, files, capsys, recwarn
 ):
@@ -380,7 +378,7 @@ def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, argument
     assert "\n" not in str(error.value)
 
 
-def test_the_module_runs_and_exits_with_two_on_bad_input():
+def test_the_module_runs_and_exits_with_two_on_bad_input(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -389,7 +387,7 @@ def test_the_module_runs_and_exits_with_two_on_bad_input():
         "--checkpoint",
         "nowhere",
         "--folder",
-        ".",
+        str(tmp_path),
         "--text",
         "a",
     ]
