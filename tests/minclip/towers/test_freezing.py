@@ -9,30 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minclip.clip import CLIP, CLIPConfig
-from minclip.towers.modified_resnet import ModifiedResNetConfig
-from minclip.towers.resnet import ResNetConfig
-from minclip.towers.text import BertTextConfig, GPTTextConfig
-from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.optim import parameter_groups
 from minlm.training.state import TrainConfig, TrainingState, make_optimizers
-from tests.drawing import FLOAT32, backward, batch_of
+from tests.drawing import FLOAT32, IMAGES, TEXTS, backward, batch_of
 
 seeds = st.integers(0, 10**6)
-stack = {"d_model": 8, "n_heads": 2, "n_layers": 3, "dropout": 0.2}
-patches = {"image_size": (16, 16), "patch_size": (8, 8)}
-IMAGES = [
-    VisionTransformerConfig(**stack, **patches),
-    VisionTransformerConfig(**stack, **patches, norm_input=True, pool="mean"),
-    ResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, stem="small"),
-    ModifiedResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, n_heads=2),
-]
-words = {"vocab_size": 20, "context_length": 8}
-TEXTS = [
-    GPTTextConfig(**stack, **words),
-    BertTextConfig(**stack, **words, pool="pooler", token_types=2),
-    BertTextConfig(**stack, **words),
-]
-N_BLOCKS = 3
+N_BLOCKS = 3  # of every tower in IMAGES and TEXTS
 counts = st.integers(-1, N_BLOCKS)
 configs = st.builds(
     lambda image, text, trained_images, trained_texts, **fields: CLIPConfig(

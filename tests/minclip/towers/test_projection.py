@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.towers.projection import LowRank, NdLinear, NdLinearProjection, make_projection, two_axes
-from tests.minlm.test_transformer import normal, randomise
+from tests.minlm.reference import normal, randomise
 
 seeds = st.integers(0, 10**6)
 widths = st.integers(1, 40)

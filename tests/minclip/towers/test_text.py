@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minlm.masks import causal_mask
-from tests.minlm.test_transformer import normal, randomise, torch_stack
+from tests.minlm.reference import normal, randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
 batches = st.integers(1, 4)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minclip.towers.vit import VisionTransformer, VisionTransformerConfig, drop_patches, resize_positions
 from minlm.transformer import record_attention
-from tests.minlm.test_transformer import normal, randomise, torch_stack
+from tests.minlm.reference import normal, randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
 batches = st.integers(1, 3)
