@@ -1,4 +1,4 @@
-"""train_clip.py from the outside: what a run leaves behind, and that kills change nothing."""
+"""train_clip.py from the command line: the files of a run, and runs that are killed and resumed."""
 
 import json
 import random
@@ -109,7 +109,7 @@ def equal_weights(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_help_shows_the_presets_options_with_their_values(preset, monkeypatch, capsys):
+def test_help_shows_the_options_of_the_preset_with_their_values(preset, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_clip.py", "--preset", preset, "--help"])
     with pytest.raises(SystemExit) as exit:
         train_clip.main()
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line_and_status_two(tmp_path, monkeypatch, capsys, arg
     assert not (tmp_path / "run").exists()
 
 
-def test_a_failing_command_says_so_to_the_shell(tmp_path):
+def test_a_failing_command_exits_with_status_two(tmp_path):
     done = train("--out", tmp_path / "run", "--image.n_heads", "3")
     assert done.returncode == 2
     assert (
@@ -337,7 +337,7 @@ def pairs_run(root, monkeypatch):
     return ["train_clip.py", "--preset", "pairs", *small, *write_table(root)]
 
 
-def test_a_damaged_picture_to_be_judged_on_is_found_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_damaged_dev_image_is_found_before_anything_is_written(tmp_path, monkeypatch):
     command = pairs_run(tmp_path / "data", monkeypatch)
     config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
     name = config.data.read()["dev"][0].image_id
@@ -348,7 +348,7 @@ def test_a_damaged_picture_to_be_judged_on_is_found_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_picture_to_learn_from_is_named(tmp_path, monkeypatch, capsys):
+def test_a_damaged_training_image_is_named(tmp_path, monkeypatch, capsys):
     command = pairs_run(tmp_path / "data", monkeypatch)
     config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
     monkeypatch.setattr(minclip.task, "PairDataset", partial(minclip.task.PairDataset, max_corrupt=0.5))

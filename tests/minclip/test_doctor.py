@@ -1,4 +1,4 @@
-"""The doctor names each thing that will go wrong, and nothing where all is well."""
+"""The doctor names each problem of data and config, and none if there is none."""
 
 from dataclasses import replace
 from functools import partial
@@ -84,7 +84,7 @@ def test_one_damaged_image_of_twenty_is_a_note():
 
 @pytest.mark.parametrize("damaged", [None, 0, 39])
 def test_a_damaged_dev_image_is_a_problem_as_in_training(damaged):
-    """One damaged image of forty, which training would replace among its own."""
+    """One damaged image of forty, which training would replace in train."""
 
     def image(i):
         if i == damaged:
@@ -136,7 +136,7 @@ def test_few_captions_too_long_are_a_note():
 
 
 @pytest.mark.parametrize(
-    "records, said",
+    "records, text",
     [
         (
             [captioned(0, "a dog", "a dog"), captioned(1, "a cat")],
@@ -148,8 +148,8 @@ def test_few_captions_too_long_are_a_note():
         ),
     ],
 )
-def test_repeated_captions_of_one_image_or_group_are_no_problem(records, said):
-    assert ("ok", said) in captions_examined(records, 32)
+def test_repeated_captions_of_one_image_or_group_are_no_problem(records, text):
+    assert ("ok", text) in captions_examined(records, 32)
 
 
 def test_captions_of_several_images_are_false_negatives(folder):

@@ -119,7 +119,7 @@ def test_a_group_never_pushes_its_own_members_away(n, scale, seed):
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
-def test_one_group_leaves_nothing_to_learn(n, embed_dim, scale, seed):
+def test_one_group_has_loss_zero(n, embed_dim, scale, seed):
     images, texts, _ = draw_pairs(seed, n, embed_dim)
     inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
     value = clip_loss(*inputs, torch.full((n,), 5))[0]

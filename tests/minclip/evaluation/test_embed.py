@@ -29,7 +29,7 @@ def test_scores_are_exact():
 
 
 @pytest.mark.parametrize("length, fits", [(0.985, True), (1.015, True), (0.95, False), (1.05, False)])
-def test_a_row_may_be_as_far_from_unit_length_as_rounding_takes_it(length, fits):
+def test_a_row_may_differ_from_unit_length_by_rounding(length, fits):
     rows = torch.eye(3) * torch.tensor([1.0, length, 1.0])[:, None]
     if fits:
         exact_pair(rows, torch.eye(3), "text")

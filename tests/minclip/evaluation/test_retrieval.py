@@ -135,7 +135,7 @@ def test_no_tensor_holds_the_scores_of_all_images_with_all_texts(n_images, capti
 
 
 @given(pairings(), st.data())
-def test_chance_is_what_all_orders_average_to(image_of_text, data):
+def test_chance_is_the_mean_over_all_orders(image_of_text, data):
     image_of_text = image_of_text[:6]
     images = sorted(set(image_of_text))
     image_of_text = [images.index(image) for image in image_of_text]  # numbered from 0 again

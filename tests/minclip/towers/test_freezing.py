@@ -1,4 +1,4 @@
-"""Frozen parts do not move: weights, statistics and what they compute; the rest does, at its own rate."""
+"""Frozen parts keep their weights, statistics and outputs; the others are trained, at the tower's own rate."""
 
 from dataclasses import replace
 
@@ -33,7 +33,7 @@ configs = st.builds(
 
 
 def trained_names(tower: nn.Module, count: int) -> set[str]:
-    """Told from the names: the last `count` Blocks, and what runs after them."""
+    """Names of the last `count` Blocks and of the layers after them."""
     names = {name for name, _ in tower.named_parameters()}
     if count < 1:
         return names if count == -1 else set()
@@ -53,7 +53,7 @@ def trained_in(model: CLIP) -> set[str]:
 
 
 @given(configs, seeds)
-def test_training_moves_what_is_trained_and_nothing_else(config, seed):
+def test_training_changes_the_trained_parts_only(config, seed):
     """Weights and BatchNorm statistics of the frozen parts stay bit for bit, with an average and in parts too."""
     torch.manual_seed(seed)
     model, batch = CLIP(config), batch_of(config, 8, seed)
@@ -87,7 +87,7 @@ def test_training_moves_what_is_trained_and_nothing_else(config, seed):
 
 @given(configs, seeds)
 def test_a_frozen_tower_computes_the_same_in_training_and_evaluation(config, seed):
-    """No dropout, no patch dropout, no batch statistics; also for a tower of which the head alone is trained."""
+    """No dropout, no patch dropout, no batch statistics; also if only the tower's head is trained."""
     model, batch = CLIP(config), batch_of(config, 4, seed)
     batch["images"] = batch["images"].float()
     inputs = {"image": (batch["images"],), "text": (batch["tokens"], batch["token_mask"])}

@@ -115,13 +115,13 @@ def test_the_tower_is_torchs_functions(config, seed):
 
 @given(st.sampled_from([1, 2]), st.integers(1, 2), seeds)
 def test_a_new_block_is_its_shortcut(stride, width, seed):
-    """The last BatchNorm's gain starts at zero, so depth costs nothing at first."""
+    """The last BatchNorm's gain starts at zero, so each block starts as the identity."""
     block, x = AntialiasedBlock(4 * width, width, stride).double().eval(), drawn(seed, 2, 4 * width, 4, 4)
     same(block(x), block.shortcut(x).relu())
 
 
 @given(st.sampled_from([32, 48]), seeds)
-def test_attention_pooling_starts_with_a_deviation_of_one_over_the_root_of_the_width(width, seed):
+def test_attention_pooling_is_initialised_with_std_one_over_the_root_of_the_width(width, seed):
     """Positions and projections, as CLIP; biases at zero."""
     torch.manual_seed(seed)
     for name, value in AttentionPooling(width, width, 2).named_parameters():

@@ -67,7 +67,7 @@ def test_a_block_is_its_equation(bottleneck, stride, c_in, width, side, seed):
     st.integers(1, 3),
     seeds,
 )
-def test_features_are_the_mean_of_the_last_map_and_the_stride_is_told(stem, depths, rows, columns, seed):
+def test_features_are_the_mean_of_the_last_map_of_the_configs_stride(stem, depths, rows, columns, seed):
     stride = (1 if stem == "cifar" else 4) * 2 ** (len(depths) - 1)
     size = (stride * rows, stride * columns)
     model = ResNet(ResNetConfig(image_size=size, depths=tuple(depths), d_model=4, stem=stem)).eval()
