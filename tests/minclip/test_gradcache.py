@@ -43,7 +43,7 @@ def gradients(model: CLIP) -> dict[str, torch.Tensor]:
 
 
 def run(model: CLIP, batch: dict, n_parts: int, precision: Precision = FLOAT32) -> tuple:
-    """(mean, count, figures, gradients) of one backward, from a clean model."""
+    """(mean, count, metrics, gradients) of one backward pass, without earlier gradients."""
     model.zero_grad(set_to_none=True)
     value, count, metrics = backward(model, batch, n_parts, precision)
     assert not value.requires_grad
@@ -110,9 +110,7 @@ FROZEN = ["image_tower", "text_tower", "image_projection", "text_projection", "l
 @given(
     clip_configs, sizes, parts, seeds, st.sampled_from(LOSSES), st.sets(st.sampled_from(FROZEN), max_size=4)
 )
-def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
-    config, n, n_parts, seed, loss, frozen
-):
+def test_frozen_parts_get_no_gradient_and_the_others_the_whole_batchs(config, n, n_parts, seed, loss, frozen):
     """A tower, its head too, or both sides, whose embeddings then have no graph."""
     config = replace(config, loss=loss)
     model, batch = model_of(config, seed), batch_of(config, n, seed)
@@ -125,7 +123,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
 
 
 @given(clip_configs, sizes, parts, seeds, st.sampled_from(["image", "text", "both"]))
-def test_features_in_place_of_pictures_and_texts(config, n, n_parts, seed, kept):
+def test_features_in_place_of_images_and_texts(config, n, n_parts, seed, kept):
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     with torch.no_grad():
         if kept != "text":
@@ -138,7 +136,7 @@ def test_features_in_place_of_pictures_and_texts(config, n, n_parts, seed, kept)
 
 @given(clip_configs, sizes, parts, seeds)
 def test_a_loss_scale_multiplies_gradients_and_not_the_loss(config, n, n_parts, seed):
-    """As fp16's scaler asks; the scale is divided out again before the step."""
+    """As with fp16's scaler, which divides by the scale before the step."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     dtype = pair_of(model, batch)[0].dtype
     expected = run(model, batch, n_parts)
@@ -148,7 +146,7 @@ def test_a_loss_scale_multiplies_gradients_and_not_the_loss(config, n, n_parts, 
 
 @given(clip_configs, sizes, parts, seeds)
 def test_no_graph_is_wider_than_a_part(config, n, n_parts, seed):
-    """What it is for: each part is embedded without a graph, then once more with one."""
+    """Each part is embedded without a graph, then again with one."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     seen = {"image": [], "text": []}
     for name, tower in (("image", model.image_tower), ("text", model.text_tower)):
@@ -199,7 +197,7 @@ def test_under_autocast_every_parameter_still_gets_its_gradient(text):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_plain_accumulation_is_another_gradient(seed):
-    """Each part compared with itself alone: smaller batches, not a larger one. So the laws above have teeth."""
+    """It compares the pairs of each part only: the laws above can fail."""
     model, batch = CLIP(SMALL).double(), batch_of(SMALL, 8, seed)
     batch["groups"] = torch.arange(8)
     expected, cached = (run(model, batch, n_parts) for n_parts in (1, 4))
