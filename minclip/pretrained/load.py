@@ -47,8 +47,11 @@ def find_layout(source: WeightFile, part: Part) -> tuple[Layout, str]:
         prefix = first_prefix(source.tensors, layout.prefixes, layout.anchor)
         if prefix is not None and (layout.beside is None or (source.folder / layout.beside).is_file()):
             return layout, prefix
-    language_model = source.tensors.keys() >= {"head.weight", "embedding.tokens.weight"}
-    way_out = ": first write it with python -m minlm export --to hf-gpt2" if language_model else ""
+    way_out = ""
+    if source.tensors.keys() >= {"head.weight", "embedding.tokens.weight"}:
+        way_out = ": first write it with python -m minlm export --to hf-gpt2"
+    elif any(name.startswith("image_tower.") for name in source.tensors):
+        way_out = ": put the run's config.json back beside it"
     raise ValueError(
         f"{source.path} holds no {part} of a known format ({', '.join(layout.name for layout in layouts)}): its "
         f"tensors are {', '.join(sorted(source.tensors)[:4])}, ...{way_out}"
