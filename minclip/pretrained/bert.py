@@ -18,7 +18,8 @@ from minlm.pretrained.options import (
     our_activation,
     their_activation,
 )
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 EMBEDDING = [
     Row("embeddings.word_embeddings.weight", "embedding.tokens.weight"),
@@ -150,7 +151,7 @@ def write(tower: nn.Module, config: BertTextConfig, folder: Path) -> None:
     else:
         table, options = distilbert_rows(config), distilbert_options(config)
     write_tensors(folder / "model.safetensors", export_weights(tower.state_dict(), table))
-    write_object(folder / "config.json", options)
+    write_json(folder / "config.json", options)
 
 
 def bert_options(config: BertTextConfig) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from minclip.towers.text import GPTTextConfig
 from minlm.pretrained.gpt2 import HINT, IGNORED, gpt2_facts, gpt2_options, gpt2_rows
 from minlm.pretrained.key_map import Plan, export_weights, prefixed
 from minlm.pretrained.options import complete
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
@@ -32,7 +33,7 @@ def write(tower: nn.Module, config: GPTTextConfig, folder: Path) -> None:
     options = gpt2_options(config) | {"architectures": ["GPT2Model"], "eos_token_id": config.end_id}
     table = gpt2_rows(config.n_layers)
     write_tensors(folder / "model.safetensors", export_weights(tower.state_dict(), table))
-    write_object(folder / "config.json", options)
+    write_json(folder / "config.json", options)
 
 
 LAYOUTS = [Layout("GPT-2", "text tower", "h.0.attn.c_attn.weight", read, ("", "transformer."))]

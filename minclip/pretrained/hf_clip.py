@@ -22,7 +22,8 @@ from minlm.pretrained.options import (
     option,
     our_activation,
 )
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 EPS = 1e-5
 # Hugging Face's defaults for what config.json omits.
@@ -219,8 +220,8 @@ def write(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder:
     table = clip_rows(vision, prefixed(text_rows(text), theirs="text_model."), JOINT)
     write_tensors(folder / "model.safetensors", export_weights(model.state_dict(), table))
     save_tokenizer(tokenizer, folder)
-    write_object(folder / "preprocessor_config.json", preprocessor(transform, image.image_size[0]))
-    write_object(folder / "config.json", options)
+    write_json(folder / "preprocessor_config.json", preprocessor(transform, image.image_size[0]))
+    write_json(folder / "config.json", options)
 
 
 def preprocessor(transform: TransformConfig, side: int) -> dict[str, Any]:

@@ -22,7 +22,8 @@ from minlm.pretrained.key_map import (
     prefixed,
 )
 from minlm.pretrained.options import HF_SIZES, agree, complete, expect, hf_options, our_activation
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 BLOCK = [
     *module("encoder.layer.*.layernorm_before", "transformer.blocks.*.norm1"),
@@ -99,7 +100,7 @@ def write(
         **{f"{name}_dropout_prob": config.dropout for name in ("hidden", "attention_probs")},
     }
     write_tensors(folder / "model.safetensors", export_weights(tower.state_dict(), rows(config)))
-    write_object(folder / "config.json", options)
+    write_json(folder / "config.json", options)
 
 
 ANCHOR = "embeddings.patch_embeddings.projection.weight"

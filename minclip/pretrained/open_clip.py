@@ -13,7 +13,8 @@ from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import Plan, export_weights
 from minlm.pretrained.options import agree, expect, known, option
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 CONFIG_NAME = "open_clip_config.json"
 # Values of open_clip's options with which its towers compute the same function as ours.
@@ -220,7 +221,7 @@ def write(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder:
     weights = export_weights(model.state_dict(), openai.rows_of(model.config))
     write_tensors(folder / "open_clip_model.safetensors", weights)
     save_tokenizer(tokenizer, folder)
-    write_object(folder / CONFIG_NAME, {"model_cfg": options, "preprocess_cfg": preprocess})
+    write_json(folder / CONFIG_NAME, {"model_cfg": options, "preprocess_cfg": preprocess})
 
 
 def vision_options(image: VisionTransformerConfig | ModifiedResNetConfig) -> dict[str, Any]:

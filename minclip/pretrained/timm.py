@@ -13,7 +13,8 @@ from minclip.pretrained.patches import vit_sizes, without_bias
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import BATCHED, TOKEN, Plan, Row, count_layers, export_weights, layers, module
 from minlm.pretrained.options import complete, expect, option
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 BLOCK = [
     *module("blocks.*.norm1", "transformer.blocks.*.norm1"),
@@ -124,7 +125,7 @@ def write(
     write_tensors(folder / "model.safetensors", export_weights(tower.state_dict(), table))
     more = {"global_pool": global_pool, "model_args": arguments}
     architecture = f"{family}{quick}224"
-    write_object(folder / "config.json", options(architecture, config.image_size, transform) | more)
+    write_json(folder / "config.json", options(architecture, config.image_size, transform) | more)
 
 
 def options(architecture: str, image_size: tuple[int, int], transform: TransformConfig) -> dict[str, Any]:

@@ -13,7 +13,8 @@ from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig
 from minlm.pretrained.key_map import Plan, Row, count_layers, export_weights, module
 from minlm.pretrained.options import complete
-from minlm.pretrained.weight_files import WeightFile, write_object, write_tensors
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 BATCH_NORM = "weight bias running_mean running_var num_batches_tracked"
 IGNORED = {r"fc\.(weight|bias)": "the classifier, which follows the features"}
@@ -104,7 +105,7 @@ def write(tower: nn.Module, config: ResNetConfig, transform: TransformConfig, fo
     write_tensors(folder / "model.safetensors", export_weights(tower.state_dict(), rows(config)))
     name = NAMES.get((config.block, config.depths))
     if name and (config.d_model, config.stem) == (64, "imagenet"):
-        write_object(folder / "config.json", timm.options(name, config.image_size, transform))
+        write_json(folder / "config.json", timm.options(name, config.image_size, transform))
 
 
 LAYOUTS = [Layout("torchvision's or timm's ResNet", "image tower", "layer1.0.conv1.weight", read)]

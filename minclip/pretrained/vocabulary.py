@@ -6,8 +6,8 @@ from typing import Any
 from minclip.data.clip_bpe import N_MERGES, ClipBPE
 from minclip.data.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minlm.pretrained.gpt2 import write_bpe
-from minlm.pretrained.weight_files import read_object, write_object
 from minlm.tokenizer import BPETokenizer
+from minlm.training.files import read_object, write_json
 
 TOKENIZER_JSON = "tokenizer.json"  # the only vocabulary in newer folders of Hugging Face's
 BERT_NORMALIZER = {"type": "BertNormalizer", "clean_text": True, "handle_chinese_chars": True}
@@ -71,8 +71,8 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
             write_bpe(tokenizer, folder)
             options = {"tokenizer_class": "GPT2Tokenizer"}
         case ClipBPE():
-            write_object(folder / "vocab.json", {token: i for i, token in enumerate(tokenizer.tokens)})
+            write_json(folder / "vocab.json", {token: i for i, token in enumerate(tokenizer.tokens)})
             options = {"tokenizer_class": "CLIPTokenizer"}
         case WordPiece():
             options = {"tokenizer_class": "BertTokenizer", "do_lower_case": tokenizer.lower_case}
-    write_object(folder / "tokenizer_config.json", options)
+    write_json(folder / "tokenizer_config.json", options)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minlm.lm import LMConfig, TransformerLM
+from minlm.merges import BYTE_CHARACTERS
 from minlm.pretrained.key_map import (
     TRANSPOSED,
     Plan,
@@ -23,9 +24,9 @@ from minlm.pretrained.key_map import (
     prefixed,
 )
 from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
-from minlm.pretrained.weight_files import WeightFile, read_weights, write_object, write_tensors
-from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer, _byte_of_character
-from minlm.training.checkpoint import replace_text
+from minlm.pretrained.weight_files import WeightFile, read_weights, write_tensors
+from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer
+from minlm.training.files import replace_text, write_json
 
 BLOCK = [
     *module("h.*.ln_1", "transformer.blocks.*.norm1"),
@@ -154,15 +155,14 @@ def save_gpt2(
         tokenizer.save(folder)
     if isinstance(tokenizer, BPETokenizer):
         write_bpe(tokenizer, folder)
-    write_object(folder / "config.json", options)
+    write_json(folder / "config.json", options)
 
 
 def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:
     """Write vocab.json and merges.txt, the files of GPT-2's tokenizer."""
-    characters = {byte: character for character, byte in _byte_of_character().items()}
 
     def spell(token: bytes) -> str:
-        return "".join(characters[byte] for byte in token)
+        return "".join(BYTE_CHARACTERS[byte] for byte in token)
 
     tokens = sorted(tokenizer.ranks, key=tokenizer.ranks.__getitem__)
     names = [*map(spell, tokens), *(SPECIALS[name] for name in tokenizer.specials)]

@@ -4,7 +4,6 @@ safetensors; PyTorch's zip and older pickle files through the unpickler that bui
 (minlm/pretrained/archive.py); shards with their index.
 """
 
-import json
 import pickle
 import re
 import warnings
@@ -18,7 +17,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minlm.pretrained.archive import check_nesting, check_zip, is_torchscript, read_torchscript
-from minlm.training.checkpoint import replace_text
+from minlm.training.files import read_object
 
 # Names of a folder's weights, Hugging Face's and open_clip's; the first that exists is read.
 FILE_NAMES = (
@@ -60,7 +59,7 @@ class WeightFile:
 
     def read_json(self, name: str) -> dict[str, Any]:
         """Read the JSON object in the file `name` beside the weights; {} if there is none."""
-        return read_object(self.folder / name) if (self.folder / name).is_file() else {}
+        return read_object(self.folder / name, missing_ok=True)
 
 
 def read_weights(path: str | Path) -> WeightFile:
@@ -207,26 +206,10 @@ def plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """Read a JSON object from a file. Raises ValueError for anything else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except Exception as error:  # a user's file: unreadable, not UTF-8, not JSON, or nested too deeply
-        raise ValueError(f"{path} is not JSON ({first_line(error)})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__} where an object of options is needed")
-    return value
-
-
 def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
     """Write a safetensors file and the folder around it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     save_file(tensors, path, {"format": "pt"})
-
-
-def write_object(path: Path, value: dict[str, Any]) -> None:
-    """Write a JSON object; the file is whole or absent."""
-    replace_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def first_line(error: Exception) -> str:

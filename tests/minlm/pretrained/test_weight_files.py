@@ -277,8 +277,8 @@ def test_shapes_and_configs(tmp_path):
         source.shape("a.weight", 4)
     assert source.read_json("config.json") == {}
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="holds a list where an object"):
+    with pytest.raises(ValueError, match="holds a list, not an object"):
         source.read_json("config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json' is not JSON"):
         source.read_json("config.json")
