@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from minclip.clip import CLIP, TOWERS
 from minclip.data.tokenizer import Tokenizer
@@ -13,6 +13,7 @@ from minclip.pretrained import bert, gpt2, hf_clip, hf_vit, open_clip, openai, r
 from minclip.pretrained.layout import Layout, Part
 from minclip.pretrained.resize import resize_image, resize_text
 from minclip.pretrained.vocabulary import tokenizer_beside
+from minclip.towers.freezing import Tower
 from minlm.pretrained.key_map import Plan, filled, import_weights, on_meta
 from minlm.pretrained.options import first_prefix
 from minlm.pretrained.weight_files import WeightFile, read_weights
@@ -91,7 +92,7 @@ def antialiased(source: WeightFile) -> bool:
     return find_layout(source, "image tower")[0].antialias
 
 
-def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
+def load_image_tower(path: str | Path, **given: Any) -> Tower:
     """Load the image tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
     Reads ResNets of torchvision and timm, ViTs of timm and Hugging Face, and the image towers of CLIP files (their
@@ -107,7 +108,7 @@ def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
     return make_tower(*resize_image(plan.config, weights, image_size, antialiased(source)))
 
 
-def load_text_tower(path: str | Path, **given: Any) -> nn.Module:
+def load_text_tower(path: str | Path, **given: Any) -> Tower:
     """Load the text tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
     Reads Hugging Face's BERT, DistilBERT and GPT-2, alone or in a task's model, and the text towers of CLIP files.
@@ -127,7 +128,7 @@ def import_tower(source: WeightFile, plan: Plan) -> dict[str, Tensor]:
     return import_weights(source.tensors, plan, expected, source.path)
 
 
-def make_tower(config: Any, weights: dict[str, Tensor]) -> nn.Module:
+def make_tower(config: Any, weights: dict[str, Tensor]) -> Tower:
     """Make the tower with these weights, in eval mode."""
     return filled(on_meta(lambda: TOWERS[type(config)](config)), weights)
 
