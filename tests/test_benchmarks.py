@@ -1,6 +1,6 @@
 """The benchmarks run, on little data and for a few steps: what they write and count is right, whatever the clock."""
 
-import importlib.util
+import importlib
 import re
 import sys
 from dataclasses import replace
@@ -17,20 +17,18 @@ from minclip.data.flickr8k import Flickr8kConfig
 from minclip.data.flickr30k import Flickr30kConfig
 from minclip.data.parquet import ParquetConfig
 from minclip.data.shapes import ShapesConfig
+from minclip.data.shards import ShardsConfig
 from minclip.presets import PRESETS
 from minclip.towers.projection import make_projection
 from minlm.presets import PRESETS as LM_PRESETS
+from tests.minclip.data.layouts import PARTS, flickr8k
 from tests.minclip.tiny_clip import record
-from tests.test_train_clip import PARTS, write_flickr8k
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def benchmark(name):
-    spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def run(module, monkeypatch, *options):
@@ -47,7 +45,7 @@ def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkey
     pytest.importorskip("pyarrow")
     root = tmp_path / "flickr8k"
     root.mkdir()
-    write_flickr8k(root)
+    flickr8k(root)
     for k, path in enumerate(sorted((root / "Images").glob("*.jpg"))):
         Image.new("RGB", (8, 8), (10 * k, 0, 0)).save(path)  # Parquet knows pictures by their bytes
     (root / "Images").rename(root / folder)
@@ -58,6 +56,10 @@ def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkey
     other = Flickr30kConfig(root=str(tmp_path / "layouts/flickr30k")).read()
     for split in PARTS:
         assert contents(other[split]) == contents(source[split])
+    shards = ShardsConfig(path=str(tmp_path / "layouts/shards")).read()
+    assert {split: contents(records) for split, records in shards.items()} == {
+        split: contents(records) for split, records in source.items()
+    }
     parquet = ParquetConfig(path=str(tmp_path / "layouts/captions.parquet"), dev_fraction=0.5).read()
     assert contents([*parquet["train"], *parquet["dev"]]) == contents([*source["train"], *source["dev"]])
 

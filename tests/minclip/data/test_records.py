@@ -308,10 +308,6 @@ def test_the_seed_draws_the_split():
 
 def test_split_refuses():
     records = [make_record(f"{k}.jpg") for k in range(4)]
-    with pytest.raises(ValueError, match="must be positive and sum to 1"):
-        split_by_image(records, {"train": 0.9, "dev": 0.2}, 0)
-    with pytest.raises(ValueError, match="must be positive and sum to 1"):
-        split_by_image(records, {"train": 1.2, "dev": -0.2}, 0)
     with pytest.raises(ValueError, match=r"'0.jpg' has two records"):
         split_by_image([*records, records[0]], {"train": 1.0}, 0)
     with pytest.raises(ValueError, match=r"split 'dev' \(0.1 of 4 images\) would be empty"):

@@ -5,7 +5,6 @@ import json
 import pickle
 import warnings
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -13,26 +12,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from benchmarks.layouts import write_shards
 from minclip.clip import CLIP
 from minclip.data.cifar10 import Cifar10Config
 from minclip.data.dataset import PairDataset
-from minclip.data.records import Record
 from minclip.data.shards import ShardBatches, ShardRecords, ShardsConfig, expand, shard_order
-from minclip.data.tarfiles import read_shard, write_shards
+from minclip.data.tarfiles import read_shard
 from minclip.data.tokenizer import WordPiece
 from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.features import with_features
 from tests.drawing import SMALL
-from tests.minclip.data.test_tarfiles import draw, encoded, same_image, write
+from tests.minclip.data.tars import encoded, make_shards, same_image, samples, write_tar
 
 SIZES = st.lists(st.integers(0, 9), min_size=1, max_size=8).filter(lambda sizes: sum(sizes) > 0)
 TOKENIZER = WordPiece.train(["caption 0123456789"], 40)
-
-
-def make(folder: Path, n: int, shard_size: int = 4) -> list[Path]:
-    return write_shards(
-        [Record(f"{k}", partial(draw, k), (f"caption {k}",), k) for k in range(n)], folder, shard_size
-    )
 
 
 def read(path: Path, **fields) -> dict[str, ShardRecords]:
@@ -135,7 +128,7 @@ def test_each_worker_of_each_process_reads_shards_of_its_own(sizes, batch_size, 
     shard_of = [number for number, size in enumerate(sizes) for _ in range(size)]
     read = {}
     for rank in range(world_size):
-        batches = ShardBatches(data, batch_size * world_size, seed, workers, 1, rank, world_size)
+        batches = ShardBatches(data, batch_size * world_size, seed, 1, workers, rank, world_size)
         for step in range(batches.steps_per_epoch):
             reader = read.setdefault((rank, step % readers), [])
             reader += [shard_of[i] for _, i in batches.keys(step)]
@@ -169,15 +162,15 @@ def test_the_loaders_workers_are_these_readers(start):
 def test_resuming_continues_the_same_sequence(sizes, batch_size, start, seed, rank):
     if sum(sizes) < 2 * batch_size:
         return
-    first, second = (ShardBatches(Keys(sizes), 2 * batch_size, seed, 0, 5, rank, 2) for _ in range(2))
+    first, second = (ShardBatches(Keys(sizes), 2 * batch_size, seed, 5, 0, rank, 2) for _ in range(2))
     assert drawn(second, start, 3) == drawn(first, 0, start + 3)[start:]
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_workers_draw_their_keys_from_the_files(tmp_path, workers):
-    make(tmp_path, 23)
+    make_shards(tmp_path, 23)
     pairs = dataset(read(tmp_path)["train"])
-    batches = ShardBatches(dataset(read(tmp_path)["train"]), 4, 7, workers, buffer=6)
+    batches = ShardBatches(dataset(read(tmp_path)["train"]), 4, 7, 6, workers)
     drawn = batches.from_step(3)
     for step in range(3, 12):
         batch, found = pairs.collate([pairs[key] for key in batches.keys(step)]), next(drawn)
@@ -188,7 +181,7 @@ def test_workers_draw_their_keys_from_the_files(tmp_path, workers):
 @given(st.integers(2, 20), st.integers(1, 6), st.booleans())
 def test_records_are_those_that_were_written(tmp_path_factory, n, shard_size, told):
     folder = tmp_path_factory.mktemp("shards")
-    shards = make(folder, n, shard_size)
+    shards = make_shards(folder, n, shard_size)
     if not told:
         (folder / "sizes.json").unlink()
     records = read(folder, dev_shards=0)["train"]
@@ -209,7 +202,7 @@ def test_records_are_those_that_were_written(tmp_path_factory, n, shard_size, to
 
 
 def test_only_shards_that_are_being_read_are_held(tmp_path, monkeypatch):
-    make(tmp_path, 40, 4)
+    make_shards(tmp_path, 40, 4)
     opened = []
     monkeypatch.setattr(
         "minclip.data.shards.read_shard", lambda path, *rest: opened.append(path) or read_shard(path, *rest)
@@ -230,7 +223,7 @@ def test_the_folders_of_a_benchmark(tmp_path):
         (tmp_path / split).mkdir()
         (tmp_path / split / "nshards.txt").write_text(f"{count}\n")
         for k in range(count):
-            write(
+            write_tar(
                 tmp_path / split / f"{k}.tar",
                 [(f"s{k:07}.png", encoded(k)), (f"s{k:07}.cls", b"%d" % (k % 2))],
             )
@@ -254,7 +247,7 @@ def test_brace_ranges(tmp_path):
     assert expand("a-{008..010}.tar") == ["a-008.tar", "a-009.tar", "a-010.tar"]
     assert expand("{0..1}/{9..10}.tar") == ["0/9.tar", "0/10.tar", "1/9.tar", "1/10.tar"]
     assert expand("plain.tar") == ["plain.tar"]
-    make(tmp_path, 12)
+    make_shards(tmp_path, 12)
     splits = read(Path(f"{tmp_path}/{{00000..00002}}.tar"))
     assert (numbers(splits["train"]), numbers(splits["dev"])) == (list(range(8)), list(range(8, 12)))
     with pytest.raises(ValueError, match=r"cannot read shard '.*00003\.tar': No such file"):
@@ -274,7 +267,7 @@ def counted(monkeypatch) -> list[str]:
 
 def test_samples_are_counted_once(tmp_path, counted):
     """The count is kept beside the shards, and what is kept already stays."""
-    shards = make(tmp_path, 12)
+    shards = make_shards(tmp_path, 12)
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"00001.tar": 4, "x.tar": 7}')
     with pytest.warns(UserWarning, match=f"counted 8 samples in 2 shards, kept in '{sizes}': remove it"):
@@ -291,7 +284,7 @@ def test_samples_are_counted_once(tmp_path, counted):
 
 def test_each_folder_keeps_its_own_count(tmp_path):
     for split, n in (("train", 8), ("dev", 3)):
-        make(tmp_path / split, n)
+        make_shards(tmp_path / split, n)
         (tmp_path / split / "sizes.json").unlink()
     with pytest.warns(UserWarning, match="counted") as caught:
         ShardsConfig(path=str(tmp_path)).read()
@@ -305,7 +298,7 @@ def test_each_folder_keeps_its_own_count(tmp_path):
 
 
 def test_a_folder_that_cannot_be_written_is_read(tmp_path, counted, monkeypatch):
-    make(tmp_path, 8)
+    make_shards(tmp_path, 8)
     (tmp_path / "sizes.json").unlink()
 
     def refuse(path, text):
@@ -320,7 +313,7 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path, counted, monkeypatch)
 
 def test_only_the_first_process_counts(tmp_path, counted, monkeypatch):
     """The second of two is told."""
-    shards = make(tmp_path, 8)
+    shards = make_shards(tmp_path, 8)
     (tmp_path / "sizes.json").unlink()
     monkeypatch.setattr("minlm.training.distributed.rank", lambda: 1)
     monkeypatch.setattr("minlm.training.distributed.world_size", lambda: 2)
@@ -335,7 +328,7 @@ def test_only_the_first_process_counts(tmp_path, counted, monkeypatch):
 
 def test_incomplete_samples_are_counted_and_named(tmp_path):
     for k in range(2):
-        write(tmp_path / f"{k}.tar", [("a.png", encoded(k)), ("a.txt", b"x"), ("b.png", encoded(k))])
+        write_tar(tmp_path / f"{k}.tar", [("a.png", encoded(k)), ("a.txt", b"x"), ("b.png", encoded(k))])
     with pytest.warns(UserWarning, match=r"left out 2 samples, .* caption: 0\.tar/b, 1\.tar/b$"):
         assert len(ShardsConfig(path=str(tmp_path)).read()["train"]) == 1
 
@@ -343,8 +336,8 @@ def test_incomplete_samples_are_counted_and_named(tmp_path):
 @pytest.mark.parametrize("told", [True, False])
 @pytest.mark.filterwarnings("ignore:left out 1 samples", "ignore:counted 1 samples")
 def test_a_split_without_samples_is_refused(tmp_path, told):
-    write(tmp_path / "0.tar", [("a.png", encoded(0)), ("a.txt", b"x")])
-    write(tmp_path / "1.tar", [("b.png", encoded(0))])
+    write_tar(tmp_path / "0.tar", [("a.png", encoded(0)), ("a.txt", b"x")])
+    write_tar(tmp_path / "1.tar", [("b.png", encoded(0))])
     if told:
         (tmp_path / "sizes.json").write_text('{"0.tar": 1, "1.tar": 0}')
     with pytest.raises(ValueError, match=r"no sample of split dev at '.*' has an image and a caption: fetch"):
@@ -354,7 +347,7 @@ def test_a_split_without_samples_is_refused(tmp_path, told):
 def test_faults_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"0 shards at '.*', dev_shards=1 of them held out: none is left"):
         read(tmp_path)
-    shards = make(tmp_path, 8)
+    shards = make_shards(tmp_path, 8)
     with pytest.raises(ValueError, match=r"2 shards at '.*', dev_shards=2 of them"):
         read(tmp_path, dev_shards=2)
     (tmp_path / "sizes.json").write_text(json.dumps({"00000.tar": 5, "00001.tar": 4}))
@@ -391,7 +384,7 @@ def test_faults_are_named(tmp_path):
 
 def test_a_damaged_image_is_replaced_and_a_damaged_shard_stops_the_run(tmp_path):
     members = [(f"{k}.png", encoded(k)[: 40 if k == 1 else None]) for k in range(4)]
-    path = write(
+    path = write_tar(
         tmp_path / "0.tar", [m for k in range(4) for m in (members[k], (f"{k}.txt", b"caption %d" % k))]
     )
     records = read(tmp_path, dev_shards=0)["train"]
@@ -408,7 +401,7 @@ def test_a_damaged_image_is_replaced_and_a_damaged_shard_stops_the_run(tmp_path)
 @pytest.mark.parametrize("frozen", [("image",), ("image", "text")])
 def test_shards_are_streamed_past_a_frozen_image_tower(tmp_path, frozen):
     """Without random views too, for the features of all images may be more than memory holds."""
-    make(tmp_path, 8)
+    make_shards(tmp_path, 8)
     image = replace(SMALL.image, trained_blocks=0)
     known = {"vocab_size": TOKENIZER.vocab_size, "end_id": TOKENIZER.end_id}
     text = replace(SMALL.text, trained_blocks=0 if "text" in frozen else -1, **known)
@@ -425,7 +418,8 @@ def test_the_real_cifar10_through_shards(data_root, tmp_path):
     """Written with its classes and read again, the test images are the same records."""
     config = Cifar10Config(root=str(data_root / "cifar-10-batches-py"))
     expected = config.read()["test"]
-    write_shards(expected, tmp_path, 128, config.class_names())
+    write_shards(samples(expected, with_class=True), tmp_path, 128)
+    (tmp_path / "classnames.txt").write_text("\n".join(config.class_names()))
     found = read(tmp_path, dev_shards=0)["train"]
     assert [(r.captions, r.group) for r in found] == [(r.captions, r.group) for r in expected]
     assert all(a.open().tobytes() == b.open().tobytes() for a, b in zip(found, expected, strict=True))

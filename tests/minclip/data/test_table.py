@@ -269,25 +269,25 @@ def test_missing_images_are_counted_and_named(tmp_path):
         ('image,caption\na.png,"a dog\n', "line 2: unexpected end of data"),
         ("image,caption,split\na.png,x,trian\n", "line 2 has the split 'trian': use train, dev, test"),
         ("image,caption,split\na.png,x,train\na.png,y,dev\n", "line 3 puts image 'a.png' in dev, .* train"),
-        ('{"image": "a.png", "caption": "x"}\n{"image"\n', "line 2 is no JSON object: "),
-        ('{"image": "a.png", "caption": "x"}\n["image"]\n', "line 2 is no JSON object: a list"),
+        ('{"image": "a.png", "caption": "x"}\n{"image"\n', "line 2 is not a JSON object: "),
+        ('{"image": "a.png", "caption": "x"}\n["image"]\n', "line 2 is not a JSON object: a list"),
         (
             '{"image": "a.png", "caption": "x"}\n' + "[" * 100_000,
-            "line 2 is no JSON object: maximum recursion",
+            "line 2 is not a JSON object: maximum recursion",
         ),
         (
             '{"image": {"a": 1}, "caption": "x"}',
-            "line 1 column 'image' holds {'a': 1}, which is no text: write",
+            "line 1 column 'image' holds {'a': 1}, which is not text: write",
         ),
         (
             '{"image": "a.png", "caption": ["x", ["y"]]}',
-            r"line 1 column 'caption' holds \['y'\], which is no text",
+            r"line 1 column 'caption' holds \['y'\], which is not text",
         ),
         (
             '{"image": "a.png", "caption": "x", "split": true}',
-            "line 1 column 'split' holds True, which is no",
+            "line 1 column 'split' holds True, which is not",
         ),
-        ('{"image": "a.png", "caption": NaN}', "line 1 column 'caption' holds nan, which is no text"),
+        ('{"image": "a.png", "caption": NaN}', "line 1 column 'caption' holds nan, which is not text"),
         ("image,caption,image\na.png,x,b.png\n", "has 2 columns 'image': rename all but one"),
         ("image,text,split,split\na.png,x,train,dev\n", "has 2 columns 'split': rename all but one"),
         (
@@ -320,7 +320,7 @@ def test_a_cell_is_a_text_or_a_number_or_refused(value):
             expected = value.decode().strip()
     if expected is None or (type(value) is float and not math.isfinite(value)):
         with pytest.raises(
-            ValueError, match=r"^here holds .*, which is no text: write this column as"
+            ValueError, match=r"^here holds .*, which is not text: write this column as"
         ) as caught:
             cell(value, "here")
         assert "\n" not in str(caught.value)
