@@ -47,7 +47,7 @@ def distilbert_config(seed: int):
 
 
 def compare(folder, model, prefix: str, dtypes=BOTH) -> None:
-    """The file's tower equals the model's body, on real tokens; padding is hidden from both."""
+    """Assert that the file's tower equals the model's body on real tokens; padding is masked in both."""
     model.save_pretrained(folder)
     body = getattr(model, prefix.rstrip("."), model)
     ours = load_text_tower(folder)
@@ -96,7 +96,7 @@ def test_published_size(tmp_path):
     compare(tmp_path, randomise(transformers.DistilBertModel(config), 0), "distilbert.", (torch.float32,))
 
 
-def test_the_pooling_of_another_choice(tmp_path):
+def test_other_choices_of_pooling(tmp_path):
     model = randomise(transformers.BertModel(bert_config(1)), 1)
     model.save_pretrained(tmp_path)
     assert load_text_tower(tmp_path).config.pool == "pooler"

@@ -21,7 +21,7 @@ MARKERS = ("input_resolution", "context_length", "vocab_size")
 
 
 def draw_options(seed: int, head_width: int = 16) -> dict:
-    """model_cfg of a small open_clip model: a ViT where the seed is even, else a ResNet."""
+    """Draw the model_cfg of a small open_clip model: a ViT for even seeds, else a ResNet."""
     rng = random.Random(f"clip/{seed}")
     if seed % 2:
         layers = [rng.randint(1, 2) for _ in range(4)]
@@ -43,14 +43,14 @@ def draw_options(seed: int, head_width: int = 16) -> dict:
 
 
 def draw_texts(vocab_size: int, length: int):
-    """Rows with the last id, the end of text, at different places, and ids after it."""
+    """Draw rows with the last id, the end of text, at different positions, and ids after it."""
     tokens = torch.randint(vocab_size - 1, (3, length))
     tokens[torch.arange(3), torch.tensor([2, length - 1, 4])] = vocab_size - 1
     return tokens, torch.ones_like(tokens, dtype=torch.bool)
 
 
 def compare(ours, theirs, source, encode_image, encode_text, given=None, dtypes=BOTH) -> None:
-    """Embeddings and gradients; encode_image, encode_text: those of theirs, of any length."""
+    """Compare embeddings and gradients; encode_image, encode_text: theirs, not normalised."""
     rows = plan_clip(source, given or {}).rows
     assert_identity(ours, rows, source.tensors)
     images = torch.randn(3, 3, *ours.config.image.image_size)
@@ -69,7 +69,7 @@ def compare(ours, theirs, source, encode_image, encode_text, given=None, dtypes=
 
 @pytest.mark.parametrize("seed", range(8))
 def test_drawn_open_clips(seed, tmp_path):
-    """As open_clip saves them: either file with its config, or a training checkpoint of a distributed run."""
+    """Files as open_clip saves them: weights with their config, or a checkpoint of a distributed run."""
     options = draw_options(seed)
     theirs = randomise(open_clip.CLIP(**options), seed)
     config = {"model_cfg": options, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
@@ -83,7 +83,7 @@ def test_drawn_open_clips(seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_open_clip_with_a_text_tower_of_its_own_and_a_sigmoid_loss(seed, tmp_path):
+def test_open_clip_with_a_custom_text_tower_and_a_sigmoid_loss(seed, tmp_path):
     options = draw_options(2 * seed) | {"init_logit_bias": -7.0}
     theirs = randomise(open_clip.CustomTextCLIP(**options), seed)
     config = {"model_cfg": options | {"custom_text": True}}
@@ -95,7 +95,7 @@ def test_open_clip_with_a_text_tower_of_its_own_and_a_sigmoid_loss(seed, tmp_pat
 
 
 @pytest.mark.parametrize("side", [28, 56, 84])
-def test_another_size_is_what_open_clip_interpolates(side, tmp_path):
+def test_another_size_is_interpolated_as_in_open_clip(side, tmp_path):
     """Positions for 14 x 14 patches, shrunk and enlarged."""
     options = draw_options(0)
     options["vision_cfg"] |= {"patch_size": 4, "image_size": 56}
@@ -113,7 +113,7 @@ def test_another_size_is_what_open_clip_interpolates(side, tmp_path):
 
 
 class Published(torch.nn.Module):
-    """What OpenAI traced: the parts of a CLIP at the top, and three numbers among its buffers."""
+    """Module as OpenAI traced it: the parts of a CLIP at the top level, and three numbers as buffers."""
 
     def __init__(self, clip, numbers):
         super().__init__()
@@ -133,7 +133,7 @@ class Published(torch.nn.Module):
 
 
 def write_archive(clip, options, path):
-    """A true TorchScript archive of OpenAI's layout."""
+    """Write a TorchScript archive of OpenAI's layout."""
     side = options["vision_cfg"]["image_size"]
     text = options["text_cfg"]
     numbers = (side, text["context_length"], text["vocab_size"])
@@ -177,7 +177,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_size(name, tmp_path):
-    """As OpenAI publishes it: a TorchScript archive; loaded here and by open_clip's own loader."""
+    """A published size as a TorchScript archive, loaded here and by open_clip."""
     options = open_clip.get_model_config(PUBLISHED[name][0]) | {"quick_gelu": True}
     theirs = randomise(open_clip.CLIP(**options), 1)
     path = write_archive(theirs, options, tmp_path / "published.pt")
@@ -186,7 +186,7 @@ def test_published_size(name, tmp_path):
 
 
 def hf_clip(seed: int, legacy: bool = False):
-    """A small CLIPModel; legacy: with the eos_token_id 2 of older config files."""
+    """Draw a small CLIPModel; legacy: with the eos_token_id 2 of older config files."""
     rng = random.Random(f"hf-clip/{seed}")
 
     def tower():
@@ -239,8 +239,8 @@ def test_single_towers_of_transformers(seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_export_opens_in_its_owners_library(seed, tmp_path):
-    """A model of transformers, written as hf-clip and as open_clip, with a WordPiece whose last id ends no text."""
+def test_exported_weights_open_in_the_original_library(seed, tmp_path):
+    """A model of transformers exported as hf-clip and open_clip; its last id ends no text."""
     tokenizer = WordPiece.train(["a dog on the beach", "the cat"] * 2, 60)
     theirs = hf_clip(seed)
     theirs.config.text_config.eos_token_id = tokenizer.end_id
@@ -275,7 +275,7 @@ def test_export_opens_in_its_owners_library(seed, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_export_to_openai_opens_with_its_loader(seed, tmp_path, data_root):
-    """And with CLIP's vocabulary. OpenAI's loader rounds weights to half precision: so are these."""
+    """The export has CLIP's vocabulary and weights in half precision, to which OpenAI's loader rounds."""
     vocabulary = data_root / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
     options = draw_options(seed, head_width=64) | {"quick_gelu": True}
     options["text_cfg"]["vocab_size"] = 49408

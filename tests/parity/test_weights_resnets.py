@@ -60,7 +60,7 @@ def test_timm(name, safe, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_what_is_written_opens_in_both_libraries(name, tmp_path):
+def test_exported_weights_open_in_both_libraries(name, tmp_path):
     theirs = randomise(getattr(torchvision.models, name)(), 5)
     theirs.fc = torch.nn.Identity()
     ours = load_image_tower(save(theirs, tmp_path / "net.pth"))

@@ -1,4 +1,4 @@
-"""Pickles written in the published way come back pixel by pixel; anything else in them is refused, unrun."""
+"""CIFAR-10: published pickles give back every pixel; other content is refused and never run."""
 
 import os
 import pickle
@@ -40,8 +40,8 @@ def test_every_row_comes_back(tmp_path_factory, sizes):
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_numpy_writes_today_is_read_too(tmp_path, protocol):
-    """Written anew by Python 3: texts through _codecs.encode, numpy's new module names."""
+def test_pickles_of_todays_numpy_are_read(tmp_path, protocol):
+    """Python 3 writes bytes through _codecs.encode, and numpy 2 under new module names."""
     write_cifar10(tmp_path)
     pixels = cifar10_noise(3, 9)
     (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": pixels, b"labels": [0, 1, 2]}, protocol))
@@ -97,7 +97,7 @@ def test_a_hostile_pickle_is_refused_unrun(tmp_path, monkeypatch, call, name):
 
 @given(st.integers(0, 6400), st.integers(0, 255))
 def test_damage_is_a_one_line_error_or_changes_no_more_than_pixels(tmp_path_factory, place, value):
-    """A file cut short is always an error; with one byte changed, an error or a whole batch."""
+    """A truncated file is always an error; a changed byte gives an error or a whole batch."""
     root = tmp_path_factory.mktemp("cifar")
     write_cifar10(root)
     content = python2_pickle(cifar10_noise(2), [0, 1])
@@ -179,7 +179,7 @@ def test_missing_files(tmp_path):
 
 
 def test_the_real_data(data_root):
-    """Every image of the files is read, and its own numpy pickle agrees."""
+    """Every image is read and equals numpy's own unpickling."""
     config = Cifar10Config(root=str(data_root / "cifar-10-batches-py"), dev_fraction=0.1)
     splits = config.read()
     with open(Path(config.root) / "test_batch", "rb") as file:

@@ -1,4 +1,4 @@
-"""COCO's annotation files, written as published: every caption at its image, in its split; faults in one line."""
+"""COCO: each image has its captions and its split; faults are one line."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""Pairs are a function of (seed, epoch, index), cached or not, in workers or not; damaged images are replaced."""
+"""Pairs are a function of (seed, epoch, index), with and without cache and workers; damaged images are replaced."""
 
 import pickle
 import random
@@ -30,7 +30,7 @@ def same(first: dict, second: dict) -> bool:
 def test_an_item_depends_on_seed_epoch_and_index_alone(seed, epoch, index):
     records = make_records(10)
     dataset, fresh = make(records, seed=seed), make(records, seed=seed)
-    _ = dataset[(0, 0)], dataset[(epoch, 9 - index)]  # what was drawn before does not matter
+    _ = dataset[(0, 0)], dataset[(epoch, 9 - index)]  # earlier draws do not matter
     random.seed(seed)  # nor does any global state
     torch.manual_seed(seed)
     item = dataset[(epoch, index)]
@@ -49,10 +49,10 @@ def test_seed_and_epoch_both_draw_anew():
 
 def test_every_caption_is_drawn_equally_often_over_the_epochs():
     dataset = make(make_records(2), fields={"image_size": (1, 1)})
-    assert len(dataset) == 2  # one pair an image an epoch, however many captions
+    assert len(dataset) == 2  # one pair per image and epoch, for any number of captions
     counts = Counter(dataset[(epoch, 1)]["caption"] for epoch in range(2000))
     assert set(counts) == set(dataset.records[1].captions)
-    assert max(abs(count - 400) for count in counts.values()) < 90  # five deviations
+    assert max(abs(count - 400) for count in counts.values()) < 90  # five standard deviations
 
 
 @given(
@@ -105,7 +105,7 @@ def test_without_a_cache_nothing_is_decoded():
 
 
 def test_few_images_are_decoded_ahead():
-    """Not a job per item: a set of millions would fill the memory before the first is decoded."""
+    """One job per item would fill the memory with millions of jobs before the first is decoded."""
     taken = []
     results = in_threads(lambda item: item * item, (taken.append(k) or k for k in range(10**9)), workers=2)
     assert [next(results) for _ in range(50)] == [k * k for k in range(50)]
@@ -115,7 +115,7 @@ def test_few_images_are_decoded_ahead():
 
 
 def test_processes_share_the_cache_and_copy_no_image():
-    """As spawn and forkserver hand the dataset to a worker; fork shares all memory anyway."""
+    """Pickled as for workers started by spawn or forkserver; fork shares all memory anyway."""
     dataset = make(make_records(50, size=(14, 15)), cache_bytes=10**6)
     dataset.fill_cache(1, progress=False)
     message = ForkingPickler.dumps(dataset)
@@ -145,14 +145,14 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one(damaged, index, cached
 
 
 def random_after_caption(seed: str) -> random.Random:
-    """The random state of an item once its caption is drawn."""
+    """Return the random state of an item after its caption is drawn."""
     rng = random.Random(seed)
     rng.choice(CAPTIONS)
     return rng
 
 
 def met(index: int, expected: int) -> set[int]:
-    """The indices looked at on the way from `index` to `expected`, round and round."""
+    """Return the indices from `index` up to `expected`, wrapping around."""
     return {(index + step) % 10 for step in range((expected - index) % 10)}
 
 
@@ -230,7 +230,7 @@ def test_no_records_is_an_error():
         make([])
 
 
-def test_progress_is_shown_only_when_asked_for(capsys):
+def test_progress_is_shown_only_on_request(capsys):
     for progress in (False, True):
         make(make_records(3), cache_bytes=10**6).fill_cache(1, progress)
         assert ("decoding images" in capsys.readouterr().err) == progress

@@ -1,4 +1,4 @@
-"""Both published layouts give the same records, with the published row that lacks a bar; splits are Karpathy's."""
+"""Flickr30k: both published layouts give the same records; splits are Karpathy's."""
 
 import warnings
 from pathlib import Path
@@ -60,7 +60,7 @@ def test_the_published_row_without_its_bar(tmp_path):
     assert read(tmp_path)["dev"][0].captions == ("Dog runs .", "A dog runs across the grass .")
 
 
-def test_karpathys_splits_are_used_where_they_are(tmp_path):
+def test_karpathys_splits_are_used_if_his_file_exists(tmp_path):
     captions = {f"{k:03}.jpg": [f"A dog {k}"] for k in range(100)}
     write_token(tmp_path, captions)
     drawn = read(tmp_path)

@@ -1,4 +1,4 @@
-"""Both published layouts give the same records; published lists and drawn splits part the images."""
+"""Flickr8k: both published layouts give the same records; splits are published or drawn, and disjoint."""
 
 import tempfile
 import warnings
@@ -81,7 +81,7 @@ def test_unpacked_archives_are_found(tmp_path, text, images):
 
 
 def test_the_misspelt_image(tmp_path):
-    """`.jpg.1` belongs to `.jpg`; nobody is warned that this image is missing, for nobody has it."""
+    """`.jpg.1` belongs to `.jpg`; its image was never published, so there is no warning that it is missing."""
     captions = some(2)
     write_flickr8k_tokens(tmp_path, {**captions, NEVER_PUBLISHED + ".1": ["people waiting"]})
     write_images(tmp_path, list(captions))
@@ -225,7 +225,7 @@ def test_a_damaged_captions_file(tmp_path, name, content, message):
 
 
 def test_the_published_data(data_root, tmp_path):
-    """6,000 and 1,000 images of five captions each; the same records from the token file."""
+    """6,000 and 1,000 images with five captions each, and the same records from the token file."""
     root = data_root / "flickr8k"
     splits = quietly(root)
     assert {split: len(records) for split, records in splits.items()} == {"train": 6000, "dev": 1000}

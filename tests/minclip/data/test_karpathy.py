@@ -1,4 +1,4 @@
-"""Karpathy's JSON, written as published: the same records, his splits, faults in one line."""
+"""Karpathy's JSON files: records and splits come back; faults are one line."""
 
 import json
 from pathlib import Path
@@ -97,7 +97,7 @@ def test_faults_are_named(tmp_path, content, message):
 
 
 def test_the_published_flickr8k_through_its_json(data_root, tmp_path):
-    """The JSON made from the published lists and captions gives what the lists give."""
+    """A JSON file made of the published lists and captions gives the same records as the lists."""
     root = data_root / "flickr8k"
     captions = read_captions(root / "captions.txt", kaggle_rows)
     listed = [

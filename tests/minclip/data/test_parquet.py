@@ -1,4 +1,4 @@
-"""Parquet files written by pyarrow in the shared layouts give the rows they were written from, pixel by pixel."""
+"""Parquet files written by pyarrow give back their rows, pixel by pixel."""
 
 import builtins
 import pickle
@@ -27,7 +27,7 @@ def read(path: Path, **fields) -> dict[str, list[Record]]:
 
 
 def content(splits: dict[str, list[Record]]) -> dict[int, tuple[str, ...]]:
-    """{the image's colour: its captions}, of the pictures as they are decoded."""
+    """Return {colour of the decoded image: its captions}."""
     records = [record for members in splits.values() for record in members]
     return {np.asarray(record.open())[0, 0, 0].item(): record.captions for record in records}
 
@@ -42,7 +42,7 @@ ROWS = st.lists(st.tuples(st.integers(0, 9), TEXT), min_size=2, max_size=12).fil
     ROWS, st.sampled_from(["img text_EN", "image caption", "Image TEXT"]), st.booleans(), st.integers(1, 5)
 )
 def test_round_trip(tmp_path_factory, rows, names, as_struct, rows_in_group):
-    """One row a caption, wherever the same image stands; bytes alone or, as on hubs, with a path."""
+    """One row per caption, equal images in any rows; bytes alone or, as on hubs, with a path."""
     folder = tmp_path_factory.mktemp("parquet")
     image, caption = names.split()
     images = [{"bytes": png(n), "path": None} if as_struct else png(n) for n, _ in rows]
@@ -69,8 +69,8 @@ def test_lists_of_captions_and_several_files_of_a_hub(tmp_path):
     assert splits.keys() == {"train", "test"}
 
 
-def test_the_column_split_wins_over_the_files_names(tmp_path):
-    """As Flickr30k is shared: all in files named TEST."""
+def test_the_split_column_wins_over_file_names(tmp_path):
+    """Flickr30k is shared with all splits in files named TEST."""
     columns = {"image": [png(n) for n in range(4)], "caption": list("abcd")}
     write_parquet(tmp_path / "TEST-0000-of-0001.parquet", **columns, split=["train", "val", "test", "train"])
     assert {name: sorted(content({name: records})) for name, records in read(tmp_path).items()} == {
@@ -80,7 +80,7 @@ def test_the_column_split_wins_over_the_files_names(tmp_path):
     }
 
 
-def test_the_split_is_drawn_where_all_is_for_training(tmp_path):
+def test_the_split_is_drawn_if_every_row_is_for_training(tmp_path):
     columns = {"img": [png(n) for n in range(20)], "text_EN": [f"text {n}" for n in range(20)]}
     for name in ("train-00000-of-00001", "pairs", "train"):
         path = write_parquet(tmp_path / f"{name}.parquet", 3, **columns)
@@ -169,7 +169,7 @@ def test_other_columns_are_named(tmp_path, columns, message):
     assert "a.parquet" in str(caught.value)
 
 
-def test_captions_of_bytes_are_texts_and_a_column_stands_once(tmp_path):
+def test_captions_may_be_bytes_and_a_repeated_column_is_refused(tmp_path):
     captions = [b"ein Hund", "ünter".encode(), b" "]
     path = write_parquet(tmp_path / "a.parquet", image=[png(1), png(2), png(2)], caption=captions)
     with pytest.warns(UserWarning, match="left out 1 of 3 rows"):

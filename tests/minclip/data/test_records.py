@@ -1,4 +1,4 @@
-"""Decoding: every mode and orientation, every kind of damage. Splits: by image, by the set of ids alone."""
+"""Decoding of every mode, orientation and kind of damage; splits by image."""
 
 import io
 import pickle
@@ -56,7 +56,7 @@ def test_rgb_comes_back_exactly(tmp_path):
 
 
 @pytest.mark.parametrize("mode, name", [("L", "a.png"), ("1", "a.png"), ("CMYK", "a.tif"), ("P", "a.png")])
-def test_opaque_modes_are_what_pillow_shows(tmp_path, mode, name):
+def test_opaque_modes_are_converted_by_pillow(tmp_path, mode, name):
     image = Image.fromarray(noise(6, 4)).convert(mode)
     np.testing.assert_array_equal(pixels(saved(tmp_path, image, name)), np.asarray(image.convert("RGB")))
 
@@ -75,7 +75,7 @@ def test_deep_grey_keeps_its_greys_beside_a_transparent_one(tmp_path):
 
 
 def test_deep_colours_keep_their_high_byte(tmp_path):
-    """16 bits per colour, which Pillow reads but cannot write: a PNG by hand, two pixels."""
+    """Pillow reads 16 bits per colour but cannot write them, so this PNG of two pixels is written by hand."""
 
     def chunk(name: bytes, content: bytes) -> bytes:
         return (
@@ -92,7 +92,7 @@ def test_deep_colours_keep_their_high_byte(tmp_path):
 
 
 def test_the_inks_of_a_jpeg_and_the_first_frame(tmp_path):
-    """Printers' JPEGs hold inverted inks; MPO, which phones write, is a JPEG with more pictures behind it."""
+    """CMYK JPEGs have inverted inks; MPO, which phones write, is a JPEG with more images after the first."""
     red = Image.new("CMYK", (8, 8), (0, 255, 255, 0))
     assert pixels(saved(tmp_path, red, "print.jpg"))[0, 0].tolist() == [255, 0, 0]
     frames = {"save_all": True, "append_images": [Image.new("RGB", (8, 8), "blue")]}
@@ -102,8 +102,8 @@ def test_the_inks_of_a_jpeg_and_the_first_frame(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["eps", "ppm", "ico", "tga", "spider", "pcx", "jp2"])
-def test_only_the_formats_that_are_meant_are_decoded(tmp_path, monkeypatch, name):
-    """Whatever the file is called; of the others, some start programs (EPS), some raise anything (SPIDER)."""
+def test_only_the_listed_formats_are_decoded(tmp_path, monkeypatch, name):
+    """The file's name does not matter; other decoders may start programs (EPS) or raise anything (SPIDER)."""
     monkeypatch.setattr(EpsImagePlugin, "Ghostscript", lambda *a, **k: pytest.fail("a program is started"))
     image = Image.new("L" if name == "spider" else "RGB", (20, 20))
     buffer = io.BytesIO()
@@ -176,7 +176,7 @@ def test_exif_orientation_is_applied(tmp_path, orientation):
 
 
 def refusal(path: Path) -> str:
-    """The one-line message of the ValueError that naming this file must give."""
+    """Return the one-line message of the ValueError for this file."""
     with pytest.raises(ValueError, match="cannot decode image") as caught:
         open_image(path)
     message = str(caught.value)
@@ -216,8 +216,8 @@ print(open_image(sys.argv[2]).size)
 """
 
 
-def test_a_large_image_is_warned_of_by_name(tmp_path):
-    """In a process of its own: pytest resets the filters of warnings."""
+def test_the_warning_of_a_large_image_names_it(tmp_path):
+    """A new process, since pytest resets the filters of warnings."""
     path = saved(tmp_path, Image.new("RGB", (40, 40)))
     command = [sys.executable, "-c", SCRIPT, records.__file__, path]
     ran = subprocess.run(command, capture_output=True, text=True, check=True)
@@ -226,9 +226,9 @@ def test_a_large_image_is_warned_of_by_name(tmp_path):
     assert f"image {str(path)!r} has 1,600 pixels: shrink it" in ran.stderr
 
 
-@pytest.mark.filterwarnings("ignore")  # Pillow's own, on damaged metadata and on large pictures
+@pytest.mark.filterwarnings("ignore")  # Pillow's own, of damaged metadata and of large images
 @given(st.sampled_from(FORMATS), st.integers(0, 2**32), st.integers(1, 20), st.booleans())
-def test_a_damaged_file_gives_a_picture_or_one_line(name, seed, changes, cut):
+def test_a_damaged_file_gives_an_image_or_one_line(name, seed, changes, cut):
     buffer = io.BytesIO()
     Image.fromarray(noise(12, 10)).save(buffer, name)
     data, rng = bytearray(buffer.getvalue()), random.Random(seed)
@@ -254,7 +254,7 @@ def test_a_damaged_file_gives_a_picture_or_one_line(name, seed, changes, cut):
         (NotImplementedError("flags"), ": flags;"),
     ],
 )
-def test_what_decoders_raise_becomes_one_line(tmp_path, monkeypatch, error, reason):
+def test_any_error_of_a_decoder_becomes_one_line(tmp_path, monkeypatch, error, reason):
     def fail(*args, **options):
         raise error
 
@@ -262,13 +262,13 @@ def test_what_decoders_raise_becomes_one_line(tmp_path, monkeypatch, error, reas
     assert reason in refusal(tmp_path / "a.avif")
 
 
-def test_a_record_travels_to_workers(tmp_path):
+def test_a_record_can_be_pickled(tmp_path):
     array = noise(3, 3)
     record = make_record(str(saved(tmp_path, Image.fromarray(array))))
     np.testing.assert_array_equal(np.asarray(pickle.loads(pickle.dumps(record)).open()), array)
 
 
-def test_records_and_questions_refuse_nonsense():
+def test_invalid_records_and_questions_are_refused():
     with pytest.raises(ValueError, match=r"'x.png' has no caption"):
         make_record("x.png", captions=())
     with pytest.raises(ValueError, match="answer 2 is not a position in 2 choices"):
@@ -282,7 +282,7 @@ def ids(splits: dict[str, list[Record]]) -> dict[str, list[str]]:
 
 
 @given(st.integers(10, 80), st.integers(0, 10**6), st.lists(st.integers(1, 5), min_size=1, max_size=4))
-def test_a_split_parts_the_images_and_sees_only_their_ids(n, seed, parts):
+def test_a_split_is_disjoint_and_depends_on_image_ids_alone(n, seed, parts):
     fractions = {f"part{k}": part / sum(parts) for k, part in enumerate(parts)}
     if min(fractions.values()) * n < 1:
         fractions = {"all": 1.0}
@@ -306,7 +306,7 @@ def test_the_seed_draws_the_split():
     assert first["train"] != sorted(record.image_id for record in records)[:50]  # drawn, not cut
 
 
-def test_split_refuses():
+def test_invalid_splits_are_refused():
     records = [make_record(f"{k}.jpg") for k in range(4)]
     with pytest.raises(ValueError, match=r"'0.jpg' has two records"):
         split_by_image([*records, records[0]], {"train": 1.0}, 0)

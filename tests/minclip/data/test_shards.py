@@ -1,4 +1,4 @@
-"""Every sample once an epoch over all processes, the same order again, resumed where it stopped; memory bounded."""
+"""Shards: every sample once per epoch over all processes, exact resuming, bounded memory."""
 
 import itertools
 import json
@@ -45,12 +45,12 @@ def dataset(records, **options) -> PairDataset:
 
 
 @given(SIZES, st.integers(0, 99), st.integers(0, 3), st.integers(1, 12))
-def test_an_order_is_a_permutation_that_reads_shard_after_shard(sizes, seed, epoch, buffer):
+def test_the_order_is_a_permutation_that_reads_shard_after_shard(sizes, seed, epoch, buffer):
     order = shard_order(sizes, seed, epoch, buffer)
     assert sorted(order) == list(range(sum(sizes)))
     assert order == shard_order(sizes, seed, epoch, buffer)
     shard_of = [number for number, size in enumerate(sizes) for _ in range(size)]
-    # Undo the shuffle within each piece: what is left are whole shards, one after the other.
+    # Undo the shuffle within each piece: whole shards remain, one after the other.
     sequence = list(dict.fromkeys(shard_of[index] for index in order))
     pieces = [order[start : start + buffer] for start in range(0, len(order), buffer)]
     ordered = [sorted(piece, key=lambda i: sequence.index(shard_of[i])) for piece in pieces]
@@ -58,18 +58,18 @@ def test_an_order_is_a_permutation_that_reads_shard_after_shard(sizes, seed, epo
     order_of_first = {shard: min(k for k, s in enumerate(runs) if s == shard) for shard in set(runs)}
     for shard, first in order_of_first.items():
         last = max(k for k, s in enumerate(runs) if s == shard)
-        assert last - first < sizes[shard] + buffer  # what lies together is read together
+        assert last - first < sizes[shard] + buffer  # samples of a shard are read close together
 
 
 def test_epochs_and_seeds_differ_in_shards_and_in_pieces():
     orders = [tuple(shard_order([5] * 6, seed, epoch, 10)) for seed in range(3) for epoch in range(3)]
     assert len(set(orders)) == 9
-    assert len({tuple(sorted(order[:10])) for order in orders}) > 3  # other shards come together
+    assert len({tuple(sorted(order[:10])) for order in orders}) > 3  # each epoch combines other shards
     assert any(list(order[:10]) != sorted(order[:10]) for order in orders)
 
 
 class Keys(torch.utils.data.Dataset):
-    """Items that are their keys, over records of these sizes."""
+    """Dataset whose items are their keys, over shards of these sizes."""
 
     def __init__(self, sizes: list[int]):
         self.records = ShardRecords([Path(f"{k}.tar") for k in range(len(sizes))], sizes, (), 1)
@@ -97,7 +97,7 @@ workers_of = st.integers(0, 4)
 
 
 @given(SIZES, st.integers(1, 4), st.integers(1, 4), workers_of, st.integers(0, 99), st.integers(1, 12))
-def test_all_processes_together_see_every_sample_once_an_epoch(
+def test_all_processes_together_see_every_sample_once_per_epoch(
     sizes, batch_size, world_size, workers, seed, buffer
 ):
     data, total = Keys(sizes), sum(sizes)
@@ -108,7 +108,7 @@ def test_all_processes_together_see_every_sample_once_an_epoch(
         "world_size": world_size,
     }
     options["workers"] = workers
-    if total < batch_size * world_size:  # fit_batch sees to that
+    if total < batch_size * world_size:  # refused by fit_batch
         return
     processes = [ShardBatches(data, rank=rank, **options) for rank in range(world_size)]
     steps = processes[0].steps_per_epoch
@@ -121,7 +121,7 @@ def test_all_processes_together_see_every_sample_once_an_epoch(
 
 @given(SIZES, st.integers(1, 4), st.integers(1, 3), workers_of, st.integers(0, 99))
 def test_each_worker_of_each_process_reads_shards_of_its_own(sizes, batch_size, world_size, workers, seed):
-    """Readers that go through the shards in a row, one behind the other, share one shard at most where they meet."""
+    """Readers of consecutive stretches share at most one shard with the next reader."""
     if sum(sizes) < batch_size * world_size:
         return
     data, readers = Keys(sizes), max(1, workers)
@@ -139,15 +139,15 @@ def test_each_worker_of_each_process_reads_shards_of_its_own(sizes, batch_size, 
 
 
 class ReadBy(Keys):
-    """Batches that tell which worker drew them."""
+    """Dataset whose batches include the number of the worker that drew them."""
 
     def collate(self, items):
         return {"keys": torch.tensor(items), "worker": torch.utils.data.get_worker_info().id}
 
 
 @pytest.mark.parametrize("start", [0, 1])
-def test_the_loaders_workers_are_these_readers(start):
-    """24 samples, 4 shards in a row of 6, batches of 3: 8 batches; each of two workers reads two shards."""
+def test_each_loader_worker_reads_its_own_shards(start):
+    """4 shards of 6 samples are 8 batches of 3; each of two workers reads two shards."""
     data = ReadBy([6, 6, 6, 6])
     draw = ShardBatches(data, 3, seed=0, workers=2, buffer=1).from_step(start)
     read = {0: set(), 1: set()}
@@ -179,10 +179,10 @@ def test_workers_draw_their_keys_from_the_files(tmp_path, workers):
 
 
 @given(st.integers(2, 20), st.integers(1, 6), st.booleans())
-def test_records_are_those_that_were_written(tmp_path_factory, n, shard_size, told):
+def test_records_equal_those_written(tmp_path_factory, n, shard_size, listed):
     folder = tmp_path_factory.mktemp("shards")
     shards = make_shards(folder, n, shard_size)
-    if not told:
+    if not listed:
         (folder / "sizes.json").unlink()
     records = read(folder, dev_shards=0)["train"]
     assert len(records) == n
@@ -201,7 +201,7 @@ def test_records_are_those_that_were_written(tmp_path_factory, n, shard_size, to
         assert len(splits["dev"]) == (n - 1) % shard_size + 1
 
 
-def test_only_shards_that_are_being_read_are_held(tmp_path, monkeypatch):
+def test_only_shards_being_read_are_kept_in_memory(tmp_path, monkeypatch):
     make_shards(tmp_path, 40, 4)
     opened = []
     monkeypatch.setattr(
@@ -218,7 +218,7 @@ def test_only_shards_that_are_being_read_are_held(tmp_path, monkeypatch):
 
 
 def test_the_folders_of_a_benchmark(tmp_path):
-    """As clip-benchmark lays its sets out: split folders, unpadded names, class names and {c} templates."""
+    """The layout of clip-benchmark: split folders, numbers without leading zeros, class names, {c} templates."""
     for split, count in (("train", 11), ("test", 2)):
         (tmp_path / split).mkdir()
         (tmp_path / split / "nshards.txt").write_text(f"{count}\n")
@@ -256,7 +256,7 @@ def test_brace_ranges(tmp_path):
 
 @pytest.fixture
 def counted(monkeypatch) -> list[str]:
-    """The names of the shards that have been gone through."""
+    """Names of the shards that were read."""
     names = []
     monkeypatch.setattr(
         "minclip.data.shards.read_shard",
@@ -266,7 +266,7 @@ def counted(monkeypatch) -> list[str]:
 
 
 def test_samples_are_counted_once(tmp_path, counted):
-    """The count is kept beside the shards, and what is kept already stays."""
+    """The count is written beside the shards, and counts already there stay."""
     shards = make_shards(tmp_path, 12)
     sizes = tmp_path / "sizes.json"
     sizes.write_text('{"00001.tar": 4, "x.tar": 7}')
@@ -288,10 +288,10 @@ def test_each_folder_keeps_its_own_count(tmp_path):
         (tmp_path / split / "sizes.json").unlink()
     with pytest.warns(UserWarning, match="counted") as caught:
         ShardsConfig(path=str(tmp_path)).read()
-    said = [str(warning.message).partition(":")[0] for warning in caught]
-    assert sorted(said) == [
-        f"counted {told}, kept in '{tmp_path / split / 'sizes.json'}'"
-        for told, split in (("3 samples in 1 shards", "dev"), ("8 samples in 2 shards", "train"))
+    messages = [str(warning.message).partition(":")[0] for warning in caught]
+    assert sorted(messages) == [
+        f"counted {count}, kept in '{tmp_path / split / 'sizes.json'}'"
+        for count, split in (("3 samples in 1 shards", "dev"), ("8 samples in 2 shards", "train"))
     ]
     assert json.loads((tmp_path / "train" / "sizes.json").read_text()) == {"00000.tar": 4, "00001.tar": 4}
     assert json.loads((tmp_path / "dev" / "sizes.json").read_text()) == {"00000.tar": 3}
@@ -312,14 +312,14 @@ def test_a_folder_that_cannot_be_written_is_read(tmp_path, counted, monkeypatch)
 
 
 def test_only_the_first_process_counts(tmp_path, counted, monkeypatch):
-    """The second of two is told."""
+    """The second process receives the counts of the first."""
     shards = make_shards(tmp_path, 8)
     (tmp_path / "sizes.json").unlink()
     monkeypatch.setattr("minlm.training.distributed.rank", lambda: 1)
     monkeypatch.setattr("minlm.training.distributed.world_size", lambda: 2)
-    told = dict.fromkeys(shards, 3)
+    received = dict.fromkeys(shards, 3)
     monkeypatch.setattr(
-        "minlm.training.distributed.dist.broadcast_object_list", lambda v: v.__setitem__(0, told)
+        "minlm.training.distributed.dist.broadcast_object_list", lambda v: v.__setitem__(0, received)
     )
     assert [records.sizes for records in read(tmp_path).values()] == [[3], [3]]
     assert not counted
@@ -333,12 +333,12 @@ def test_incomplete_samples_are_counted_and_named(tmp_path):
         assert len(ShardsConfig(path=str(tmp_path)).read()["train"]) == 1
 
 
-@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("listed", [True, False])
 @pytest.mark.filterwarnings("ignore:left out 1 samples", "ignore:counted 1 samples")
-def test_a_split_without_samples_is_refused(tmp_path, told):
+def test_a_split_without_samples_is_refused(tmp_path, listed):
     write_tar(tmp_path / "0.tar", [("a.png", encoded(0)), ("a.txt", b"x")])
     write_tar(tmp_path / "1.tar", [("b.png", encoded(0))])
-    if told:
+    if listed:
         (tmp_path / "sizes.json").write_text('{"0.tar": 1, "1.tar": 0}')
     with pytest.raises(ValueError, match=r"no sample of split dev at '.*' has an image and a caption: fetch"):
         ShardsConfig(path=str(tmp_path)).read()
@@ -399,8 +399,8 @@ def test_a_damaged_image_is_replaced_and_a_damaged_shard_stops_the_run(tmp_path)
 
 
 @pytest.mark.parametrize("frozen", [("image",), ("image", "text")])
-def test_shards_are_streamed_past_a_frozen_image_tower(tmp_path, frozen):
-    """Without random views too, for the features of all images may be more than memory holds."""
+def test_a_frozen_image_tower_does_not_stop_the_streaming_of_shards(tmp_path, frozen):
+    """Also without random views, since the features of all images may not fit into memory."""
     make_shards(tmp_path, 8)
     image = replace(SMALL.image, trained_blocks=0)
     known = {"vocab_size": TOKENIZER.vocab_size, "end_id": TOKENIZER.end_id}
@@ -415,7 +415,7 @@ def test_shards_are_streamed_past_a_frozen_image_tower(tmp_path, frozen):
 
 
 def test_the_real_cifar10_through_shards(data_root, tmp_path):
-    """Written with its classes and read again, the test images are the same records."""
+    """The test images, written with their classes, give back the same records."""
     config = Cifar10Config(root=str(data_root / "cifar-10-batches-py"))
     expected = config.read()["test"]
     write_shards(samples(expected, with_class=True), tmp_path, 128)

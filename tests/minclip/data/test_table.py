@@ -1,4 +1,4 @@
-"""A table drawn in any dialect comes back as the records it was written from; faults are named with their line."""
+"""Tables of any dialect give back their records; faults are named with their line."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def grouped(rows: list[tuple[str, str]]) -> dict[str, tuple[str, ...]]:
 
 @st.composite
 def headers(draw) -> tuple[list[str], int, int]:
-    """Column names with a usual image and a usual caption name somewhere, and where these are."""
+    """Column names that include a usual image and a usual caption column, and the positions of these."""
     image, caption = draw(st.sampled_from(IMAGE_COLUMNS)), draw(st.sampled_from(CAPTION_COLUMNS))
     spell = draw(st.sampled_from([str, str.upper, str.title]))
     others = draw(
@@ -118,7 +118,7 @@ def test_images_are_found_beside_the_table_or_absolutely(tmp_path):
 
 
 def test_flickr30k_layout(tmp_path):
-    """Published with bars, blanks after them and one row cut short."""
+    """Flickr30k's file has bars, blanks after them and one incomplete row."""
     path = write(
         tmp_path,
         "image_name| comment_number| comment\na.png| 0| A dog , there .\na.png| 1| Two\nb.png| 4   A dog\n"
@@ -183,7 +183,7 @@ def test_a_table_without_column_names_keeps_its_first_row(tmp_path, first, separ
     assert str(caught.value).endswith(f"such as {f'image{separator}caption'!r}")
 
 
-def test_a_column_may_be_called_like_an_image(tmp_path):
+def test_a_column_name_may_end_like_an_image_file(tmp_path):
     path = write(tmp_path, "image,caption,b.png,split\na.png,x,y,train\n")
     assert captions_of(quietly(path)) == {"a.png": ("x",)}
 
@@ -227,7 +227,7 @@ def test_the_split_is_drawn_by_image(tmp_path):
     assert len(quietly(path, dev_fraction=0.5)["dev"]) == 10
 
 
-def test_the_column_split_is_honoured(tmp_path):
+def test_the_split_column_is_used(tmp_path):
     path = write(tmp_path, "image,caption,Split\na.png,x,Train\nb.png,x,val\nc.png,x,test\na.png,y,restval\n")
     splits = {split: [r.image_id for r in records] for split, records in quietly(path).items()}
     assert splits == {"train": ["a.png"], "dev": ["b.png"], "test": ["c.png"]}

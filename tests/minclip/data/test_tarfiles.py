@@ -1,4 +1,4 @@
-"""What is written to a shard comes back; shards made by others are read as they are; damage is found and named."""
+"""Tar shards: round trips, layouts of other programs, damage found and named."""
 
 import json
 import pickle
@@ -44,11 +44,11 @@ def test_round_trip(tmp_path_factory, captions, shard_size, with_class):
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_layouts_of_others(tmp_path, format):
+def test_shards_written_by_other_programs(tmp_path, format):
     """Captions and class together, metadata, classes alone; folders and long names; files in any order."""
     long = "deep/" * 10 + "n" * 40
     members = [
-        ("./train/000.jpg", encoded(0, "WEBP")),  # told apart by content, not by name
+        ("./train/000.jpg", encoded(0, "WEBP")),  # the format is recognised by content, not by name
         ("./train/000.txt", b" a cat \n\none cat\r\n"),
         ("./train/000.cls", b"1\n"),
         ("x/1.0.b.txt", b"no image of this name"),
@@ -154,7 +154,7 @@ def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):
 
 @given(st.integers(1, 10240))
 def test_every_cut_is_found(tmp_path_factory, missing):
-    """By the end alone, but for what tar pads the end with; and by going through the shard, wherever a file is hit."""
+    """`check_end` finds a cut before the final padding, and `read_shard` a cut within any file."""
     folder = tmp_path_factory.mktemp("shards")
     path = write_tar(folder / "0.tar", [(f"{k}.{e}", encoded(k)) for k in range(3) for e in ("png", "txt")])
     whole = path.read_bytes()
@@ -172,7 +172,9 @@ def test_every_cut_is_found(tmp_path_factory, missing):
 def test_damaged_headers_doubles_and_other_files(tmp_path):
     path = write_tar(tmp_path / "0.tar", [(f"{k}.txt", b"x") for k in range(3)])
     whole = path.read_bytes()
-    path.write_bytes(whole[:1024] + b"\xff" * 512 + whole[1536:])  # tarfile alone would stop here in silence
+    path.write_bytes(
+        whole[:1024] + b"\xff" * 512 + whole[1536:]
+    )  # tarfile alone would end here without an error
     with pytest.raises(ValueError, match="is not a whole tar file: no header at byte 1024; fetch it again"):
         read_shard(path, ())
     write_tar(path, [("a.txt", b"x"), ("b.txt", b"x"), ("a.TXT", b"x")])
