@@ -251,5 +251,7 @@ def main() -> None:
     call_command(COMMANDS, __doc__)
 
 
+run = partial(run_main, main)  # the command `minclip` of an installed project
+
 if __name__ == "__main__":
-    run_main(main)
+    run()

@@ -5,7 +5,7 @@ B batch, C colour channels, h w pixels, T tokens, E embed_dim.
 
 from dataclasses import dataclass, field
 from math import log
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -24,6 +24,7 @@ from minclip.towers.resnet import ResNet, ResNetConfig
 from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.training.batches import Batch
+from minlm.training.bounds import Bounded, at_least, within
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: logits are never scaled by more than 100
 TOWERS = {
@@ -36,7 +37,7 @@ TOWERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class CLIPConfig:
+class CLIPConfig(Bounded):
     """Two towers and the space they share.
 
     image: the image tower
@@ -52,16 +53,10 @@ class CLIPConfig:
         default_factory=VisionTransformerConfig
     )
     text: GPTTextConfig | BertTextConfig = field(default_factory=GPTTextConfig)
-    embed_dim: int = 128
-    temperature: float = 0.07
+    embed_dim: Annotated[int, at_least(1)] = 128
+    temperature: Annotated[float, within("[0.01, 1]")] = 0.07
     projection: Projection = "linear"
     loss: Literal["infonce", "sigmoid", "soft_targets"] = "infonce"
-
-    def __post_init__(self):
-        if self.embed_dim < 1:
-            raise ValueError(f"embed_dim={self.embed_dim} must be at least 1")
-        if not 0.01 <= self.temperature <= 1:
-            raise ValueError(f"temperature={self.temperature} must lie in [0.01, 1]")
 
 
 class CLIP(nn.Module):

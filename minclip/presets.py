@@ -5,7 +5,7 @@ weights, and full, the published shapes, with pretrained weights from files (--i
 """
 
 from dataclasses import dataclass, field, replace
-from math import inf
+from typing import Annotated
 
 from minclip.clip import CLIPConfig
 from minclip.data.cifar10 import Cifar10Config
@@ -22,6 +22,7 @@ from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.towers.resnet import ResNetConfig
 from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
+from minlm.training.bounds import at_least
 from minlm.training.state import TrainConfig
 
 Data = (
@@ -50,15 +51,10 @@ class RunConfig(CLIPConfig):
     """
 
     vocabulary: str | None = None
-    cache_gib: float = 4.0
+    cache_gib: Annotated[float, at_least(0)] = 4.0
     transform: TransformConfig = field(default_factory=TransformConfig)
     data: Data = field(default_factory=ShapesConfig)
     train: TrainConfig
-
-    def __post_init__(self):
-        super().__post_init__()
-        if not 0 <= self.cache_gib < inf:
-            raise ValueError(f"cache_gib={self.cache_gib} must be at least 0 and finite; 0 keeps no images")
 
     def image_transform(self, train: bool) -> ImageTransform:
         return ImageTransform(self.transform, self.image.image_size, train)

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
@@ -22,6 +22,7 @@ from torch.utils.data import Dataset
 
 from minlm.screenplay.script import parse_script, read_script
 from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.training.bounds import Bounded, within
 from minlm.training.distributed import rank
 
 ID_TYPE = np.uint32  # any vocabulary; four bytes per token
@@ -30,7 +31,7 @@ CUT = re.compile(r"(?<=\S)[ \n]")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextFileConfig:
+class TextFileConfig(Bounded):
     """A screenplay, or any plain text, from a file.
 
     path: the text, UTF-8 or Windows-1252; a web page's <pre> is found
@@ -43,12 +44,8 @@ class TextFileConfig:
 
     path: str = ""
     split: Literal["scenes", "end"] = "end"
-    validation_fraction: float = 0.1
+    validation_fraction: Annotated[float, within("(0, 1)")] = 0.1
     split_seed: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.validation_fraction < 1:
-            raise ValueError(f"validation_fraction={self.validation_fraction} must lie in (0, 1)")
 
     def entropy(self, text: str) -> dict[str, float]:
         """Nothing is known of it."""

@@ -13,20 +13,21 @@ Shapes: B texts, T tokens, V vocabulary, W beam width.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from math import inf
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from minlm.lm import TransformerLM
 from minlm.seq2seq import EncoderDecoder
+from minlm.training.bounds import Bounded, at_least, within
 
 Model = TransformerLM | EncoderDecoder
 Prompts = Sequence[Sequence[int]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SamplingConfig:
+class SamplingConfig(Bounded):
     """How tokens are drawn.
 
     max_new_tokens: tokens after the prompt, if the text does not stop earlier
@@ -38,29 +39,13 @@ class SamplingConfig:
     seed: of the draws; text i of a batch draws with seed + i
     """
 
-    max_new_tokens: int = 200
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
+    max_new_tokens: Annotated[int, at_least(1)] = 200
+    temperature: Annotated[float, at_least(0)] = 1.0
+    top_k: Annotated[int, at_least(0)] = 0
+    top_p: Annotated[float, within("(0, 1]")] = 1.0
+    min_p: Annotated[float, within("[0, 1)")] = 0.0
+    repetition_penalty: Annotated[float, within("[0.01, 100]")] = 1.0
     seed: int = 0
-
-    def __post_init__(self):
-        if self.max_new_tokens < 1:
-            raise ValueError(f"max_new_tokens={self.max_new_tokens} must be at least 1")
-        if not 0 <= self.temperature < inf:
-            raise ValueError(f"temperature={self.temperature} must be at least 0 and finite; 0 is greedy")
-        if self.top_k < 0:
-            raise ValueError(f"top_k={self.top_k} must be at least 1, or 0 for all tokens")
-        if not 0 < self.top_p <= 1:
-            raise ValueError(f"top_p={self.top_p} must lie in (0, 1]; 1 is all tokens")
-        if not 0 <= self.min_p < 1:
-            raise ValueError(f"min_p={self.min_p} must lie in [0, 1); 0 is all tokens")
-        if not 0.01 <= self.repetition_penalty <= 100:
-            raise ValueError(
-                f"repetition_penalty={self.repetition_penalty} must lie in [0.01, 100]; 1 is no penalty"
-            )
 
 
 def generate(

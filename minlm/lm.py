@@ -4,11 +4,13 @@ Shapes: B batch, T tokens, S tokens with the cached ones, D d_model, V vocabular
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from minlm.embeddings import PositionForm, Rotary, TextEmbedding, token_positions
 from minlm.masks import key_mask
+from minlm.training.bounds import at_least
 from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
 
 
@@ -24,20 +26,11 @@ class LMConfig(TransformerConfig):
     """
 
     activation: Activation = "gelu_tanh"
-    vocab_size: int = 256
+    vocab_size: Annotated[int, at_least(1)] = 256
     vocab_digest: str = field(default="", metadata={"set_from": "tokenizer"})
-    context_length: int = 128
+    context_length: Annotated[int, at_least(1)] = 128
     positions: PositionForm = "learned"
     tied: bool = True
-
-    def __post_init__(self):
-        super().__post_init__()
-        check_sizes(self.vocab_size, self.context_length)
-
-
-def check_sizes(vocab_size: int, context_length: int) -> None:
-    if vocab_size < 1 or context_length < 1:
-        raise ValueError(f"vocab_size={vocab_size} and context_length={context_length} must be at least 1")
 
 
 class TransformerLM(nn.Module):

@@ -1,18 +1,19 @@
 """What one training run is, and the recipes that `train_lm.py --preset` offers."""
 
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Annotated, Literal
 
 from minlm.data import TextFileConfig
 from minlm.lm import LMConfig
 from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.training.bounds import Bounded, within
 from minlm.training.state import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig:
+class RunConfig(Bounded):
     """A language model, the text it learns from, and how it learns.
 
     tokens: what the text is cut into: its characters, or byte pairs trained on it and run by tiktoken
@@ -25,14 +26,10 @@ class RunConfig:
 
     tokens: Literal["characters", "byte-pairs"] = "characters"
     vocabulary: str | None = None
-    label_smoothing: float = 0.0
+    label_smoothing: Annotated[float, within("[0, 1)")] = 0.0
     model: LMConfig | Seq2SeqConfig = field(default_factory=LMConfig)
     data: ScreenplayConfig | TextFileConfig = field(default_factory=ScreenplayConfig)
     train: TrainConfig
-
-    def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing} is a share: it must lie in [0, 1)")
 
     def with_tokenizer(self, tokenizer: CharTokenizer | BPETokenizer) -> "RunConfig":
         """This config with what the model must know of the tokenizer. ValueError where that lacks an id."""

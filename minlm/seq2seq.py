@@ -4,12 +4,13 @@ Shapes: B batch, S source tokens, T target tokens, D d_model, V vocabulary.
 """
 
 from dataclasses import dataclass, field
+from typing import Annotated
 
 from torch import Tensor, nn
 
 from minlm.embeddings import TextEmbedding, token_positions
-from minlm.lm import check_sizes
 from minlm.masks import key_mask
+from minlm.training.bounds import at_least
 from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
 
 
@@ -26,15 +27,14 @@ class Seq2SeqConfig(TransformerConfig):
     activation: Activation = "relu"
     norm_first: bool = False
     dropout: float = 0.1
-    vocab_size: int = 256
+    vocab_size: Annotated[int, at_least(1)] = 256
     vocab_digest: str = field(default="", metadata={"set_from": "tokenizer"})
-    context_length: int = 128
-    start_id: int = field(default=0, metadata={"set_from": "tokenizer"})
+    context_length: Annotated[int, at_least(1)] = 128
+    start_id: Annotated[int, at_least(0)] = field(default=0, metadata={"set_from": "tokenizer"})
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         super().__post_init__()
-        check_sizes(self.vocab_size, self.context_length)
-        if not 0 <= self.start_id < self.vocab_size:
+        if self.start_id >= self.vocab_size:
             raise ValueError(f"start_id={self.start_id} is outside the vocabulary of {self.vocab_size}")
 
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import inf, sqrt
-from typing import Literal
+from math import sqrt
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -17,12 +17,13 @@ from torch import Tensor, nn
 
 from minlm.embeddings import Rotation, rotate
 from minlm.masks import both, causal_mask
+from minlm.training.bounds import Bounded, above, at_least, within
 
 Activation = Literal["gelu", "gelu_tanh", "quick_gelu", "relu"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformerConfig:
+class TransformerConfig(Bounded):
     """The shape of a stack of Blocks.
 
     d_model: width of the residual stream
@@ -36,31 +37,22 @@ class TransformerConfig:
     attention_dropout: on attention weights, which costs time; none = the same as dropout
     """
 
-    d_model: int = 128
-    n_heads: int = 4
-    n_layers: int = 4
-    d_ff: int | None = None
+    d_model: Annotated[int, at_least(1)] = 128
+    n_heads: Annotated[int, at_least(1)] = 4
+    n_layers: Annotated[int, at_least(1)] = 4
+    d_ff: Annotated[int | None, at_least(1)] = None
     activation: Activation = "gelu"
     norm_first: bool = True
-    norm_eps: float = 1e-5
-    dropout: float = 0.0
-    attention_dropout: float | None = None
+    norm_eps: Annotated[float, above(0)] = 1e-5
+    dropout: Annotated[float, within("[0, 1)")] = 0.0
+    attention_dropout: Annotated[float | None, within("[0, 1)")] = None
 
-    def __post_init__(self):
-        for name in ("d_model", "n_heads", "n_layers"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        if self.mlp_width < 1:
-            raise ValueError(f"d_ff={self.d_ff} must be at least 1, or none for 4 * d_model")
+    def __post_init__(self) -> None:
+        super().__post_init__()
         if self.d_model % self.n_heads:
             raise ValueError(
                 f"n_heads={self.n_heads} does not divide d_model={self.d_model}: choose heads that do"
             )
-        if not 0 < self.norm_eps < inf:
-            raise ValueError(f"norm_eps={self.norm_eps} must be above 0 and finite")
-        for name in ("dropout", "attention_dropout"):
-            if not 0 <= (getattr(self, name) or 0) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
 
     @property
     def head_size(self) -> int:

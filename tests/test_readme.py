@@ -1,4 +1,7 @@
-"""Every command of the README is run, on tiny data and budgets, in a folder that has the files it names."""
+"""The README's programs and commands run, on tiny data and budgets, in a folder that has the files it names.
+
+Commands in the text of README.md, CONTRIBUTING.md and docs/*.md are parsed, and the files they name exist.
+"""
 
 import csv
 import gzip
@@ -6,7 +9,9 @@ import json
 import re
 import shlex
 import shutil
+import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import numpy as np
@@ -23,12 +28,17 @@ from minclip.data.transforms import TransformConfig
 from minclip.presets import PRESETS
 from minclip.pretrained import save_image_tower, save_text_tower
 from minclip.towers.vit import VisionTransformerConfig
+from minlm.screenplay.source import ScreenplayConfig
 from minlm.training.command import command_line
 from tests.minclip.pretrained import test_clips as test_pretrained_clips
 from tests.minclip.pretrained import test_towers as test_pretrained_towers
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = README + "".join(
+    page.read_text(encoding="utf-8") for page in [ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
+)
+PROGRAMS = re.findall(r"```python\n(.*?)```(?:\n\n```\n(.*?)```)?", README, re.DOTALL)  # (source, output)
 LINES = [
     line
     for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
@@ -40,6 +50,7 @@ SMALL = {  # what makes a training command of the README one of seconds
     "flickr8k": "--minutes 0 --steps 2 --image.d_model 8 --train.batch_size 4",
     "vit-distilbert-ndlinear-flickr8k": "--epochs 0 --steps 2 --train.batch_size 4 --text.context_length 9",
     "pairs": "--epochs 0 --steps 2 --image.n_layers 1 --train.batch_size 4",
+    "bert.json": "--epochs 0 --steps 2 --image.n_layers 1 --train.batch_size 4 --text.context_length 9",
     "screenplay": "--minutes 0 --steps 2 --data.n_scenes 20 --data.validation_scenes 2 --model.vocab_size 400",
     "shakespeare-char": "--steps 2 --model.n_layers 1 --train.batch_size 2",
     "script-lm": "--minutes 0 --steps 2 --model.n_layers 1 --model.vocab_size 300 --train.batch_size 2",
@@ -97,6 +108,7 @@ def write_published(folder):
     save_image_tower(drawn(image), TransformConfig(), folder / "vit-base-patch16-224")
     words = test_pretrained_towers.WORDS
     save_text_tower(drawn(text), words, folder / "distilbert-base-uncased")
+    save_text_tower(drawn(test_pretrained_towers.TEXT_CONFIGS[1]), words, folder / "all-MiniLM-L6-v2")
 
 
 def call(function, words, monkeypatch):
@@ -112,7 +124,11 @@ def call(function, words, monkeypatch):
 def train(words, monkeypatch):
     options = words[2:]
     script, preset = SCRIPTS[words[1]]
-    if "--resume" not in options:
+    if "--resume" in options:
+        assert options[2:] == ["--epochs", "60"]
+        options[2:] = ["--steps", "3"]
+    else:
+        preset = "bert.json" if "--config" in options else preset
         preset = options[options.index("--preset") + 1] if "--preset" in options else preset
         options = [*options, *SMALL[preset].split()]
     return call(script.main, [words[1], *options], monkeypatch)
@@ -123,6 +139,8 @@ def test_the_commands_run(place, monkeypatch, capsys):
     monkeypatch.chdir(place)
     monkeypatch.setattr(minclip.data.clip_bpe, "N_MERGES", 2)
     write_published(place)
+    [config] = re.findall(r"```json\n(.*?)```", README, re.DOTALL)
+    Path("bert.json").write_text(config)
     ran = []
     for line in LINES:
         words = shlex.split(line.removeprefix("pip install -r requirements.txt && "))
@@ -150,13 +168,52 @@ def test_the_commands_run(place, monkeypatch, capsys):
     assert Path("runs/mine/result.json").is_file()
     assert json.loads(Path("runs/tuned/config.json").read_text())["image"]["d_model"] == 8  # the file's
 
-    for block in re.findall(r"```python\n(.*?)```", README, re.DOTALL):
-        scope: dict = {}
-        exec(block, scope)  # the README's own lines
-        assert scope["model"].config.text.vocab_size == scope["tokenizer"].vocab_size
+    assert json.loads(Path("runs/mine/config.json").read_text())["train"]["steps"] == 3  # resumed, for longer
+    assert json.loads(Path("runs/bert/config.json").read_text())["text"]["activation"] == "relu"  # the file's
+
+    for source, output in PROGRAMS:
+        if not output:  # those that use a run
+            exec(source, {})
+    assert "tensor([[" in capsys.readouterr().out  # cosines of an image with two texts
 
 
-@pytest.mark.parametrize("line", sorted(set(re.findall(r"`(python [^`]+)`", README))))
+def run_program(beginning):
+    """(what a program of the README prints, what the README shows); the program in a process of its own."""
+    [(source, shown)] = [(source, shown) for source, shown in PROGRAMS if shown.startswith(beginning)]
+    ran = subprocess.run([sys.executable, "-c", source], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert not ran.stderr
+    return ran.stdout, shown
+
+
+def test_clip_in_one_screen_learns():
+    printed, shown = run_program("step 0")
+    number = r"-?\d+\.\d+"
+    assert re.sub(number, "x", printed) == re.sub(number, "x", shown)  # the digits depend on the machine
+    first, chance, last, _, own, other = map(float, re.findall(number, printed))
+    assert last < chance / 2 < chance < first + 0.5
+    assert own > other + 0.2
+
+
+def test_a_language_model_in_one_screen_writes():
+    printed, shown = run_program("ADA")
+    prompt = "ADA holds the"
+    assert printed.startswith(prompt)
+    assert shown.startswith(prompt)
+    words = re.findall(r"[a-z]{3,}", printed.removeprefix(prompt))
+    text = ScreenplayConfig(n_scenes=200).read()["train"]
+    known = [word for word in words if re.search(rf"\b{word}\b", text)]
+    assert len(words) > 10
+    assert len(known) > len(words) / 2  # whole words of the script, made of its pieces
+
+
+def test_the_idea_comes_first_and_the_readme_is_short():
+    source, _ = PROGRAMS[0]
+    assert len([line for line in source.splitlines() if line and "import" not in line]) <= 35
+    assert README.count("\n") < 330
+    assert README.index(source) < README.index("```bash")
+
+
+@pytest.mark.parametrize("line", sorted(set(re.findall(r"`(python [^`]+)`", PAGES))))
 def test_the_commands_in_its_text_are_understood(line):
     """Those of the tables, whose presets tests/test_train_clip.py and test_train_lm.py train, and the benchmarks'."""
     _, *words = shlex.split(line)
@@ -181,6 +238,33 @@ def test_ci_runs_the_readmes_test_command():
     assert re.search(r"^pip install .*-r requirements.txt\npytest$", ci, re.MULTILINE)
 
 
-def test_the_files_it_names_are_there():
-    for path in re.findall(r"`((?:minlm|minclip|tests|benchmarks)/[\w/.]+)`", README):
+def test_the_files_they_name_are_there():
+    for path in re.findall(r"`((?:minlm|minclip|tests|benchmarks)/[\w/.]+)`", PAGES):
         assert (ROOT / path).exists(), path
+    for path in re.findall(r"\]\((?!https)([^)]+)\)", README):
+        assert (ROOT / path).is_file(), path
+        assert not path.endswith(".png") or (ROOT / path).stat().st_size < 150_000, path
+
+
+def test_an_installed_project_needs_what_the_readme_installs():
+    """But for the tests' own packages; its commands are there."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").split()
+    assert project["dependencies"] == [
+        line for line in listed if not line.startswith(("pytest", "hypothesis"))
+    ]
+    for name, package in PACKAGES.items():
+        assert project["scripts"][name] == f"{package.__name__}:run"
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_an_installed_command_answers_in_one_line(name, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [f"/somewhere/bin/{name}", "nonsense"])
+    with pytest.raises(SystemExit, match="2"):
+        PACKAGES[name].run()
+    assert capsys.readouterr().err.startswith(f"{name}: error: unknown command 'nonsense'")
+
+
+def test_the_citation_has_the_version():
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    assert f"\nversion: {project['version']}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")

@@ -1,4 +1,4 @@
-"""What the README says of the code's structure, checked: imports, repetition, the tree, the tests' names."""
+"""The code's structure, checked: imports, repetition, the tree of docs/tree.md, the tests' names."""
 
 import ast
 import re
@@ -115,10 +115,10 @@ def test_the_tests_mirror_the_tree(path):
     assert list((ROOT / "tests").glob(f"{test}*.py")), f"no tests/{test}*.py"
 
 
-def readme_tree() -> set[str]:
-    """Paths of the README's tree: the code block whose lines begin with a path, indented by folder."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    block = re.search(r"## The tree\n.*?```\n(.*?)```", text, re.DOTALL).group(1)
+def told_tree() -> set[str]:
+    """Paths of docs/tree.md: a code block whose lines begin with a path, indented by folder."""
+    text = (ROOT / "docs" / "tree.md").read_text(encoding="utf-8")
+    block = re.search(r"```\n(.*?)```", text, re.DOTALL).group(1)
     paths, folders = set(), []
     for line in block.splitlines():
         if not line.strip():
@@ -132,9 +132,9 @@ def readme_tree() -> set[str]:
     return paths
 
 
-def test_the_readmes_tree_is_the_real_one():
+def test_the_told_tree_is_the_real_one():
     real = {name(path) for path in SOURCES if path.name != "__init__.py"}
-    real |= {name(path) for folder in ("docs", "benchmarks") for path in ROOT.glob(f"{folder}/*.py")}
+    real |= {name(path) for path in [*ROOT.glob("docs/*.*"), *ROOT.glob("benchmarks/*.py")]}
     real |= {
         name(parent)
         for path in SOURCES
@@ -144,15 +144,20 @@ def test_the_readmes_tree_is_the_real_one():
     real |= {
         "requirements.txt",
         "README.md",
+        "CONTRIBUTING.md",
+        "CITATION.cff",
         "LICENSE",
         "pyproject.toml",
         ".ci",
         ".ci/run",
+        ".github",
+        ".github/workflows",
+        ".github/workflows/ci.yml",
         "tests",
         "docs",
         "benchmarks",
     }
-    told = {path for path in readme_tree() if not path.startswith("tests/")}
+    told = {path for path in told_tree() if not path.startswith("tests/")}
     assert told == real
-    for path in readme_tree():
-        assert (ROOT / path).exists(), f"the README names {path}"
+    for path in told_tree():
+        assert (ROOT / path).exists(), f"docs/tree.md names {path}"

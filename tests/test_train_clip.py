@@ -109,8 +109,8 @@ def test_help_shows_the_presets_options_with_their_values(preset, monkeypatch, c
     assert exit.value.code == 0
     said = " ".join(capsys.readouterr().out.split())
     assert "python train_clip.py --resume runs/NAME" in said
-    assert f"peak learning rate of AdamW (default: {PRESETS[preset].train.lr})" in said
-    assert f"(default: {','.join(map(str, PRESETS[preset].image.image_size))})" in said
+    assert f"peak learning rate of AdamW (above 0; default: {PRESETS[preset].train.lr})" in said
+    assert f"default: {','.join(map(str, PRESETS[preset].image.image_size))})" in said
 
 
 @pytest.mark.parametrize(

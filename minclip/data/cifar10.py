@@ -9,7 +9,7 @@ import pickle
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from PIL import Image
@@ -17,6 +17,7 @@ from PIL import Image
 from minclip.data.config import DataConfig
 from minclip.data.records import Record, class_captions, hold_out_dev
 from minclip.data.sources import distinct_names, given_path
+from minlm.training.bounds import within
 
 TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST, META = "test_batch", "batches.meta"
@@ -39,13 +40,12 @@ class Cifar10Config(DataConfig):
 
     root: str = "data/cifar-10-batches-py"
     templates: tuple[str, ...] = ("a photo of a {}",)
-    dev_fraction: float = 0.1
+    dev_fraction: Annotated[float, within("(0, 1)")] = 0.1
     split_seed: int = 0
 
-    def __post_init__(self):
-        class_captions("class", self.templates)  # ValueError where one has no {}
-        if not 0 < self.dev_fraction < 1:
-            raise ValueError(f"dev_fraction {self.dev_fraction} must lie between 0 and 1, both excluded")
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        class_captions("class", self.templates)  # ValueError if one has no {}
 
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.class_names(), self.templates

@@ -8,6 +8,7 @@ from torch.utils.data import Dataset
 
 from minclip.data.records import Question, Record
 from minlm.training.batches import Batches
+from minlm.training.bounds import Bounded
 from minlm.training.distributed import rank, world_size
 from minlm.training.state import TrainConfig
 
@@ -15,7 +16,7 @@ TEMPLATES = ("a photo of a {}",)
 
 
 @dataclass(frozen=True, kw_only=True)
-class DataConfig:
+class DataConfig(Bounded):
     """Images with captions, read from files of one format or generated."""
 
     @abstractmethod

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from PIL import Image
 from tqdm import tqdm
@@ -19,6 +19,7 @@ from minclip.data.config import DataConfig
 from minclip.data.records import Record, decode_image, hold_out_dev
 from minclip.data.sources import SPLITS, by_split, given_path, split_name, warn_of_empty, warn_of_repeats
 from minclip.data.table import cell, pick_columns, texts_of
+from minlm.training.bounds import within
 
 Place = tuple[str, int, int, str]  # file, row group, row in it, column
 OPEN_GROUPS = 4  # row groups kept in memory, so that threads that read in order share them
@@ -41,12 +42,8 @@ class ParquetConfig(DataConfig):
     path: str = "data/pairs.parquet"
     image_column: str = ""
     caption_column: str = ""
-    dev_fraction: float = 0.1
+    dev_fraction: Annotated[float, within("(0, 1)")] = 0.1
     split_seed: int = 0
-
-    def __post_init__(self):
-        if not 0 < self.dev_fraction < 1:
-            raise ValueError(f"dev_fraction {self.dev_fraction} must lie between 0 and 1, both excluded")
 
     def read(self) -> dict[str, list[Record]]:
         """Read the splits of the column `split`, else of files named train-*, validation-*, test-*.

@@ -8,12 +8,13 @@ import functools
 import itertools
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 from minclip.data.config import DataConfig
 from minclip.data.records import Question, Record
 from minclip.data.shapes_scene import COLOURS, LAYOUTS, PATTERNS, RADII, SHAPES, Object, Scene, draw
 from minclip.data.shapes_text import attribute_choices, captions
+from minlm.training.bounds import at_least
 
 Split = Literal["train", "dev", "seen"]
 JITTER = 0.03  # each centre moves by up to this along both axes
@@ -37,27 +38,22 @@ class ShapesConfig(DataConfig):
     """
 
     seed: int = 0
-    train_size: int = 20_000
-    variants: int = 2
-    dev_size: int = 500
+    train_size: Annotated[int, at_least(1)] = 20_000
+    variants: Annotated[int, at_least(1)] = 2
+    dev_size: Annotated[int, at_least(3)] = 500
     held_out: float = 0.25
-    image_size: int = 64
+    image_size: Annotated[int, at_least(32)] = 64
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         if self.held_out not in (0.125, 0.25, 0.375, 0.5):
             raise ValueError(
-                f"held_out {self.held_out} is not in whole eighths: use 0.125, 0.25, 0.375 or 0.5"
+                f"held_out={self.held_out} is not in whole eighths: use 0.125, 0.25, 0.375 or 0.5"
             )
-        if self.train_size < 1 or self.variants < 1:
-            raise ValueError(f"train_size {self.train_size} and variants {self.variants} must be at least 1")
         # Only half of the scenes of one object, so that the draw of different ones stays quick.
         most = 3 * round(self.held_out * len(COLOURS) * len(SHAPES)) * len(RADII) * len(PATTERNS) * 9 // 2
-        if not 3 <= self.dev_size <= most:
-            raise ValueError(
-                f"dev_size {self.dev_size} is not in 3..{most}, the range for held_out {self.held_out}"
-            )
-        if self.image_size < 32:
-            raise ValueError(f"image_size {self.image_size} is too small to see patterns: use 32 or more")
+        if self.dev_size > most:
+            raise ValueError(f"dev_size={self.dev_size} must be at most {most} for held_out={self.held_out}")
 
     def questions(self) -> dict[str, list[Question]]:
         return shape_questions(self)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, overload
+from typing import Annotated, Any, overload
 
 from torch.utils.data import Dataset
 from tqdm import tqdm
@@ -24,6 +24,7 @@ from minclip.data.records import Record, class_captions, warn_of_missing
 from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
+from minlm.training.bounds import at_least
 from minlm.training.checkpoint import replace_text
 from minlm.training.distributed import from_first_process, rank, world_size
 from minlm.training.state import TrainConfig
@@ -44,16 +45,13 @@ class ShardsConfig(DataConfig):
     """
 
     path: str = "data/shards"
-    dev_shards: int = 1
+    dev_shards: Annotated[int, at_least(0)] = 1
     templates: tuple[str, ...] = ()
-    buffer: int = 10_000
+    buffer: Annotated[int, at_least(1)] = 10_000
 
-    def __post_init__(self):
-        if self.buffer < 1 or self.dev_shards < 0:
-            raise ValueError(
-                f"buffer {self.buffer} must be at least 1, dev_shards {self.dev_shards} at least 0"
-            )
-        class_captions("class", self.templates or TEMPLATES)
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        class_captions("class", self.templates or TEMPLATES)  # ValueError if one has no {}
 
     def read(self) -> dict[str, "ShardRecords"]:
         """Return the records of each split, which read their shards when they are needed.

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
 
 from PIL import Image
 
@@ -24,6 +25,7 @@ from minclip.data.sources import (
     warn_of_empty,
     warn_of_repeats,
 )
+from minlm.training.bounds import within
 
 SEPARATORS = (",", "\t", ";", "|")
 IMAGE_COLUMNS = (
@@ -52,11 +54,7 @@ class TableConfig(DataConfig):
     caption_column: str = ""
     image_root: str = ""
     split_seed: int = 0
-    dev_fraction: float = 0.1
-
-    def __post_init__(self):
-        if not 0 < self.dev_fraction < 1:
-            raise ValueError(f"dev_fraction {self.dev_fraction} must lie between 0 and 1, both excluded")
+    dev_fraction: Annotated[float, within("(0, 1)")] = 0.1
 
     def read(self) -> dict[str, list[Record]]:
         """Read the splits of the column `split`; without it, draw "train" and "dev" by image.

@@ -7,12 +7,14 @@ Training can take a random resized crop (Szegedy et al. 2015, section 6), flip i
 import math
 import random
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
+
+from minlm.training.bounds import Bounded, at_least, within
 
 OPENAI_MEAN, OPENAI_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -23,7 +25,7 @@ WHOLE_RESIZE = 16  # images are resized whole, then cropped, up to this many tim
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransformConfig:
+class TransformConfig(Bounded):
     """Preprocessing of images.
 
     mean: subtracted from each colour, which lies in 0 to 1 (default: CLIP's)
@@ -35,26 +37,20 @@ class TransformConfig:
     """
 
     mean: tuple[float, float, float] = OPENAI_MEAN
-    std: tuple[float, float, float] = OPENAI_STD
+    std: Annotated[tuple[float, float, float], at_least(1e-6)] = OPENAI_STD
     interpolation: Literal["bilinear", "bicubic"] = "bicubic"
-    crop_scale: tuple[float, float] = (1.0, 1.0)
+    crop_scale: Annotated[tuple[float, float], within("(0, 1]")] = (1.0, 1.0)
     flip: bool = False
-    color_jitter: float = 0.0
+    color_jitter: Annotated[float, within("[0, 1]")] = 0.0
 
-    def __post_init__(self):
-        in_range = all(map(math.isfinite, self.mean)) and all(1e-6 <= value < math.inf for value in self.std)
-        if len(self.mean) != 3 or len(self.std) != 3 or not in_range:
-            raise ValueError(
-                f"mean {self.mean} and std {self.std} need three finite colours each, std at least 1e-6"
-            )
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(math.isfinite, self.mean)):
+            raise ValueError(f"mean={self.mean} and std={self.std} must be three finite colours each")
         if self.interpolation not in RESAMPLING:
-            raise ValueError(f"interpolation {self.interpolation!r} must be one of {', '.join(RESAMPLING)}")
-        if len(self.crop_scale) != 2 or not 0 < self.crop_scale[0] <= self.crop_scale[1] <= 1:
-            raise ValueError(
-                f"crop_scale {self.crop_scale} must be two shares of the area, 0 < low <= high <= 1"
-            )
-        if not 0 <= self.color_jitter <= 1:
-            raise ValueError(f"color_jitter {self.color_jitter} must be a share, 0 to 1")
+            raise ValueError(f"interpolation={self.interpolation!r} must be one of {', '.join(RESAMPLING)}")
+        if len(self.crop_scale) != 2 or self.crop_scale[0] > self.crop_scale[1]:
+            raise ValueError(f"crop_scale={self.crop_scale} must be two shares of the area, low,high")
 
 
 class ImageTransform:

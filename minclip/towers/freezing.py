@@ -2,13 +2,15 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import inf
+from typing import Annotated
 
 from torch import nn
 
+from minlm.training.bounds import Bounded, above, at_least
+
 
 @dataclass(frozen=True, kw_only=True)
-class TowerConfig:
+class TowerConfig(Bounded):
     """Where a tower's weights come from, and which of them are trained.
 
     weights: file or folder of pretrained weights, or a run of this project; the tower has its sizes, heads and
@@ -19,16 +21,8 @@ class TowerConfig:
     """
 
     weights: str | None = None
-    trained_blocks: int = -1
-    lr_factor: float = 1.0
-
-    def __post_init__(self):
-        if self.trained_blocks < -1:
-            raise ValueError(f"trained_blocks={self.trained_blocks} must be -1 (all), 0 (none) or more")
-        if not 0 < self.lr_factor < inf:
-            raise ValueError(
-                f"lr_factor={self.lr_factor} must be above 0 and finite: trained_blocks=0 freezes the whole tower"
-            )
+    trained_blocks: Annotated[int, at_least(-1)] = -1
+    lr_factor: Annotated[float, above(0)] = 1.0
 
 
 class Tower(nn.Module):

@@ -5,6 +5,7 @@ D features, H heads, K = D / H head size.
 """
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from minclip.towers.freezing import Tower, TowerConfig
 from minclip.towers.resnet import convolution
+from minlm.training.bounds import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,22 +26,20 @@ class ModifiedResNetConfig(TowerConfig):
     n_heads: heads of the attention pooling; must divide the features' width, d_model * 2^(stages - 1) * 4
     """
 
-    image_size: tuple[int, int] = (224, 224)
-    depths: tuple[int, ...] = (3, 4, 6, 3)
-    d_model: int = 64
-    n_heads: int = 32
+    image_size: Annotated[tuple[int, int], at_least(1)] = (224, 224)
+    depths: Annotated[tuple[int, ...], at_least(1)] = (3, 4, 6, 3)
+    d_model: Annotated[int, at_least(2)] = 64
+    n_heads: Annotated[int, at_least(1)] = 32
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.depths or min(self.depths) < 1 or self.d_model < 2:
-            raise ValueError(
-                f"depths={self.depths} must be at least 1 each, d_model={self.d_model} at least 2"
-            )
-        if min(self.image_size) < 1 or any(side % self.stride for side in self.image_size):
+        if not self.depths:
+            raise ValueError("depths is empty: give the number of blocks of each stage")
+        if any(side % self.stride for side in self.image_size):
             raise ValueError(
                 f"image_size={self.image_size} must be multiples of the network's stride {self.stride}"
             )
-        if self.n_heads < 1 or self.width % self.n_heads:
+        if self.width % self.n_heads:
             raise ValueError(f"n_heads={self.n_heads} does not divide the features' width {self.width}")
 
     @property

@@ -5,12 +5,13 @@ has it. Shapes: B batch, C channels, h w pixels, T = h w / stride^2 places of th
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
 from minclip.towers.freezing import Tower, TowerConfig
+from minlm.training.bounds import at_least
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,18 +27,16 @@ class ResNetConfig(TowerConfig):
         3x3 of stride 2 for 64 to 96 pixels (small)
     """
 
-    image_size: tuple[int, int] = (64, 64)
+    image_size: Annotated[tuple[int, int], at_least(1)] = (64, 64)
     block: Literal["basic", "bottleneck"] = "basic"
-    depths: tuple[int, ...] = (2, 2, 2, 2)
-    d_model: int = 64
+    depths: Annotated[tuple[int, ...], at_least(1)] = (2, 2, 2, 2)
+    d_model: Annotated[int, at_least(2)] = 64
     stem: Literal["imagenet", "cifar", "small"] = "imagenet"
 
     def __post_init__(self):
         super().__post_init__()
-        if not self.depths or min(self.depths) < 1 or self.d_model < 2:
-            raise ValueError(
-                f"depths={self.depths} must be at least 1 each, d_model={self.d_model} at least 2"
-            )
+        if not self.depths:
+            raise ValueError("depths is empty: give the number of blocks of each stage")
         if min(self.image_size) < self.stride:
             raise ValueError(
                 f"image_size={self.image_size} is smaller than the network's stride {self.stride}: use larger "

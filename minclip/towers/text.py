@@ -4,7 +4,7 @@ Shapes: B batch, T tokens, D d_model.
 """
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from minclip.towers.freezing import Tower, TowerConfig
 from minlm.embeddings import TextEmbedding, token_positions
 from minlm.masks import key_mask
+from minlm.training.bounds import at_least
 from minlm.transformer import Context, Transformer, TransformerConfig
 
 
@@ -24,17 +25,9 @@ class TextConfig(TransformerConfig, TowerConfig):
     context_length: longest text in tokens, start and end included
     """
 
-    vocab_size: int = 1000
+    vocab_size: Annotated[int, at_least(1)] = 1000
     vocab_digest: str = field(default="", metadata={"set_from": "tokenizer"})
-    context_length: int = 32
-
-    def __post_init__(self):
-        super().__post_init__()
-        TowerConfig.__post_init__(self)
-        if self.vocab_size < 1 or self.context_length < 3:
-            raise ValueError(
-                f"vocab_size={self.vocab_size} must be at least 1, context_length={self.context_length} at least 3"
-            )
+    context_length: Annotated[int, at_least(3)] = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,12 +52,7 @@ class BertTextConfig(TextConfig):
     norm_first: bool = False
     norm_eps: float = 1e-12
     pool: Literal["first", "pooler", "mean"] = "mean"
-    token_types: int = 0
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.token_types < 0:
-            raise ValueError(f"token_types={self.token_types} must be at least 0")
+    token_types: Annotated[int, at_least(0)] = 0
 
 
 class GPTTextEncoder(Tower):

@@ -5,13 +5,14 @@ Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P
 """
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minclip.towers.freezing import Tower, TowerConfig
+from minlm.training.bounds import at_least, within
 from minlm.transformer import Transformer, TransformerConfig
 
 
@@ -27,17 +28,14 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
     patch_dropout: share of the patches that training leaves out, others in each picture and step
     """
 
-    image_size: tuple[int, int] = (64, 64)
-    patch_size: tuple[int, int] = (8, 8)
+    image_size: Annotated[tuple[int, int], at_least(1)] = (64, 64)
+    patch_size: Annotated[tuple[int, int], at_least(1)] = (8, 8)
     pool: Literal["class", "mean", "mean_norm", "last"] = "class"
     norm_input: bool = False
-    patch_dropout: float = 0.0
+    patch_dropout: Annotated[float, within("[0, 1)")] = 0.0
 
     def __post_init__(self):
         super().__post_init__()
-        TowerConfig.__post_init__(self)
-        if not 0 <= self.patch_dropout < 1:
-            raise ValueError(f"patch_dropout={self.patch_dropout} must lie in [0, 1)")
         if self.patch_dropout and self.trained_blocks != -1:
             raise ValueError(
                 f"patch_dropout={self.patch_dropout} acts before the Blocks that trained_blocks={self.trained_blocks} "
@@ -49,7 +47,7 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
                 f"pool class or mean"
             )
         for side, patch, name in zip(self.image_size, self.patch_size, ("height", "width"), strict=True):
-            if patch < 1 or side < patch or side % patch:
+            if side % patch:
                 raise ValueError(
                     f"patch_size {name} {patch} does not divide image_size {name} {side}: "
                     f"choose an image_size that is a multiple of the patch"

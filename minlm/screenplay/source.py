@@ -11,13 +11,15 @@ import math
 from dataclasses import dataclass, replace
 from functools import cache
 from random import Random
+from typing import Annotated
 
 from minlm.screenplay.grammar import expectations, parse, sample
 from minlm.screenplay.scene import SCENE
+from minlm.training.bounds import Bounded, at_least
 
 
 @dataclass(frozen=True, kw_only=True)
-class ScreenplayConfig:
+class ScreenplayConfig(Bounded):
     """Which part of the film to write.
 
     seed: another seed, another script; equal in every process
@@ -26,13 +28,8 @@ class ScreenplayConfig:
     """
 
     seed: int = 0
-    n_scenes: int = 1000
-    validation_scenes: int = 50
-
-    def __post_init__(self):
-        for name in ("n_scenes", "validation_scenes"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}: pass 1 or more")
+    n_scenes: Annotated[int, at_least(1)] = 1000
+    validation_scenes: Annotated[int, at_least(1)] = 50
 
     def read(self) -> dict[str, str]:
         """{"train", "validation"}: two texts of whole scenes."""

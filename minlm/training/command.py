@@ -21,8 +21,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TextIO, get_args, get_origin, get_type_hints
 
+from minlm.training.bounds import bounds_of
 from minlm.training.checkpoint import has_checkpoint, last_checkpoint
-from minlm.training.config import check_folder, field_help, from_dict, load_config, read_text, to_dict
+from minlm.training.config import (
+    check_folder,
+    field_help,
+    from_dict,
+    load_config,
+    option_prefix,
+    read_text,
+    to_dict,
+)
 from minlm.training.distributed import from_first_process, processes, rank
 from minlm.training.files import run_folder
 from minlm.training.loop import Interrupted
@@ -190,6 +199,7 @@ class Option:
     """An option of the command line, made from a field of a config."""
 
     name: str  # dotted, without --
+    path: tuple[str, ...]  # fields that lead to it, from the whole config on
     part: str  # the heading of its group
     metavar: str
     help: str
@@ -200,22 +210,23 @@ class Option:
         return next(places, len(COMMON))
 
 
-def options_of(config: Any, prefix: str = "") -> Iterator[Option]:
-    """The options of a config and of those nested in it; fields that are set from the data are none."""
-    help_of, hints = field_help(type(config)), get_type_hints(type(config))
+def options_of(config: Any, prefix: str = "", path: tuple[str, ...] = ()) -> Iterator[Option]:
+    """The options of a config and of those nested in it, except fields that are set from the data."""
+    help_of, hints, bounds = field_help(type(config)), get_type_hints(type(config)), bounds_of(type(config))
     first_line = (inspect.getdoc(type(config)) or "").splitlines()[0]
-    part = f"{prefix.rstrip('.') or 'run'}: {first_line.rstrip('.')}"
+    part = f"{prefix.rstrip('.') or ''.join(path[-1:]) or 'run'}: {first_line.rstrip('.')}"
     nested = []
     for field in fields(config):
         value, name = getattr(config, field.name), prefix + field.name
         if is_dataclass(value):
-            nested.append((value, f"{name}."))
+            nested.append((value, prefix + option_prefix(type(config), field.name), (*path, field.name)))
         elif "set_from" not in field.metadata:
             shown = ",".join(map(str, value)) if isinstance(value, tuple) else value
-            text = f"{help_of[field.name]} (default: {shown})".replace("%", "%%")
-            yield Option(name, part, metavar(hints[field.name]), text)
-    for value, name in nested:
-        yield from options_of(value, name)
+            allowed = f"{bounds[field.name].text}; " if field.name in bounds else ""
+            text = f"{help_of[field.name]} ({allowed}default: {shown})".replace("%", "%%")
+            yield Option(name, (*path, field.name), part, metavar(hints[field.name]), text)
+    for value, inside, place in nested:
+        yield from options_of(value, inside, place)
 
 
 def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") -> None:
@@ -223,7 +234,7 @@ def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") ->
 
     only: take the fields of this part of the config and leave out the others.
     """
-    options = list(options_of(getattr(config, only), f"{only}.") if only else options_of(config))
+    options = [option for option in options_of(config) if not only or option.path[0] == only]
     groups: dict[str, list[Option]] = {}
     for option in sorted(options, key=Option.place):
         common = not only and option.place() < len(COMMON)
@@ -253,9 +264,9 @@ def metavar(annotation: Any) -> str:
 
 def override(config: Any, options: dict[str, str]) -> Any:
     """The config with dotted options, given as text, put in place of its values; checked as a whole once."""
-    values = to_dict(config)
+    values, paths = to_dict(config), {option.name: option.path for option in options_of(config)}
     for name, text in options.items():
-        place, owner, (*path, last) = values, config, name.split(".")
+        place, owner, (*path, last) = values, config, paths[name]
         for part in path:
             place, owner = place[part], getattr(owner, part)
         place[last] = read_text(get_type_hints(type(owner))[last], text, f"--{name}")

@@ -1,8 +1,9 @@
 """dataclass <-> JSON: each option is written once, as a field of a frozen dataclass.
 
-A field's help is the line `name: text` of its class's docstring; a field whose metadata names what it is `set_from`
-is no option of the command line. Unknown names, wrong types and impossible
-values are one-line ValueErrors. The command line made from the same fields: minlm/training/command.py.
+A field's help is the line `name: text` of its class's docstring. A field whose metadata has `set_from` is not an
+option of the command line; the options of a nested config whose metadata has `inline` go without its name. Unknown
+names, wrong types and impossible values are one-line ValueErrors. minlm/training/command.py makes the command line
+from the same fields.
 """
 
 import difflib
@@ -80,7 +81,8 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
             raise ValueError(f"unknown option {prefix}{name}{hint}")
         members = dataclass_members(hints[name])
         if members and value is not None:
-            arguments[name] = from_dict(*choose_member(members, value, prefix + name), f"{prefix}{name}.")
+            inside = prefix + option_prefix(cls, name)
+            arguments[name] = from_dict(*choose_member(members, value, prefix + name), inside)
         else:
             arguments[name] = checked(hints[name], value, prefix + name)
     try:
@@ -89,6 +91,12 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
         raise ValueError(f"{cls.__name__}: {error}") from None
     except ValueError as error:  # of the class's own checks, which do not know where it is nested
         raise ValueError(with_prefix(str(error), names, prefix)) from None
+
+
+def option_prefix(cls: type, name: str) -> str:
+    """The part that a nested config's name adds before the options inside it: "train.", or nothing if inline."""
+    metadata = next(field.metadata for field in fields(cls) if field.name == name)
+    return "" if "inline" in metadata else f"{name}."
 
 
 def with_prefix(message: str, names: list[str], prefix: str) -> str:

@@ -5,11 +5,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from math import ceil
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from minlm.training.bounds import Bounded, above, at_least, within
 from minlm.training.checkpoint import (
     last_checkpoint,
     load_training_state,
@@ -28,14 +29,9 @@ from minlm.training.optim import (
     parameter_groups,
 )
 
-NOT_NEGATIVE = (
-    *("epochs", "steps", "minutes", "muon_lr", "min_lr_ratio", "weight_decay", "grad_clip_norm"),
-    *("evaluate_every", "save_every", "save_minutes", "workers", "seed"),
-)
-
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
+class TrainConfig(Bounded):
     """How a model is trained. The run ends at the first of the limits (epochs, steps, minutes) that is set.
 
     epochs: passes over the data; 0 = no such limit
@@ -64,62 +60,40 @@ class TrainConfig:
     seed: of initial weights, order of the data, augmentation and dropout
     """
 
-    epochs: float = 0.0
-    steps: int = 0
-    minutes: float = 0.0
-    batch_size: int = 128
-    neighbours: int = 1
-    micro_batches: int = 1
-    lr: float = 1e-3
-    muon_lr: float = 0.0
-    muon_momentum: float = 0.95
-    min_lr_ratio: float = 0.0
-    warmup: float = 0.05
+    epochs: Annotated[float, at_least(0)] = 0.0
+    steps: Annotated[int, at_least(0)] = 0
+    minutes: Annotated[float, at_least(0)] = 0.0
+    batch_size: Annotated[int, at_least(1)] = 128
+    neighbours: Annotated[int, at_least(1)] = 1
+    micro_batches: Annotated[int, at_least(1)] = 1
+    lr: Annotated[float, above(0)] = 1e-3
+    muon_lr: Annotated[float, at_least(0)] = 0.0
+    muon_momentum: Annotated[float, within("[0, 1)")] = 0.95
+    min_lr_ratio: Annotated[float, within("[0, 1]")] = 0.0
+    warmup: Annotated[float, within("[0, 1)")] = 0.05
     schedule: Schedule = "cosine"
-    weight_decay: float = 0.1
-    beta2: float = 0.98
-    grad_clip_norm: float = 1.0
+    weight_decay: Annotated[float, at_least(0)] = 0.1
+    beta2: Annotated[float, within("[0, 1)")] = 0.98
+    grad_clip_norm: Annotated[float, at_least(0)] = 1.0
     precision: Literal["auto", "float32", "bf16", "fp16"] = "auto"
-    ema_decay: float = 0.0
-    evaluate_every: int = 0
-    save_every: int = 0
-    save_minutes: float = 3.0
-    workers: int = 0
+    ema_decay: Annotated[float, within("[0, 1)")] = 0.0
+    evaluate_every: Annotated[int, at_least(0)] = 0
+    save_every: Annotated[int, at_least(0)] = 0
+    save_minutes: Annotated[float, at_least(0)] = 3.0
+    workers: Annotated[int, at_least(0)] = 0
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    seed: int = 0
+    seed: Annotated[int, within(f"[0, {2**32})")] = 0
 
-    def __post_init__(self):
-        if not (self.epochs > 0 or self.steps > 0 or self.minutes > 0):
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not (self.epochs or self.steps or self.minutes):
             raise ValueError("the run has no end: set epochs, steps or minutes above 0")
-        if not 0 <= self.warmup < 1:
-            raise ValueError(f"warmup={self.warmup} is a share of the run: it must lie in [0, 1)")
         if self.schedule == "inverse_sqrt" and not self.warmup:
             raise ValueError("schedule=inverse_sqrt falls from the end of the warm-up: set warmup above 0")
-        if not 0 <= self.ema_decay < 1:
-            raise ValueError(
-                f"ema_decay={self.ema_decay} is the decay of a moving average: it must lie in [0, 1)"
-            )
-        for name in ("batch_size", "neighbours", "micro_batches"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
-        for name in NOT_NEGATIVE:
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)} must be at least 0")
-        for name in ("muon_momentum", "beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)} must lie in [0, 1)")
-        if self.min_lr_ratio > 1:
-            raise ValueError(
-                f"min_lr_ratio={self.min_lr_ratio} is a share of the peak: it must lie in [0, 1]"
-            )
-        if self.seed >= 2**63:
-            raise ValueError(f"seed={self.seed} must be below 2^63")
         if self.batch_size % self.neighbours:
             raise ValueError(f"neighbours={self.neighbours} does not divide batch_size={self.batch_size}")
         if self.batch_size < self.micro_batches:
             raise ValueError(f"micro_batches={self.micro_batches} is more than batch_size={self.batch_size}")
-        if self.lr <= 0:
-            raise ValueError(f"lr={self.lr} must be above 0")
 
     def progress(self, step: float, steps_per_epoch: int, seconds: float) -> float:
         """Share of the run that is done after `step` steps and `seconds`: of the limit that is nearest."""

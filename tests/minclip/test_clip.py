@@ -217,8 +217,8 @@ VIT = {"type": "VisionTransformerConfig"}
     "wrong, message",
     [
         ({"embed_dim": 0}, "embed_dim=0 must be at least 1"),
-        ({"temperature": 0.009}, r"temperature=0.009 must lie in \[0.01, 1\]"),
-        ({"temperature": 1.1}, r"temperature=1.1 must lie in \[0.01, 1\]"),
+        ({"temperature": 0.009}, r"temperature=0.009 must be in \[0.01, 1\]"),
+        ({"temperature": 1.1}, r"temperature=1.1 must be in \[0.01, 1\]"),
         ({"temperature": float("nan")}, "temperature=nan must be a finite number"),
         ({"image": VIT | {"n_heads": 5}}, "image.n_heads=5 does not divide image.d_model=128"),
         (

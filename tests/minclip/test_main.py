@@ -369,7 +369,7 @@ def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, argument
     assert "\n" not in str(error.value)
 
 
-def test_the_module_runs_and_exits_with_two_on_bad_input():
+def test_the_module_runs_and_exits_with_two_on_bad_input(tmp_path):
     command = [
         sys.executable,
         "-m",
@@ -378,7 +378,7 @@ def test_the_module_runs_and_exits_with_two_on_bad_input():
         "--checkpoint",
         "nowhere",
         "--folder",
-        ".",
+        str(tmp_path),
         "--text",
         "a",
     ]

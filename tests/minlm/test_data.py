@@ -338,7 +338,7 @@ def test_texts_that_cannot_be_split_are_refused(tmp_path, text, options, message
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1])
 def test_the_fraction_lies_between_none_and_all(fraction):
-    with pytest.raises(ValueError, match=r"validation_fraction=.* must lie in"):
+    with pytest.raises(ValueError, match=r"validation_fraction=.* must be in"):
         TextFileConfig(validation_fraction=fraction)
 
 

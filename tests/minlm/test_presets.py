@@ -73,7 +73,7 @@ def test_every_option_has_its_help():
 
 @pytest.mark.parametrize("share", [-0.1, 1.0, float("nan"), float("inf")])
 def test_impossible_smoothings_are_refused(share):
-    with pytest.raises(ValueError, match=rf"label_smoothing={share} is a share: it must lie in \[0, 1\)"):
+    with pytest.raises(ValueError, match=rf"label_smoothing={share} must be in \[0, 1\)"):
         replace(PRESETS["script-seq2seq"], label_smoothing=share)
 
 

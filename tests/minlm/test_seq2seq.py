@@ -170,9 +170,9 @@ def test_every_option_has_a_help_text():
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"vocab_size": 0}, "vocab_size=0 and context_length=128 must be at least 1"),
+        ({"vocab_size": 0}, "vocab_size=0 must be at least 1"),
         ({"start_id": 256}, "start_id=256 is outside the vocabulary of 256"),
-        ({"start_id": -1}, "start_id=-1 is outside the vocabulary of 256"),
+        ({"start_id": -1}, "start_id=-1 must be at least 0"),
     ],
 )
 def test_impossible_sizes_are_refused(sizes, message):

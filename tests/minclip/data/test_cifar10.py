@@ -68,7 +68,7 @@ def test_class_names_and_templates(tmp_path):
     for templates in ((), ("a photo",)):
         with pytest.raises(ValueError, match=r"templates \(.*\) need one or more texts, each with \"\{\}\""):
             Cifar10Config(templates=templates)
-    with pytest.raises(ValueError, match=r"dev_fraction 1\.0 must lie between"):
+    with pytest.raises(ValueError, match=r"dev_fraction=1\.0 must be in"):
         Cifar10Config(dev_fraction=1.0)
 
 

@@ -240,5 +240,5 @@ def test_missing_files_damaged_files_and_no_pyarrow(tmp_path, monkeypatch):
 
 
 def test_dev_fraction_lies_between_0_and_1():
-    with pytest.raises(ValueError, match=r"dev_fraction 0\.0 must lie between"):
+    with pytest.raises(ValueError, match=r"dev_fraction=0\.0 must be in"):
         ParquetConfig(dev_fraction=0.0)

@@ -376,7 +376,7 @@ def test_faults_are_named(tmp_path):
     shards[1].write_bytes(shards[1].read_bytes()[:900])
     with pytest.raises(ValueError, match=r"shard '.*00001.tar' does not end as a tar file does at byte 900"):
         read(tmp_path)
-    with pytest.raises(ValueError, match="buffer 0 must be at least 1, dev_shards 1 at least 0"):
+    with pytest.raises(ValueError, match="buffer=0 must be at least 1"):
         ShardsConfig(buffer=0)
     with pytest.raises(ValueError, match="templates"):
         ShardsConfig(templates=("a photo",))

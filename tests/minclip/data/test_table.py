@@ -340,5 +340,5 @@ def test_a_missing_or_foreign_file(tmp_path):
 
 @pytest.mark.parametrize("fraction", [0.0, 1.0, -0.1, 2.0])
 def test_dev_fraction_lies_between_0_and_1(fraction):
-    with pytest.raises(ValueError, match=f"dev_fraction {fraction} must lie"):
+    with pytest.raises(ValueError, match=f"dev_fraction={fraction} must be in"):
         TableConfig(dev_fraction=fraction)

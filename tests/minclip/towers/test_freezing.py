@@ -167,10 +167,10 @@ def test_without_factors_there_are_two_groups():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"trained_blocks": -2}, r"trained_blocks=-2 must be -1 \(all\), 0 \(none\) or more"),
-        ({"lr_factor": 0.0}, "lr_factor=0.0 must be above 0 and finite: trained_blocks=0 freezes"),
-        ({"lr_factor": float("inf")}, "lr_factor=inf must be above 0 and finite"),
-        ({"lr_factor": float("nan")}, "lr_factor=nan must be above 0 and finite"),
+        ({"trained_blocks": -2}, r"trained_blocks=-2 must be at least -1"),
+        ({"lr_factor": 0.0}, "lr_factor=0.0 must be above 0"),
+        ({"lr_factor": float("inf")}, "lr_factor=inf must be above 0"),
+        ({"lr_factor": float("nan")}, "lr_factor=nan must be above 0"),
         ({"trained_blocks": 4}, "trained_blocks=4, but this tower has 3; -1 trains all of it"),
     ],
 )

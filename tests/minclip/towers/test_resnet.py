@@ -96,8 +96,8 @@ def test_memory_layout_changes_nothing():
 @pytest.mark.parametrize(
     "values, message",
     [
-        ({"depths": ()}, r"depths=\(\) must be at least 1 each"),
-        ({"depths": (2, 0)}, r"depths=\(2, 0\) must be at least 1 each"),
+        ({"depths": ()}, r"depths is empty"),
+        ({"depths": (2, 0)}, r"depths=\(2, 0\) must be at least 1"),
         ({"image_size": (16, 64)}, r"image_size=\(16, 64\) is smaller than the network's stride 32"),
     ],
 )

@@ -173,6 +173,8 @@ def test_a_patch_divides_the_image_or_is_refused(size, patch):
     wrong = fits.index(False)
     name = ("height", "width")[wrong]
     message = f"patch_size {name} {patch[wrong]} does not divide image_size {name} {size[wrong]}"
+    if min(*size, *patch) < 1:
+        message = "must be at least 1"
     with pytest.raises(ValueError, match=message):
         VisionTransformerConfig(image_size=size, patch_size=patch)
 
@@ -301,7 +303,7 @@ def test_patch_dropout_draws_every_patch_equally_often():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"patch_dropout": 1.0}, r"patch_dropout=1.0 must lie in \[0, 1\)"),
+        ({"patch_dropout": 1.0}, r"patch_dropout=1.0 must be in \[0, 1\)"),
         (
             {"patch_dropout": 0.5, "trained_blocks": 0},
             "patch_dropout=0.5 acts before the Blocks that trained_blocks=0 freezes",

@@ -456,7 +456,7 @@ class TestFacts:
 @pytest.mark.parametrize(
     "call, message",
     [
-        (lambda: ScreenplayConfig(n_scenes=0), "n_scenes is 0: pass 1 or more"),
+        (lambda: ScreenplayConfig(n_scenes=0), "n_scenes=0 must be at least 1"),
         (lambda: floor_of(""), "an empty text has no floor"),
         (lambda: check_words("noun", ("sailor", "sail")), "list 'noun': 'sail' begins 'sailor'"),
         (lambda: small_play(0).pool("Q"), "no pool holds the variable 'Q'"),

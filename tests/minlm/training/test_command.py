@@ -491,3 +491,24 @@ def test_what_is_set_from_the_data_is_no_option(capsys):
     parser = argparse.ArgumentParser()
     add_options(parser, Fitted())
     assert [action.dest for action in parser._actions] == ["help", "height"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Site:
+    """A building site.
+
+    built: what is built there
+    """
+
+    built: Config = field(default_factory=Config, metadata={"inline": True})
+
+
+@given(height=st.integers(1, 99))
+def test_options_of_an_inline_config_go_without_its_name(height):
+    built = command_line({"site": Site()}, "", ["--tower.height", str(height), "--steps", "2"]).config.built
+    assert (built.tower.height, built.train.steps) == (height, 2)
+
+
+def test_errors_in_an_inline_config_name_its_options_as_they_are_typed():
+    with pytest.raises(ValueError, match=r"^--train\.lr=-1\.0 must be above 0$"):
+        command_line({"site": Site()}, "", ["--train.lr", "-1"])
