@@ -251,6 +251,7 @@ class ShardBatches(Batches):
     ):
         super().__init__(dataset, batch_size, seed, workers, rank=rank, world_size=world_size)
         self.buffer = buffer
+        self._shuffled: tuple[int, list[int]] = (-1, [])  # epoch and its order
 
     def _start(self, place: int) -> int:
         """Return where this process's share of batch `place` begins in the epoch's order.
@@ -264,9 +265,9 @@ class ShardBatches(Batches):
         return self.rank * (len(self.dataset) // self.world_size) + (before + turn) * self.share
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_kept", (None,))[0] != epoch:
-            self._kept = (epoch, shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer))
-        return self._kept[1]
+        if self._shuffled[0] != epoch:
+            self._shuffled = (epoch, shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer))
+        return self._shuffled[1]
 
 
 def shard_order(sizes: Sequence[int], seed: int, epoch: int, buffer: int) -> list[int]:
