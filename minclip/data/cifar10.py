@@ -93,12 +93,12 @@ def read_batch(path: Path, captions: list[tuple[str, ...]]) -> list[Record]:
 
 
 def to_image(row: np.ndarray) -> Image.Image:
-    """(3072,) uint8 -> RGB image."""
+    """Convert a row (3072,) uint8 to an RGB image."""
     return Image.fromarray(np.ascontiguousarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)))  # (32, 32, 3)
 
 
 class Saved:
-    """Replacement for numpy's arrays and types in a pickle: stores arguments and state, and does nothing."""
+    """Harmless replacement for numpy's arrays and types in a pickle: stores arguments and state."""
 
     def __init__(self, *arguments: Any):
         self.arguments = arguments

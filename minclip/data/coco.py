@@ -21,7 +21,7 @@ class CocoConfig(DataConfig):
     year: Literal["2014", "2017"] = "2017"
 
     def read(self) -> dict[str, list[Record]]:
-        """Read "train" and, from the validation images, "dev", or the one of them that is there.
+        """Read "train" and "dev" (the validation images); one of the two annotation files is enough.
 
         Captions of the test images were never published. Images without a caption or a file are left out, the latter
         with a warning. Raises ValueError if annotations or images are missing or not as published.

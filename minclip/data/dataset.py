@@ -102,7 +102,7 @@ class PairDataset(Dataset):
         return {"images": images, "tokens": tokens, "token_mask": token_mask, "groups": groups}
 
     def decodable(self, index: int) -> tuple[Record, Image.Image]:
-        """Return the first record from `index` on, wrapping around, with a good image, and that image, shrunk."""
+        """Return the next record, from `index` on and wrapping around, that can be decoded, and its shrunk image."""
         while True:  # ends: `mark` raises when too many images are damaged
             if not self.damaged[index]:
                 image = self.shrunk(index)
@@ -112,7 +112,7 @@ class PairDataset(Dataset):
             index = (index + 1) % len(self)
 
     def shrunk(self, index: int) -> Image.Image | ValueError:
-        """Return the shrunk image at `index`, from the cache if it is there; the error if it cannot be decoded."""
+        """Return the shrunk image at `index`, cached or decoded now, or the error if it is damaged."""
         if index < len(self.places):
             start, height, width = self.places[index].tolist()
             pixels = self.pixels[start : start + 3 * height * width]
@@ -135,7 +135,7 @@ class PairDataset(Dataset):
 
     @property
     def corrupt(self) -> list[tuple[str, str]]:
-        """(image_id, message) of every damaged image found so far, here or in a loader's workers."""
+        """List (image_id, message) of every damaged image found so far, here or in a loader's workers."""
         found = []
         for index in self.damaged.nonzero().flatten().tolist():
             try:

@@ -36,7 +36,7 @@ class Flickr8kConfig(DataConfig):
     split_seed: int = 0
 
     def read(self) -> dict[str, list[Record]]:
-        """Read the published splits whose lists are there; without lists, draw "train", "dev" and "test".
+        """Read the splits whose published lists exist; without any, draw "train", "dev" and "test".
 
         Images in no list are in no split. Images without a file are left out, with a warning. Raises ValueError if
         folder, captions or images are missing, or two lists overlap.
@@ -84,7 +84,7 @@ def read_flickr(
 
 
 def read_captions(path: Path, rows_of: Rows) -> dict[str, list[str]]:
-    """Read the captions of each image name, both stripped; names lose their folders, empty captions are dropped."""
+    """Read the captions of each image name; folders before names and empty captions are dropped."""
     captions: dict[str, list[str]] = {}
     try:
         for name, caption in rows_of(path, io.StringIO(read_text(path), newline="")):

@@ -63,7 +63,7 @@ class ParquetConfig(DataConfig):
         return by_split(records, split_of)
 
     def gather(self, files: list[Path]) -> dict[bytes, tuple[Place, dict[str, None], str | None]]:
-        """Return {digest of the image: (its first place, its distinct captions in order, its split or None)}."""
+        """Group rows by image: {its digest: (first place, distinct captions in order, split or None)}."""
         found: dict[bytes, tuple[Place, dict[str, None], str | None]] = {}
         rows = empty = moved = n_texts = 0
         for place, content, captions, split in self.rows(files):
@@ -145,7 +145,7 @@ images_of_group = lru_cache(maxsize=OPEN_GROUPS)(read_column)
 
 
 def open_row(path: str, group: int, row: int, column: str) -> Image.Image:
-    """Decode the image in one row; a record keeps only this place."""
+    """Decode the image in one row; a record stores only these arguments."""
     place = (path, group, row, column)
     return decode_image(image_bytes(images_of_group(path, group, column)[row], place) or b"", where(place))
 

@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Question:
-    """Multiple choice: `answer` is the position in `choices` of the caption of the record's image."""
+    """Multiple-choice question: the caption of the record's image is `choices[answer]`."""
 
     record: Record
     choices: tuple[str, ...]
@@ -106,17 +106,17 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def grey_to_rgb(grey: np.ndarray) -> Image.Image:
-    """(h, w) brightness from 0 to 1 -> RGB image."""
+    """Convert grey values (h, w), 0 to 1, to an RGB image."""
     return Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def split_by_image(
     records: Sequence[Record], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[Record]]:
-    """Split records at random into lists of these fractions, which sum to 1, ordered by image id.
+    """Split records at random, by image; the fractions sum to 1.
 
-    The split is a function of the set of image ids and the seed; the order of records does not matter. Raises
-    ValueError if an id repeats or a split would be empty.
+    The split depends on the set of image ids and the seed alone. Each list is ordered by image id. Raises ValueError
+    if an id repeats or a split would be empty.
     """
     ordered = sorted(records, key=lambda record: record.image_id)
     for first, second in itertools.pairwise(ordered):

@@ -34,7 +34,7 @@ TEMPLATE_FILE = "zeroshot_classification_templates.txt"
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsConfig(DataConfig):
-    """Images and captions in tar shards. Captions are from .txt (one per line), else .json, else the class in .cls.
+    """Images and captions in tar shards; captions are from .txt (one per line), else .json, else the class in .cls.
 
     Samples of one class (.cls) are one group, and so never each other's negatives; others are their own group.
 
@@ -54,7 +54,7 @@ class ShardsConfig(DataConfig):
         class_captions("class", self.templates or TEMPLATES)  # ValueError if one has no {}
 
     def read(self) -> dict[str, "ShardRecords"]:
-        """Return the records of each split, which read their shards when they are needed.
+        """Return the records of each split; shards are read when their records are needed.
 
         Their number is read from sizes.json beside the shards ({"00000.tar": 1000}). The first process counts
         shards that are not listed and adds them to the file, with a warning. Samples without image or caption are
@@ -74,10 +74,8 @@ class ShardsConfig(DataConfig):
                 raise ValueError(
                     f"no sample of split {split} at {self.path!r} has an image and a caption: fetch it again"
                 )
-            if captions:
-                records.shard(
-                    0
-                )  # finds samples without class before step 0, also if sizes.json has the count
+            if captions:  # find samples without class now, even if sizes.json spares the count
+                records.shard(0)
         return splits
 
     def find(self) -> dict[str, list[Path]]:
@@ -107,7 +105,7 @@ class ShardsConfig(DataConfig):
         return ShardBatches(dataset, *sizes, rank(), world_size())
 
     def class_names(self) -> tuple[str, ...]:
-        """Read the class names, the lines of classnames.txt; () without that file. A record's group is a position."""
+        """Read the class names from classnames.txt, () without it; a record's group is a position in them."""
         return distinct_names(self.lines(CLASSES), self.beside(CLASSES))
 
     def class_templates(self) -> tuple[str, ...]:
@@ -140,7 +138,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> dict[Path, int]:
-    """Return each shard's number of records, from sizes.json beside it; shards not listed are counted and added."""
+    """Return each shard's number of records, from sizes.json; shards not listed there are counted and added."""
     sizes, counted, left_out = {}, {}, []
     for folder in {shard.parent for shard in shards}:
         sizes |= {folder / name: size for name, size in read_sizes(folder / SIZES).items()}

@@ -20,7 +20,7 @@ SPLITS = {  # our names -> spellings in published files
 
 
 def split_name(spelling: str, where: str) -> str:
-    """Return our name of a published split: "val" -> "dev". The ValueError for other words begins with `where`."""
+    """Return our name of a published split: "val" -> "dev". ValueError, beginning with `where`, for other words."""
     for name, spellings in SPLITS.items():
         if spelling.lower() in spellings:
             return name
@@ -41,9 +41,10 @@ def given_path(path: str, what: str, option: str) -> Path:
 
 
 class FileNames(dict[str, str]):
-    """Image names as a data set spells them -> names of files in `folder`, each looked up once.
+    """Map from image names, as a data set spells them, to names of files in `folder`.
 
-    Case, Unicode form and backslashes may differ if exactly one file fits. Other names map to themselves.
+    Each name is looked up once. Case, Unicode form and backslashes may differ if exactly one file fits. Names without
+    a file map to themselves.
 
     respelled: names that differ from their files', with the files' names
     missing: names without a file, with the cause
@@ -69,7 +70,7 @@ class FileNames(dict[str, str]):
         return self[name]
 
     def fitting(self, path: Path) -> list[Path]:
-        """Return the path itself if it exists, else all that differ from it in case or Unicode form only."""
+        """Return the path if it exists, else all paths that differ from it only in case or Unicode form."""
         if os.path.exists(path) or path == self.folder:
             return [path]
         return [
@@ -126,13 +127,13 @@ def file_records(
 
 
 def warn_of_empty(empty: int, total: int, source: str | Path) -> None:
-    """Warn of rows that are left out since they have no image or no caption."""
+    """Warn of rows left out because they have no image or no caption."""
     if empty:
         warnings.warn(f"left out {empty} of {total} rows of {source}: no image or no caption", stacklevel=4)
 
 
 def warn_of_repeats(count: int, source: str | Path) -> None:
-    """Warn of captions that are left out since the image has the same one already."""
+    """Warn of captions left out because they repeat one of the same image."""
     if count:
         warnings.warn(
             f"left out {count} repeated captions of {source}: a text counts once per image", stacklevel=4
@@ -148,7 +149,7 @@ def distinct_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
 
 
 def read_text(path: Path) -> str:
-    """Read a UTF-8 text without its byte-order mark; line ends stay as they are. ValueError if it is unreadable."""
+    """Read a UTF-8 text, keeping line ends but no byte-order mark. ValueError if it is missing or not UTF-8."""
     try:
         return path.read_bytes().decode("utf-8-sig")
     except OSError as error:

@@ -76,11 +76,9 @@ class TableConfig(DataConfig):
         captions, split_of = group_rows(rows, image, caption, split, path, names)
         remedy = "give the folder they are relative to with --data.image_root DIR"
         records = file_records(captions, names, self.path, remedy)
-        return (
-            by_split(records, split_of)
-            if split
-            else hold_out_dev(records, self.dev_fraction, self.split_seed)
-        )
+        if split:
+            return by_split(records, split_of)
+        return hold_out_dev(records, self.dev_fraction, self.split_seed)
 
 
 def read_jsonl(path: Path, text: str) -> tuple[list[str], list[Row]]:
@@ -143,7 +141,7 @@ def read_csv(path: Path, text: str, config: TableConfig) -> tuple[list[str], lis
 
 
 def check_header(fields: Mapping[str, list[str]], path: Path) -> None:
-    """Raise ValueError if the first line, split by each separator, names an image file, and so is a row."""
+    """Raise ValueError if the first line has an image file, and so is a row; fields: that line, by separator."""
     endings = tuple(Image.registered_extensions())
     images = [(n, s) for s, names in fields.items() for n in names if n.lower().endswith(endings)]
     if images:
@@ -155,7 +153,7 @@ def check_header(fields: Mapping[str, list[str]], path: Path) -> None:
 
 
 def find_column(columns: list[str], wanted: str, names: tuple[str, ...]) -> str | None:
-    """Return the wanted column, else the first of the usual names, in any case, that is a column."""
+    """Return the wanted column if it exists; without a wish, the first of the usual names, in any case."""
     if wanted:
         return wanted if wanted in columns else None
     lowered = {column.lower(): column for column in columns}
@@ -163,7 +161,7 @@ def find_column(columns: list[str], wanted: str, names: tuple[str, ...]) -> str 
 
 
 def pick_columns(columns: list[str], image: str, caption: str, path: Path) -> tuple[str, str, str | None]:
-    """Return the columns of images, captions and, if there is one, splits; ValueError if one is missing or repeated.
+    """Return the columns of images, captions and splits (or None); ValueError if one is missing or repeated.
 
     image, caption: names wanted, or "" for any of the usual ones.
     """
@@ -191,7 +189,7 @@ def pick_columns(columns: list[str], image: str, caption: str, path: Path) -> tu
 def group_rows(
     rows: list[Row], image: str, caption: str, split: str | None, path: Path, names: FileNames
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Return captions by image file and, if there is a column of splits, splits by image file."""
+    """Group rows by image file: return its captions, and its split if there is such a column."""
     captions: dict[str, dict[str, None]] = {}  # in order, each once
     split_of: dict[str, str] = {}
     empty = n_texts = 0
@@ -218,13 +216,13 @@ def group_rows(
 
 
 def texts_of(value: object, where: str) -> list[str]:
-    """Return the texts of a cell that has one or a list of them, without empty ones."""
+    """Return the texts of a cell, which has one or a list of them, without empty ones."""
     texts = [cell(item, where) for item in (value if isinstance(value, list) else [value])]
     return list(filter(None, texts))
 
 
 def cell(value: object, where: str) -> str:
-    """Convert a text, UTF-8 bytes, a number or None ("") to text; the ValueError for others begins with `where`."""
+    """Convert text, UTF-8 bytes, a number or None to text. ValueError, beginning with `where`, for other values."""
     if isinstance(value, bytes):
         with suppress(UnicodeDecodeError):
             value = value.decode()

@@ -20,7 +20,7 @@ Parts = dict[str, tuple[int, int]]  # a sample's files: extension -> (offset, si
 
 
 def check_end(path: Path) -> None:
-    """Raise ValueError unless a tar file ends with two blocks of zeros, as an incomplete download does not."""
+    """Raise ValueError for an incomplete tar file: a whole one ends with two blocks of zeros."""
     try:
         with path.open("rb") as file:
             size = file.seek(0, 2)
@@ -35,7 +35,10 @@ def check_end(path: Path) -> None:
 
 
 def read_members(path: str | Path) -> dict[str, Parts]:
-    """Return the places of each sample's files, by key: the name up to its first dot. ValueError for a damaged tar."""
+    """Return the offsets and sizes of each sample's files, by the sample's key. ValueError for a damaged tar.
+
+    The key is a file's name up to its first dot.
+    """
     samples: dict[str, Parts] = {}
     try:
         with open(path, "rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
@@ -91,7 +94,7 @@ def read_shard(
 def captions_of(
     texts: dict[str, bytes], captions_of_class: Sequence[tuple[str, ...]], where: str
 ) -> tuple[tuple[str, ...], int | None]:
-    """Return (captions, class or None) from a sample's .txt, .json and .cls; a ValueError begins with `where`."""
+    """Parse a sample's .txt, .json and .cls: (captions, class or None). A ValueError begins with `where`."""
     try:
         label = int(texts["cls"]) if "cls" in texts else None
         lines = None

@@ -61,7 +61,7 @@ class ImageTransform:
     """
 
     def __init__(self, config: TransformConfig, image_size: tuple[int, int], train: bool):
-        """image_size: height and width of the tensors, in pixels."""
+        """Prepare the transform; image_size: height and width of the tensors, in pixels."""
         self.config, self.image_size = config, image_size
         self.resampling = RESAMPLING[config.interpolation]
         self.crops = train and min(config.crop_scale) < 1
@@ -164,6 +164,6 @@ class ImageTransform:
         return image.resize(size, Image.Resampling.HAMMING)  # as fast as bilinear, and sharper
 
     def invert(self, image: Tensor) -> Image.Image:
-        """Convert a normalised tensor (C, h, w) back to an image, for plots; colours out of range are clipped."""
+        """Convert a normalised tensor (C, h, w) back to an image; colours out of range are clipped."""
         pixels = (image.detach().cpu() * self.std + self.mean).mul(255).round().clamp(0, 255)
         return Image.fromarray(pixels.to(torch.uint8).permute(1, 2, 0).contiguous().numpy())  # (h, w, C)
