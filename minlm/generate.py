@@ -1,11 +1,11 @@
-"""Text from a model: greedy, sampled, or the best of a beam; for TransformerLM and EncoderDecoder.
+"""Greedy decoding, sampling and beam search for TransformerLM and EncoderDecoder, on token ids.
 
-Prompts are lists of ids of any lengths. A TransformerLM continues them; for an EncoderDecoder they are the
-sources, and a reply is written after its start_id. What is returned are the new ids, without the stop id.
+Prompts are lists of ids of any lengths. A TransformerLM continues them. For an EncoderDecoder they are the sources,
+and the reply follows its start_id. Functions return the new ids, without the stop id.
 
-The window: a model sees at most context_length tokens. When one more would not fit, the older half of the
-window is dropped and the newer half read again, from position 0. What is seen of a text depends on its length
-alone, not on how it came about: with a cache or without, in one call or in two, the same is seen.
+A model attends to at most context_length tokens: the window. When the window is full, its older half is dropped and
+its newer half is computed again, from position 0. The window depends only on the length of the text, not on the cache
+or the number of calls.
 
 Shapes: B texts, T tokens, V vocabulary, W beam width.
 """
@@ -16,6 +16,7 @@ from itertools import chain
 from typing import Annotated
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from minlm.lm import TransformerLM
@@ -28,15 +29,15 @@ Prompts = Sequence[Sequence[int]]
 
 @dataclass(frozen=True, kw_only=True)
 class SamplingConfig(Bounded):
-    """How tokens are drawn.
+    """Options of sampling.
 
-    max_new_tokens: tokens after the prompt, if the text does not stop earlier
-    temperature: logits are divided by it; 0 = greedy, always the likeliest token
-    top_k: tokens to choose from, the k likeliest; 0 = all
-    top_p: choose from the fewest tokens that have this probability together; 1 = all
-    min_p: choose from tokens at least this probable, as a share of the likeliest one's; 0 = all
+    max_new_tokens: maximum number of tokens after the prompt
+    temperature: divides the logits; 0 = greedy, always the most likely token
+    top_k: sample from the k most likely tokens; 0 = all
+    top_p: sample from the fewest tokens with this total probability; 1 = all
+    min_p: sample from tokens of at least this share of the highest probability; 0 = all
     repetition_penalty: makes tokens that the text already has less likely; 1 = no penalty
-    seed: of the draws; text i of a batch draws with seed + i
+    seed: of the random draws; text i of a batch uses seed + i
     """
 
     max_new_tokens: Annotated[int, at_least(1)] = 200
@@ -49,57 +50,51 @@ class SamplingConfig(Bounded):
 
 
 def generate(
-    model: Model,
-    prompts: Prompts,
-    config: SamplingConfig,
-    stop: int | None = None,
-    cached: bool = True,
+    model: Model, prompts: Prompts, config: SamplingConfig, stop: int | None = None
 ) -> list[list[int]]:
-    """The new ids of each prompt. A text's neighbours in the batch change nothing in it.
+    """Return the new ids of each prompt. A text does not depend on the others in its batch.
 
-    stop: the id that ends a text. cached: False computes everything anew for each token, which gives the same.
-    ValueError: no prompt, an empty one, an id outside the vocabulary, a model in training mode.
+    stop: the id that ends a text.
+    ValueError for no prompt, an empty prompt, an id outside the vocabulary, or a model in training mode.
     """
     texts = [[] for _ in prompts]
-    for step in sample(DecodingState(model, prompts, stop, cached), config):
+    for step in sample(DecodingState(model, prompts, stop), config):
         for row, token in step:
             texts[row].append(token)
     return texts
 
 
-def stream(
-    model: Model, prompt: Sequence[int], config: SamplingConfig, stop: int | None = None, cached: bool = True
-) -> Iterator[int]:
-    """What `generate` returns for one prompt, id by id, as soon as each is drawn."""
-    return (token for ((_, token),) in sample(DecodingState(model, [prompt], stop, cached), config))
-
-
 def window(text: list[int], context_length: int) -> list[int]:
-    """What is seen of a text: all of it, or its end, cut at a multiple of half of context_length."""
+    """Return the tokens that a model attends to: the whole text, or its end from a multiple of half a context on."""
     half = (context_length + 1) // 2
     excess = max(0, len(text) - context_length)
     return text[-(-excess // half) * half :]
 
 
 class DecodingState:
-    """Texts that grow token by token, and what the model has computed of each one's window.
+    """Texts that grow by one token per step, and the model's cache for them.
 
-    The windows stand in one array, aligned at their ends and padded on the left. When the array is as wide as
-    context_length, the longest window is full, and all are read again. The caches' arrays are made once.
+    Windows are padded on the left. When the longest one is full, all windows are shortened and computed again. The
+    arrays of the cache are allocated once.
     """
 
-    def __init__(self, model: Model, prompts: Prompts, stop: int | None = None, cached: bool = True):
+    memory: Tensor  # (B, S, D), of an EncoderDecoder
+    source_mask: Tensor | None  # (B, S), of an EncoderDecoder
+
+    def __init__(self, model: Model, prompts: Prompts, stop: int | None = None):
         if model.training:
-            raise ValueError("the model is in training mode, where dropout acts: call model.eval() first")
+            raise ValueError("the model is in training mode, with dropout: call model.eval() first")
         if not prompts:
             raise ValueError("no prompts: give at least one")
         for i, prompt in enumerate(prompts):
             if len(prompt) == 0:
-                raise ValueError(f"prompt {i} is empty: give at least one token, as the end of a text before")
+                raise ValueError(f"prompt {i} is empty: give at least one token, such as the end-of-text id")
         largest = model.config.vocab_size - 1
         for token in [*chain.from_iterable(prompts), *([] if stop is None else [stop])]:
             if not 0 <= token <= largest:
-                raise ValueError(f"id {token} is outside the vocabulary: the model's run from 0 to {largest}")
+                raise ValueError(
+                    f"id {token} is outside the vocabulary: ids of this model run from 0 to {largest}"
+                )
         self.model, self.stop = model, stop
         self.device = model.embedding.tokens.weight.device
         if isinstance(model, EncoderDecoder):
@@ -107,71 +102,74 @@ class DecodingState:
             with torch.no_grad():
                 self.memory = model.encode(source, self.source_mask)  # (B, S, D)
             self.texts = [[model.config.start_id] for _ in prompts]
-            sizes = self.memory.shape[:2]
+            self.caches = model.new_caches(*self.memory.shape[:2])
         else:
-            self.memory = None
             self.texts = [list(prompt) for prompt in prompts]
-            sizes = (len(prompts),)
-        self.caches = model.new_caches(*sizes) if cached else None
+            self.caches = model.new_caches(len(prompts))
 
     @torch.no_grad()
     def next_logits(self) -> Tensor:
-        """(B, V): of the token that follows each text."""
+        """Compute the logits (B, V) of the token after each text."""
         context_length = self.model.config.context_length
-        if self.caches is not None and 0 < self.caches.length < context_length:
+        if 0 < self.caches.length < context_length:
             tokens = torch.tensor([[text[-1]] for text in self.texts], device=self.device)  # (B, 1)
-            self.token_mask = torch.cat([self.token_mask, torch.ones_like(tokens, dtype=torch.bool)], dim=1)
+            if self.token_mask is not None:
+                self.token_mask = F.pad(self.token_mask, (0, 1), value=True)  # (B, S)
         else:
             tokens, self.token_mask = self.padded([window(text, context_length) for text in self.texts])
-            if self.caches is not None:
-                self.caches.clear()
-        if self.memory is None:
-            features = self.model.features(tokens, self.token_mask, self.caches)
-        else:
+            self.caches.clear()
+        if isinstance(self.model, EncoderDecoder):
             features = self.model.features(
                 tokens, self.memory, self.source_mask, self.token_mask, self.caches
             )
+        else:
+            features = self.model.features(tokens, self.token_mask, self.caches)
         return self.model.to_logits(features[:, -1])  # (B, V)
 
     def append(self, tokens: list[int]) -> None:
-        """One more token a text, after a call of `next_logits`."""
+        """Append one token to each text, after `next_logits`."""
         for text, token in zip(self.texts, tokens, strict=True):
             text.append(token)
 
     def select(self, rows: Tensor) -> None:
-        """Text i becomes a copy of text rows[i]; there may be more or fewer of them than before."""
+        """Make text i a copy of text rows[i]; the number of texts may change."""
         self.texts = [list(self.texts[row]) for row in rows.tolist()]
-        self.token_mask = self.token_mask[rows]
-        if self.memory is not None:
-            self.memory, self.source_mask = self.memory[rows], self.source_mask[rows]
-        for cache in (self.caches or {}).values():
+        self.token_mask = None if self.token_mask is None else self.token_mask[rows]
+        if isinstance(self.model, EncoderDecoder):
+            self.memory = self.memory[rows]
+            self.source_mask = None if self.source_mask is None else self.source_mask[rows]
+        for cache in self.caches.values():
             cache.keys, cache.values = cache.keys[rows], cache.values[rows]
 
-    def padded(self, texts: Prompts) -> tuple[Tensor, Tensor]:
-        """tokens (B, T) with padding on the left, token_mask (B, T)."""
-        width = max(map(len, texts))
-        tokens = [[0] * (width - len(text)) + list(text) for text in texts]
-        lengths = torch.tensor([len(text) for text in texts], device=self.device)
-        token_mask = torch.arange(width, device=self.device) >= width - lengths[:, None]  # (B, T)
-        return torch.tensor(tokens, device=self.device), token_mask
+    def padded(self, texts: Prompts) -> tuple[Tensor, Tensor | None]:
+        """Return tokens (B, T), padded on the left, and token_mask (B, T), None without padding."""
+        lengths = [len(text) for text in texts]
+        width = max(lengths)
+        tokens = torch.tensor([[0] * (width - len(text)) + list(text) for text in texts], device=self.device)
+        if min(lengths) == width:
+            return tokens, None
+        n_padding = width - torch.tensor(lengths, device=self.device)[:, None]  # (B, 1)
+        return tokens, torch.arange(width, device=self.device) >= n_padding  # (B, T), (B, T)
 
 
 def sample(state: DecodingState, config: SamplingConfig) -> Iterator[list[tuple[int, int]]]:
-    """Step by step (text, new token) of the texts that have not stopped. Ends when all have."""
+    """Yield, for each step, (text, new token) of the texts that have not stopped; end when all have."""
     n_texts = len(state.texts)
-    # One generator a text: what its neighbours draw, and whether they have stopped, does not move it on.
+    # One generator per text, so that its draws do not depend on the other texts.
     generators = [torch.Generator().manual_seed(config.seed + i) for i in range(n_texts)]
     seen = torch.zeros(n_texts, state.model.config.vocab_size, dtype=torch.bool, device=state.device)
     for row, text in enumerate(state.texts):
         seen[row, text] = True
     running = list(range(n_texts))
     for _ in range(config.max_new_tokens):
-        logits = penalise_repetition(state.next_logits(), seen, config.repetition_penalty)
+        logits = state.next_logits()
+        if config.repetition_penalty != 1:
+            logits = penalise_repetition(logits, seen, config.repetition_penalty)
         if config.temperature == 0:
             tokens = logits.argmax(dim=-1).tolist()
         else:
-            drawn = zip(token_probabilities(logits, config).cpu(), generators, strict=True)
-            tokens = [int(torch.multinomial(p, 1, generator=own)) for p, own in drawn]
+            rows = zip(token_probabilities(logits, config).cpu(), generators, strict=True)
+            tokens = [int(torch.multinomial(p, 1, generator=generator)) for p, generator in rows]
         running = [row for row in running if tokens[row] != state.stop]
         if not running:
             return
@@ -181,8 +179,8 @@ def sample(state: DecodingState, config: SamplingConfig) -> Iterator[list[tuple[
 
 
 def token_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
-    """logits (..., V) -> what tokens are drawn from, (..., V): temperature, then each filter that is set."""
-    # The likeliest token's logit becomes 0, so that no temperature, however low, gives infinity.
+    """Apply temperature and the filters that are set: logits (..., V) -> probabilities (..., V)."""
+    # The largest logit becomes 0, so that no low temperature gives infinity.
     logits = (logits.double() - logits.double().amax(dim=-1, keepdim=True)) / config.temperature
     if config.top_k:
         logits = top_k_filter(logits, config.top_k)
@@ -194,44 +192,44 @@ def token_probabilities(logits: Tensor, config: SamplingConfig) -> Tensor:
 
 
 def penalise_repetition(logits: Tensor, seen: Tensor, penalty: float) -> Tensor:
-    """logits (B, V); seen (B, V), True = the text has this token; Keskar et al. 2019 (CTRL), section 4.1.
+    """Lower the logits (B, V) where seen (B, V): the text has this token (Keskar et al. 2019, CTRL, section 4.1).
 
-    The logit of a seen token is divided by the penalty. Where it is negative it is multiplied instead: division,
-    which is what the paper writes, would make such a token likelier.
+    Positive logits are divided by the penalty. Negative ones are multiplied: division, as in the paper, would make
+    their tokens more likely.
     """
     penalised = torch.where(logits > 0, logits / penalty, logits * penalty)
     return torch.where(seen, penalised, logits)
 
 
 def top_k_filter(logits: Tensor, k: int) -> Tensor:
-    """-inf for all but the k largest logits (..., V), exactly k; of equal ones the lower ids stay.
+    """Keep the k largest logits (..., V) and set the others to -inf (Fan et al. 2018, section 5.1).
 
-    Fan et al. 2018, section 5.1.
+    Exactly k are kept; of equal ones, the lowest ids.
     """
     order = logits.argsort(dim=-1, descending=True, stable=True)[..., :k]  # (..., k)
     return keep(logits, order, torch.ones_like(order, dtype=torch.bool))
 
 
 def top_p_filter(logits: Tensor, p: float) -> Tensor:
-    """-inf for all but the fewest tokens whose probability together is at least p; lower ids first among equals.
+    """Keep the fewest tokens with a total probability of at least p and set the others to -inf.
 
-    Nucleus sampling, Holtzman et al. 2020, section 3.1.
+    Nucleus sampling (Holtzman et al. 2020, section 3.1). Of equal ones, the lowest ids are kept.
     """
     order = logits.argsort(dim=-1, descending=True, stable=True)  # (..., V)
     falling = logits.softmax(dim=-1).gather(-1, order)  # (..., V)
-    before = falling.cumsum(dim=-1) - falling  # (..., V): the probability of all likelier tokens
+    before = falling.cumsum(dim=-1) - falling  # (..., V): total probability of the more likely tokens
     return keep(logits, order, before < p)
 
 
 def min_p_filter(logits: Tensor, p: float) -> Tensor:
-    """-inf for all tokens less than p times as probable as the likeliest. Nguyen et al. 2024, section 3."""
+    """Set tokens less than p times as probable as the most likely one to -inf (Nguyen et al. 2024, section 3)."""
     probabilities = logits.softmax(dim=-1)
-    few = probabilities < p * probabilities.amax(dim=-1, keepdim=True)
-    return logits.masked_fill(few, float("-inf"))
+    unlikely = probabilities < p * probabilities.amax(dim=-1, keepdim=True)
+    return logits.masked_fill(unlikely, float("-inf"))
 
 
 def keep(logits: Tensor, ids: Tensor, kept: Tensor) -> Tensor:
-    """logits (..., V), -inf except at those ids (..., n) where kept (..., n)."""
+    """Set logits (..., V) to -inf except at those ids (..., n) where kept (..., n)."""
     mask = torch.zeros_like(logits, dtype=torch.bool).scatter(-1, ids, kept)
     return torch.where(mask, logits, float("-inf"))
 
@@ -244,25 +242,24 @@ def beam_search(
     width: int,
     stop: int | None = None,
     length_penalty: float = 0.6,
-    cached: bool = True,
 ) -> list[tuple[list[int], float]]:
-    """The best reply that is found for each prompt, and its score, by Wu et al. 2016, equation 14:
+    """Search for the best reply to each prompt (Wu et al. 2016, equation 14, without coverage penalty):
 
-        score(Y) = log P(Y) / ((5 + |Y|) / 6)^length_penalty,    |Y| counting the stop id
+        score(Y) = log P(Y) / ((5 + |Y|) / 6)^length_penalty,    |Y| with the stop id
 
-    (no coverage penalty). After each step the `width` most probable unfinished replies go on; each of them is
-    also tried with the stop id. A prompt's search ends at max_new_tokens, or as soon as none can score higher.
-    ValueError as in `generate`, and where width or max_new_tokens is below 1 or length_penalty below 0.
+    Each step keeps the `width` most probable unfinished replies, and scores each of them with the stop id. The search
+    ends at max_new_tokens, or when no reply can score higher. Returns (new ids, score) per prompt.
+    ValueError as in `generate`, for width or max_new_tokens below 1, and for length_penalty below 0.
     """
     if min(width, max_new_tokens) < 1 or length_penalty < 0:
         raise ValueError(f"{width=} and {max_new_tokens=} must be at least 1, {length_penalty=} at least 0")
-    state = DecodingState(model, prompts, stop, cached)
+    state = DecodingState(model, prompts, stop)
     skip = [len(text) for text in state.texts]
-    best = [([], float("-inf"))] * len(prompts)
+    best: list[tuple[list[int], float]] = [([], float("-inf"))] * len(prompts)
     scores = torch.zeros(len(prompts), 1, dtype=torch.float64, device=state.device)  # (B, W), W = 1 at first
 
     def offer(log_probability: Tensor, length: int) -> None:
-        """Compare the best of the replies (B, W) with the best so far of each prompt."""
+        """Update the best reply of each prompt with replies of log_probability (B, W)."""
         n_beams = log_probability.shape[1]
         score, beam = (log_probability / ((5 + length) / 6) ** length_penalty).max(dim=1)
         for i, (value, row) in enumerate(zip(score.tolist(), beam.tolist(), strict=True)):
@@ -280,7 +277,7 @@ def beam_search(
         first = n_beams * torch.arange(len(prompts), device=state.device)[:, None]
         state.select((first + choice // vocab_size).flatten())
         state.append((choice % vocab_size).flatten().tolist())
-        # Log-probabilities only fall, and no reply is divided by more than one of full length.
+        # Log-probabilities only fall, and the longest reply has the largest divisor.
         bound = scores[:, 0] / ((5 + max_new_tokens) / 6) ** length_penalty
         if all(value >= most for (_, value), most in zip(best, bound.tolist(), strict=True)):
             return best

@@ -11,18 +11,19 @@ from torch import Tensor, nn
 from minlm.embeddings import PositionForm, Rotary, TextEmbedding, token_positions
 from minlm.masks import key_mask
 from minlm.training.bounds import at_least
-from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
+from minlm.transformer import Caches, Context, Transformer
+from minlm.transformer_config import Activation, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class LMConfig(TransformerConfig):
-    """A decoder-only language model.
+    """Options of a decoder-only language model.
 
-    vocab_size: tokens of the vocabulary to train; afterwards those it has
+    vocab_size: tokens of the vocabulary to learn; then those of the tokenizer
     vocab_digest: SHA-256 of the vocabulary; set from the tokenizer
-    context_length: most tokens that are seen at once
-    positions: a learned vector each (GPT-2), fixed sines (Vaswani et al.), or rotated queries and keys
-    tied: whether the head is the token embedding, transposed, or a matrix of its own
+    context_length: maximum number of tokens attended to
+    positions: learned vectors (GPT-2), sines (Vaswani et al.), or rotated queries and keys
+    tied: use the token embedding, transposed, as the head
     """
 
     activation: Activation = "gelu_tanh"
@@ -34,9 +35,9 @@ class LMConfig(TransformerConfig):
 
 
 class TransformerLM(nn.Module):
-    """The probability of each next token, from the tokens before it.
+    """Decoder-only Transformer: logits of each next token, from the tokens before it.
 
-    Initial deviations, L = n_layers:
+    Initial std, L = n_layers:
 
         embedding.tokens.weight                      0.02
         embedding.positions.weight                   0.01
@@ -48,9 +49,9 @@ class TransformerLM(nn.Module):
         every gain of a LayerNorm                    0, around 1
 
     Differences from GPT-2:
-    - the deviations inside the Blocks (its are 0.02, and 0.02/sqrt(2*L) for out_proj and fc2; see Transformer);
-    - sinusoidal and rotary positions, post-norm, other activations and an untied head can be asked for;
-    - dropout is off unless asked for; its is 0.1.
+    - initial std inside the Blocks (GPT-2: 0.02, and 0.02/sqrt(2*L) for out_proj and fc2; see Transformer);
+    - options for sinusoidal and rotary positions, post-norm, other activations and an untied head;
+    - no dropout by default (GPT-2: 0.1).
     """
 
     def __init__(self, config: LMConfig):
@@ -62,7 +63,7 @@ class TransformerLM(nn.Module):
         self.rotary = Rotary(config.head_size) if config.positions == "rotary" else None
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config)
-        # A tied head is no parameter of its own: the state dict has one key for both.
+        # A tied head is not a parameter of its own: the state dict has one key for both.
         if not config.tied:
             self.head = nn.Linear(config.d_model, config.vocab_size, bias=False)
             nn.init.normal_(self.head.weight, std=0.02)
@@ -70,29 +71,29 @@ class TransformerLM(nn.Module):
     def features(
         self, tokens: Tensor, token_mask: Tensor | None = None, caches: Caches | None = None
     ) -> Tensor:
-        """Compute what the head reads: tokens (B, T) -> (B, T, D). Arguments as for `forward`."""
+        """Compute the head's inputs: tokens (B, T) -> (B, T, D). Arguments as for `forward`."""
         n_cached = 0 if caches is None else caches.length
         positions = token_positions(tokens, self.config.context_length, token_mask, n_cached)
         rotation = None if self.rotary is None else self.rotary(positions)
-        context = Context(causal=True, mask=key_mask(token_mask), rotation=rotation, caches=caches)
+        mask = None if token_mask is None else key_mask(token_mask)
+        context = Context(causal=True, mask=mask, rotation=rotation, caches=caches)
         return self.transformer(self.dropout(self.embedding(tokens, positions)), context)  # (B, T, D)
 
     def to_logits(self, features: Tensor) -> Tensor:
-        """features (..., D) -> (..., V)."""
+        """Compute logits (..., V) of features (..., D)."""
         return self.embedding.head(features) if self.config.tied else self.head(features)  # (..., V)
 
     def forward(
         self, tokens: Tensor, token_mask: Tensor | None = None, caches: Caches | None = None
     ) -> Tensor:
-        """tokens (B, T) -> logits (B, T, V): those at position t are of the token that follows it.
+        """Compute logits (B, T, V) of the token after each of tokens (B, T).
 
-        token_mask (B, T) or (B, S), True = a real token: padding is not attended to and takes no position, so texts of
-        unequal length may be padded on the left. caches: from `new_caches`; tokens are then the next ones, and the
-        mask includes the earlier ones.
-        ValueError if there are more than context_length tokens, or the mask is of another width.
+        token_mask: (B, T), True = a real token. Padding is not attended to and has no position, so texts may be padded
+        on the left. caches: from `new_caches`; tokens then follow the cached ones, and token_mask (B, S) covers both.
+        ValueError for more than context_length tokens, or a mask of another width.
         """
         return self.to_logits(self.features(tokens, token_mask, caches))  # (B, T, V)
 
     def new_caches(self, batch: int) -> Caches:
-        """Empty caches for texts of up to context_length tokens."""
+        """Create empty caches for texts of up to context_length tokens."""
         return Caches(self.transformer, batch, self.config.context_length)

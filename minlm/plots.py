@@ -1,12 +1,10 @@
-"""Pictures of a training run and of attention, drawn from a run's files and saved as PNG; nothing here trains.
+"""Plots of a training run, from its files, saved as PNG.
 
-Figures are made as objects (no pyplot, no global state). Each function returns the figure that it saved.
+Figures are objects, without pyplot and its global state. Each function returns the figure that it saved.
 """
 
-import json
 import math
 import os
-import re
 import warnings
 from collections.abc import Sequence
 from itertools import cycle
@@ -17,44 +15,45 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.font_manager import findfont, fontManager, get_font
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike
-from torch import Tensor
 
+from minlm.training.files import read_object
 from minlm.training.log import read_metrics
 
-# Okabe and Ito (2008): told apart with every kind of colour vision.
+# Okabe and Ito (2008): distinct with every kind of colour vision.
 ORANGE, SKY, GREEN, BLUE, VERMILION, PURPLE = "#E69F00", "#56B4E9", "#009E73", "#0072B2", "#D55E00", "#CC79A7"
 GREY = "#767676"
 PLAIN = ("normal", 400)  # style and weight of a font
 MARKED = (VERMILION, "o"), (PURPLE, "s"), (GREEN, "D"), (ORANGE, "^")  # evaluation losses
-MOST_TOKENS = 64  # what an attention map can show with a label each
-MOST_HEADS = 16  # maps in one image
 
 
 def new_figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, laid out when it is drawn."""
-    figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.08, h_pad=0.08)  # inches
+    """Create an empty figure, width and height in inches."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)  # inches
+    figure = Figure(figsize=(width, height), dpi=120, layout=layout)
     FigureCanvasAgg(figure)
     return figure
 
 
 def save_figure(figure: Figure, path: str | Path, caption: str = "") -> Figure:
-    """Write the PNG under a temporary name, then move it into place: a reader never sees half a picture.
+    """Write a PNG under a temporary name, then rename it, so that no incomplete file is ever read.
 
-    caption: what the figure shows, kept in the file as its "Description"; the report prints it below the figure.
+    caption: description of the plot, kept in the file as its "Description"; the report prints it below the plot.
+    ValueError for a path that does not end in .png.
     """
     path = Path(path)
     if path.suffix != ".png":
-        raise ValueError(f"pictures are PNG files: {str(path)!r} must end in .png")
+        raise ValueError(f"{str(path)!r} must end in .png: plots are PNG files")
     path.parent.mkdir(parents=True, exist_ok=True)
     add_fallback_fonts(figure)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Glyph .* missing from")  # said once, in one line
+            warnings.filterwarnings(
+                "ignore", "Glyph .* missing from"
+            )  # reported in one line by add_fallback_fonts
             figure.savefig(temporary, format="png", metadata={"Description": caption})
         os.replace(temporary, path)
     finally:
@@ -63,7 +62,7 @@ def save_figure(figure: Figure, path: str | Path, caption: str = "") -> Figure:
 
 
 def characters_of(path: str) -> set[str]:
-    """The characters that a font file has glyphs for; none where it is not a font of outlines."""
+    """Return the characters that a font file has glyphs for, none if it is not an outline font."""
     try:
         return set(map(chr, get_font(path).get_charmap()))
     except RuntimeError:
@@ -71,9 +70,9 @@ def characters_of(path: str) -> set[str]:
 
 
 def add_fallback_fonts(figure: Figure) -> None:
-    """Let each text fall back to installed fonts that have the characters its own font lacks, Chinese for example.
+    """Give each text fallback fonts for the characters that its own font lacks, Chinese for example.
 
-    Warn in one line of the characters that no installed font has: they are drawn as boxes.
+    Warn of the characters that no installed font has: they are drawn as boxes.
     """
     lacking = {}
     for text in figure.findobj(Text):
@@ -87,7 +86,7 @@ def add_fallback_fonts(figure: Figure) -> None:
             covered = missing & characters_of(fonts[name])
             fallback += [name] if covered else []
             missing -= covered
-    for text in lacking:  # in the weight that was looked at: a font's bold may lack what its plain form has
+    for text in lacking:  # in normal weight: a font's bold form may have fewer characters
         text.set(fontfamily=[*text.get_fontfamily(), *fallback], fontweight="normal")
     if missing:
         warnings.warn(
@@ -98,34 +97,28 @@ def add_fallback_fonts(figure: Figure) -> None:
 
 
 def series(rows: Sequence[dict], key: str, against: str = "step") -> tuple[np.ndarray, np.ndarray]:
-    """(places, values) of the rows that have `key`; places are the rows' values of `against`."""
+    """Return (values of `against`, values of `key`) of the rows that have both."""
     pairs = [(row[against], row[key]) for row in rows if row.get(key) is not None and against in row]
     steps, values = zip(*pairs, strict=True) if pairs else ((), ())
     return np.array(steps, dtype=float), np.array(values, dtype=float)
 
 
 def with_minutes(rows: Sequence[dict]) -> list[dict]:
-    """The rows with the minutes since the run began; those of an evaluation are its training step's."""
+    """Add "minutes" since the run began to each row; an evaluation has those of its training step."""
     at = {row["step"]: row["seconds"] / 60 for row in rows if "seconds" in row}
     return [row | {"minutes": at[row["step"]]} if row["step"] in at else row for row in rows]
 
 
-def read_beside(run: str | Path, name: str) -> dict:
-    """The JSON object `name` of a run's folder; {} where there is none."""
-    path = Path(run) / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def evaluation_differs(run: str | Path) -> str:
-    """What makes a run's evaluation losses easier than its training losses, in brackets; "" if nothing does."""
-    train = read_beside(run, "config.json").get("train", {})
+    """Return, in brackets, why a run's evaluation losses can lie below its training losses; "" if they cannot."""
+    train = read_object(Path(run) / "config.json", missing_ok=True).get("train", {})
     reasons = ["averaged weights"] if train.get("ema_decay") else []
     reasons += ["no hard negatives"] if train.get("neighbours", 1) > 1 else []
     return f" ({', '.join(reasons)})" if reasons else ""
 
 
 def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
-    """Mean of each value and its `reach` neighbours on either side, (n,) -> (n,); leaves out what is not finite."""
+    """Compute the mean of each value (n) and its `reach` neighbours on either side, without NaN and infinity."""
     finite = np.isfinite(values)
     sums = np.concatenate(([0.0], np.cumsum(np.where(finite, values, 0.0))))
     counts = np.concatenate(([0], np.cumsum(finite)))
@@ -136,26 +129,29 @@ def running_mean(values: np.ndarray, reach: int) -> np.ndarray:
 
 
 def loss_curve(run: str | Path, path: str | Path) -> Figure:
-    """A run's losses with the chance level, and its learning rate below, by step and by minutes -> PNG at `path`.
+    """Plot a run's losses, chance level and learning rate by step, and by minutes if they are logged.
 
-    Drawn: "loss" of the training lines, thin, and its running mean over a thirtieth of them; every "..._loss"
-    of the evaluation lines; "chance", dashed; "lr". Of a language model also the scale in nats per character, and
-    the validation text's own entropy where result.json has it. By minutes only where they are logged.
-    ValueError: those of `read_metrics`; no loss in the file.
+    The training loss is thin; its running mean is over a thirtieth of the steps. Language models also have a scale in
+    nats per character, and the entropy of the validation text if run.json or result.json has it.
+    path: of the PNG. ValueError as in `read_metrics`, and for metrics without a loss.
     """
     rows = with_minutes(read_metrics(run))
     steps, losses = series(rows, "loss")
     if not len(steps):
-        raise ValueError(f'no "loss" in the metrics of {str(run)!r}: found only {sorted(set().union(*rows))}')
+        raise ValueError(
+            f'no "loss" in the metrics of {str(run)!r}: give a run that logs it; found {sorted(set().union(*rows))}'
+        )
     columns = ["step", "minutes"] if any("minutes" in row for row in rows) else ["step"]
     reach = len(losses) // 60
     smooth = running_mean(losses, reach)
-    dot = "o" if len(losses) < 20 else None  # a line through one point cannot be seen
+    dot = "o" if len(losses) < 20 else None  # a line through one point is invisible
     figure = new_figure(8 if len(columns) == 1 else 12, 5.5)
     panels = figure.subplots(2, len(columns), sharex="col", sharey="row", height_ratios=(4, 1), squeeze=False)
     note = evaluation_differs(run)
     per_token = next((row for row in reversed(rows) if row.get("nats_per_character")), {})
-    floor = read_beside(run, "result.json").get("validation_floor_nats_per_character")
+    known = read_object(Path(run) / "run.json", missing_ok=True).get("known", {})
+    result = read_object(Path(run) / "result.json", missing_ok=True)
+    floor = (known | result).get("validation_floor_nats_per_character")
     for against, (top, bottom) in zip(columns, panels.T, strict=True):
         places, _ = series(rows, "loss", against)
         top.plot(
@@ -198,10 +194,10 @@ def loss_curve(run: str | Path, path: str | Path) -> Figure:
 
 
 def compare_losses(runs: Sequence[str | Path], path: str | Path) -> Figure:
-    """The losses of several runs over one another, a colour each, by step and by minutes -> PNG at `path`.
+    """Plot the losses of several runs, one colour per run, by step and by minutes.
 
-    Above: the training loss, as its running mean over a thirtieth of the steps. Below: every "..._loss" of the
-    evaluations. Errors as `read_metrics`.
+    Above: running mean of the training loss, over a thirtieth of the steps. Below: losses of the evaluations.
+    path: of the PNG. ValueError as in `read_metrics`.
     """
     figure = new_figure(12, 7.5)
     panels = figure.subplots(2, 2, sharex="col", sharey="row")
@@ -229,11 +225,12 @@ def compare_losses(runs: Sequence[str | Path], path: str | Path) -> Figure:
 
 
 def loss_names(rows: Sequence[dict]) -> list[str]:
-    """The losses of the evaluation lines."""
+    """Return the names of the evaluation losses."""
     return sorted({key for row in rows for key in row if key.endswith("_loss")})
 
 
 def label_axis(axes: Axes, against: str) -> None:
+    """Label the x axis and format its ticks."""
     axes.set_xlabel({"step": "optimizer step", "minutes": "minutes of training"}[against])
     if against == "step":
         axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
@@ -241,22 +238,22 @@ def label_axis(axes: Axes, against: str) -> None:
 
 
 def plain_axes(axes: Axes) -> None:
-    """Axes with a light grid and no frame above and on the right."""
+    """Draw a light grid, and no frame at the top and on the right."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.grid(alpha=0.25, linewidth=0.6)
 
 
 def metric_curves(run: str | Path, path: str | Path) -> Figure:
-    """Every figure of a run's metrics but those of `loss_curve` against its steps, a panel each -> PNG at `path`.
+    """Plot every metric of a run that `loss_curve` leaves out by step, one panel per metric.
 
-    Logged at each step: thin, with its running mean over a thirtieth of the steps; at evaluations: points joined.
-    ValueError: those of `read_metrics`; no other figure in the file.
+    Metrics of each step are thin, with their running mean over a thirtieth of the steps; metrics of evaluations are
+    connected points. path: of the PNG. ValueError as in `read_metrics`, and for metrics with nothing else.
     """
     rows = read_metrics(run)
     kept = {"step", "epoch", "seconds", "loss", "chance", "lr"}
     names = list(dict.fromkeys(key for row in rows for key in row if key not in kept and key[-5:] != "_loss"))
     if not names:
-        raise ValueError(f"no figure beside the loss in the metrics of {str(run)!r}")
+        raise ValueError(f"no metric beside the loss in {str(run)!r}: give a run that logs one")
     n_rows = math.ceil(len(names) / 3)
     figure = new_figure(9, 2.2 * n_rows + 0.4)
     panels = figure.subplots(n_rows, 3, squeeze=False, sharex=True)
@@ -264,7 +261,7 @@ def metric_curves(run: str | Path, path: str | Path) -> Figure:
         axes.axis("off")
     for name, axes in zip(names, panels.flat, strict=False):
         steps, values = series(rows, name)
-        if len(steps) > len(rows) / 2:  # of every step
+        if len(steps) > len(rows) / 2:  # logged at every step
             axes.plot(steps, values, color=SKY, linewidth=0.6, alpha=0.7)
             axes.plot(steps, running_mean(values, len(values) // 60), color=BLUE, linewidth=1.5)
         else:
@@ -275,62 +272,5 @@ def metric_curves(run: str | Path, path: str | Path) -> Figure:
         plain_axes(axes)
     figure.supxlabel("optimizer step", fontsize=9)
     return save_figure(
-        figure, path, "Every other logged figure by optimizer step; above each, its last value."
+        figure, path, "Every other logged metric by optimizer step, with its last value above."
     )
-
-
-def visible(token: str) -> str:
-    """A token as a label: white space that would not be seen gets a sign, and a long run of one its length."""
-    signs = token.replace("\n", "↵").replace("\t", "⇥").replace(" ", "␣") or "∅"
-    return re.sub(r"([↵⇥␣])\1{3,}", lambda run: f"{run[1]}×{len(run[0])}", signs)
-
-
-def attention_maps(
-    weights: Tensor | ArrayLike,
-    tokens: Sequence[str],
-    path: str | Path,
-    memory_tokens: Sequence[str] | None = None,
-) -> Figure:
-    """The last layer's attention weights (H, T, S) as H maps, in one colour scale -> PNG at `path`.
-
-    Of more than MOST_HEADS heads the first ones are drawn, and the title says so.
-    tokens are the T queries, the rows; memory_tokens the S keys, the columns (None: the queries themselves).
-    ValueError: labels that do not fit, weights that are not finite, too many tokens to read.
-    """
-    weights = np.asarray(weights.detach().float().cpu() if isinstance(weights, Tensor) else weights)
-    keys = tokens if memory_tokens is None else memory_tokens
-    if weights.ndim != 3 or weights.shape[1:] != (len(tokens), len(keys)):
-        raise ValueError(
-            f"attention weights must be (heads, {len(tokens)}, {len(keys)}) for these labels: got {weights.shape}"
-        )
-    if not np.isfinite(weights).all():
-        raise ValueError(
-            f"attention weights: {np.count_nonzero(~np.isfinite(weights))} of {weights.size} not finite"
-        )
-    n_heads = len(weights)
-    if not n_heads or max(weights.shape[1:]) > MOST_TOKENS:
-        raise ValueError(
-            f"attention weights {weights.shape}: no heads, or more than {MOST_TOKENS} tokens to read"
-        )
-    weights = weights[:MOST_HEADS]
-    shown = f"{n_heads}" if n_heads <= MOST_HEADS else f"the first {MOST_HEADS} of {n_heads}"
-    n_rows = math.ceil(len(weights) / 4)
-    n_columns = math.ceil(len(weights) / n_rows)
-    width, height = (max(2.2, 0.8 + 0.14 * count) for count in (len(keys), len(tokens)))
-    figure = new_figure(max(5, n_columns * width + 1.4), n_rows * height + 1.2)
-    panels = figure.subplots(n_rows, n_columns, squeeze=False)
-    for head, axes in enumerate(panels.flat):
-        if head >= len(weights):
-            axes.set_visible(False)
-            continue
-        drawn = axes.imshow(weights[head], cmap="cividis", vmin=0, vmax=weights.max(), aspect="auto")
-        axes.set_title(f"head {head}", fontsize=9)
-        labels = {"fontsize": 7, "family": "monospace", "parse_math": False}
-        axes.set_xticks(range(len(keys)), [visible(token) for token in keys], rotation=90, **labels)
-        axes.set_yticks(range(len(tokens)), [visible(token) for token in tokens], **labels)
-    figure.colorbar(drawn, ax=panels, label="attention weight", shrink=0.8)
-    kind = "Attention" if memory_tokens is None else "Cross-attention"
-    figure.suptitle(f"{kind} weights of the last layer by head ({shown}); each row sums to 1")
-    figure.supxlabel("key (attended to)")
-    figure.supylabel("query (attending)")
-    return save_figure(figure, path, f"{kind} of the last layer, a map per head: rows attend to columns.")

@@ -1,4 +1,4 @@
-"""EncoderDecoder: one text read, another written (Vaswani et al. 2017, Attention Is All You Need, figure 1).
+"""EncoderDecoder: from a source text to a target text (Vaswani et al. 2017, Attention Is All You Need, figure 1).
 
 Shapes: B batch, S source tokens, T target tokens, D d_model, V vocabulary.
 """
@@ -11,17 +11,18 @@ from torch import Tensor, nn
 from minlm.embeddings import TextEmbedding, token_positions
 from minlm.masks import key_mask
 from minlm.training.bounds import at_least
-from minlm.transformer import Activation, Caches, Context, Transformer, TransformerConfig
+from minlm.transformer import Caches, Context, Transformer
+from minlm.transformer_config import Activation, TransformerConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class Seq2SeqConfig(TransformerConfig):
-    """An encoder and a decoder of n_layers Blocks each, over one vocabulary.
+    """Options of an encoder and a decoder of n_layers Blocks each, with one vocabulary.
 
-    vocab_size: tokens of the vocabulary to train, of source and target; afterwards those it has
-    vocab_digest: SHA-256 of their vocabulary; set from the tokenizer
+    vocab_size: tokens of the vocabulary to learn; then those of the tokenizer
+    vocab_digest: SHA-256 of the vocabulary; set from the tokenizer
     context_length: longest source, and longest target, in tokens
-    start_id: the token every target begins with; set from the tokenizer
+    start_id: first token of every target; set from the tokenizer
     """
 
     activation: Activation = "relu"
@@ -39,18 +40,18 @@ class Seq2SeqConfig(TransformerConfig):
 
 
 class EncoderDecoder(nn.Module):
-    """The probability of each next target token, from the whole source and the targets before it.
+    """Encoder-decoder Transformer: logits of each next target token, from the source and the targets before it.
 
     One matrix embeds source and target, times sqrt(D), and is the head (section 3.4). Positions are sines.
 
-    Initial deviations: embedding.tokens.weight 0.02; the Blocks as in `Transformer`.
+    Initial std: 0.02 for embedding.tokens.weight; the Blocks as in `Transformer`.
 
     Differences from the paper:
-    - the deviations. Its code had 1/sqrt(D) for the embedding; a head that is the same matrix then begins by
-      predicting the very token it reads, at a loss far above chance;
-    - query, key, value and output projections have biases; the paper writes them without;
-    - dropout also falls on attention weights, as in its code;
-    - norm_first gives the pre-norm form of its later code, with a LayerNorm at the end of each stack.
+    - the initial std. The paper's code has 1/sqrt(D) for the embedding: with a tied head, the model then first predicts
+      its input token, with a loss far above chance;
+    - biases in the query, key, value and output projections;
+    - dropout on attention weights too, as in the paper's code;
+    - norm_first, the pre-norm form of its later code, with a LayerNorm at the end of each stack.
     """
 
     def __init__(self, config: Seq2SeqConfig):
@@ -67,12 +68,12 @@ class EncoderDecoder(nn.Module):
         return self.dropout(self.embedding(tokens, positions))  # (B, T, D)
 
     def encode(self, source: Tensor, source_mask: Tensor | None = None) -> Tensor:
-        """source (B, S), source_mask (B, S) True = a real token -> memory (B, S, D).
+        """Encode source (B, S) as memory (B, S, D).
 
-        No token attends to padding, left or right; what memory holds at its places means nothing.
+        source_mask: (B, S), True = a real token. No token attends to padding, and the memory there is meaningless.
         """
-        x = self.embed(source, source_mask)  # (B, S, D)
-        return self.encoder(x, Context(mask=key_mask(source_mask)))  # (B, S, D)
+        mask = None if source_mask is None else key_mask(source_mask)
+        return self.encoder(self.embed(source, source_mask), Context(mask=mask))  # (B, S, D)
 
     def features(
         self,
@@ -82,16 +83,22 @@ class EncoderDecoder(nn.Module):
         target_mask: Tensor | None = None,
         caches: Caches | None = None,
     ) -> Tensor:
-        """Compute what the head reads: target (B, T), memory (B, S, D) -> (B, T, D).
+        """Compute the head's inputs: target (B, T), memory (B, S, D) -> (B, T, D).
 
-        caches: from `new_caches`; target is then the next tokens, and target_mask includes the earlier ones.
+        caches: from `new_caches`; target then follows the cached tokens, and target_mask covers both.
         """
         x = self.embed(target, target_mask, n_cached=0 if caches is None else caches.length)  # (B, T, D)
-        masks = {"mask": key_mask(target_mask), "memory_mask": key_mask(source_mask)}
-        return self.decoder(x, Context(causal=True, memory=memory, caches=caches, **masks))  # (B, T, D)
+        context = Context(
+            causal=True,
+            mask=None if target_mask is None else key_mask(target_mask),
+            memory=memory,
+            memory_mask=None if source_mask is None else key_mask(source_mask),
+            caches=caches,
+        )
+        return self.decoder(x, context)  # (B, T, D)
 
     def to_logits(self, features: Tensor) -> Tensor:
-        """features (..., D) -> (..., V)."""
+        """Compute logits (..., V) of features (..., D)."""
         return self.embedding.head(features)  # (..., V)
 
     def forward(
@@ -101,10 +108,10 @@ class EncoderDecoder(nn.Module):
         source_mask: Tensor | None = None,
         target_mask: Tensor | None = None,
     ) -> Tensor:
-        """source (B, S), target (B, T) with start_id at its head -> logits (B, T, V)."""
+        """Compute logits (B, T, V) from source (B, S) and target (B, T), which begins with start_id."""
         memory = self.encode(source, source_mask)  # (B, S, D)
         return self.to_logits(self.features(target, memory, source_mask, target_mask))  # (B, T, V)
 
     def new_caches(self, batch: int, memory_length: int) -> Caches:
-        """Empty caches for targets of up to context_length tokens and a memory of memory_length."""
+        """Create empty caches for targets of up to context_length tokens and a memory of memory_length."""
         return Caches(self.decoder, batch, self.config.context_length, memory_length)

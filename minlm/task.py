@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 
+from minlm.attention_maps import attention_maps
 from minlm.data import ReplyDataset, TokenizedDataset, encode_splits, fit_context, text_size
 from minlm.evaluate import (
     TextLoss,
@@ -27,7 +28,6 @@ from minlm.evaluate import (
 from minlm.generate import SamplingConfig, beam_search
 from minlm.lm import LMConfig, TransformerLM
 from minlm.losses import token_loss
-from minlm.plots import attention_maps
 from minlm.presets import RunConfig
 from minlm.screenplay.script import parse_script, reply_pairs
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
@@ -40,8 +40,7 @@ from minlm.training.distributed import (
     rank,
     world_size,
 )
-from minlm.training.hardware import Precision
-from minlm.training.loop import Metrics
+from minlm.training.loop import Metrics, Precision
 from minlm.transformer import record_attention
 from minlm.writing import Tokenizer, write
 

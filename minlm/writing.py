@@ -1,41 +1,36 @@
-"""Text in, text out: prompts and stop strings around `minlm.generate`, which knows ids only."""
+"""Generation from text to text: prompts, stop strings and streaming around `minlm.generate`."""
 
 import codecs
 from collections.abc import Iterator, Sequence
 
-from minlm.generate import DecodingState, Model, SamplingConfig, beam_search, sample, stream
-from minlm.tokenizer import BPETokenizer, CharTokenizer
-
-Tokenizer = CharTokenizer | BPETokenizer
+from minlm.generate import DecodingState, Model, SamplingConfig, beam_search, sample
+from minlm.tokenizer import Tokenizer
 
 
 class GrowingText:
-    """The text of tokens that come one by one, up to its first stop string, in pieces that no later token changes.
+    """Text of the bytes of tokens, up to its first stop string, in pieces that no later token changes.
 
-    A character of which bytes are missing is held back, and so is what may be the beginning of a stop string: the work
-    per token does not grow with the text. Bytes that are not UTF-8 become U+FFFD.
+    An incomplete character is held back, and so is what may begin a stop string. The work per token does not grow with
+    the text. Bytes that are not UTF-8 become U+FFFD.
     """
 
-    def __init__(self, tokenizer: Tokenizer, stops: Sequence[str]):
-        self.tokenizer, self.stops = tokenizer, stops
+    def __init__(self, stops: Sequence[str]):
+        self.stops = stops
         self.decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self.held, self.stopped = "", False
 
-    def add(self, token: int) -> str:
-        """The piece that the token settles, "" while there is none."""
-        return self._settle(self.decoder.decode(self.tokenizer.token_bytes(token)))
-
-    def end(self) -> str:
-        """The last piece, when no token follows."""
-        return self._settle(self.decoder.decode(b"", final=True)) + self.held
-
-    def _settle(self, new: str) -> str:
+    def add(self, token: bytes) -> str:
+        """Return the piece that a token completes, "" if none."""
         if self.stopped:
             return ""
-        text, self.stopped = cut(self.held + new, self.stops)
+        text, self.stopped = cut(self.held + self.decoder.decode(token, final=not token), self.stops)
         n_held = 0 if self.stopped else max((begun(text, stop) for stop in self.stops), default=0)
         self.held = text[len(text) - n_held :]
         return text[: len(text) - n_held]
+
+    def end(self) -> str:
+        """Return the last piece, when no token follows."""
+        return self.add(b"") + self.held
 
 
 def write(
@@ -45,40 +40,36 @@ def write(
     config: SamplingConfig,
     stops: Sequence[str] = (),
 ) -> list[str]:
-    """What follows each prompt (from an EncoderDecoder: the reply to it), up to its first stop string.
+    """Return the text after each prompt (from an EncoderDecoder: the reply), up to its first stop string.
 
-    ValueError: an empty stop string or prompt, a prompt with characters outside the vocabulary.
+    ValueError for an empty stop string or prompt, and for a prompt with characters outside the vocabulary.
     """
-    check_stops(stops)
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    growing = [GrowingText(tokenizer, stops) for _ in prompts]
-    pieces = [[] for _ in prompts]
+    ids, growing = prompt_ids(tokenizer, prompts, stops), [GrowingText(stops) for _ in prompts]
+    texts = [""] * len(prompts)
     for step in sample(DecodingState(model, ids, tokenizer.end_id), config):
         for row, token in step:
-            pieces[row].append(growing[row].add(token))
+            texts[row] += growing[row].add(tokenizer.token_bytes(token))
         if all(growing[row].stopped for row, _ in step):
             break
-    return ["".join([*row, text.end()]) for row, text in zip(pieces, growing, strict=True)]
+    return [text + rest.end() for text, rest in zip(texts, growing, strict=True)]
 
 
 def write_best(
     model: Model, tokenizer: Tokenizer, prompts: Sequence[str], max_new_tokens: int, width: int
 ) -> list[str]:
-    """As `write`, but the likeliest text that a beam of `width` finds instead of a drawn one."""
-    ids = [prompt_ids(tokenizer, prompt) for prompt in prompts]
-    return [
-        tokenizer.decode(best) for best, _ in beam_search(model, ids, max_new_tokens, width, tokenizer.end_id)
-    ]
+    """Return the text of beam search after each prompt, with `width` beams."""
+    ids = prompt_ids(tokenizer, prompts)
+    found = beam_search(model, ids, max_new_tokens, width, tokenizer.end_id)
+    return [tokenizer.decode(best) for best, _ in found]
 
 
 def stream_text(
     model: Model, tokenizer: Tokenizer, prompt: str, config: SamplingConfig, stops: Sequence[str] = ()
 ) -> Iterator[str]:
-    """Yield the text that `write` returns for one prompt, each piece as soon as it is settled (see GrowingText)."""
-    check_stops(stops)
-    growing = GrowingText(tokenizer, stops)
-    for token in stream(model, prompt_ids(tokenizer, prompt), config, tokenizer.end_id):
-        if piece := growing.add(token):
+    """Yield the text that `write` returns for one prompt, each piece as soon as it is complete (see GrowingText)."""
+    ids, growing = prompt_ids(tokenizer, [prompt], stops), GrowingText(stops)
+    for ((_, token),) in sample(DecodingState(model, ids, tokenizer.end_id), config):
+        if piece := growing.add(tokenizer.token_bytes(token)):
             yield piece
         if growing.stopped:
             return
@@ -87,24 +78,24 @@ def stream_text(
 
 
 def cut(text: str, stops: Sequence[str]) -> tuple[str, bool]:
-    """The text before the stop string that is complete first (the longest of such), and whether there is one."""
+    """Return the text before its first stop string and True; without a stop string, the text and False.
+
+    The first is the one that is complete first; of several, the longest.
+    """
     found = [(text.find(stop) + len(stop), text.find(stop)) for stop in stops if stop in text]  # (end, start)
     return (text[: min(found)[1]], True) if found else (text, False)
 
 
 def begun(text: str, stop: str) -> int:
-    """Number of characters at the end of the text that are the beginning of the stop string."""
+    """Count the characters at the end of the text that begin the stop string."""
     return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)
 
 
-def check_stops(stops: Sequence[str]) -> None:
+def prompt_ids(tokenizer: Tokenizer, prompts: Sequence[str], stops: Sequence[str] = ()) -> list[list[int]]:
+    """Return the ids of each prompt. ValueError for an empty prompt or stop string."""
     if "" in stops:
-        raise ValueError("a stop string is empty: it would end every text before it begins")
-
-
-def prompt_ids(tokenizer: Tokenizer, prompt: str) -> list[int]:
-    """The ids of a prompt; ValueError where it has none."""
-    ids = tokenizer.encode(prompt)
-    if not ids:
-        raise ValueError("the prompt is empty: give at least one character to begin with")
+        raise ValueError("a stop string is empty: it would end every text; leave it out")
+    ids = [tokenizer.encode(prompt) for prompt in prompts]
+    if [] in ids:
+        raise ValueError("the prompt is empty: give at least one character")
     return ids

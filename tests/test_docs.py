@@ -247,7 +247,7 @@ def test_gpt_in_one_file_draws_the_librarys_tokens(drawn, temperature, top_k, se
     for prompt, n_new in ((short, length - len(short) + 1), (long, 1)):
         config = SamplingConfig(max_new_tokens=n_new, temperature=temperature, top_k=top_k, seed=seed)
         with record_attention(library):
-            (expected,) = generate(library, [prompt], config, cached=False)
+            (expected,) = generate(library, [prompt], config)
         generator = torch.Generator().manual_seed(seed)
         assert one_file_gpt.sample(ours, prompt, n_new, temperature, top_k, generator) == expected
 

@@ -9,7 +9,8 @@ from pathlib import Path, PureWindowsPath
 
 from minclip.data.config import DataConfig
 from minclip.data.records import Record, split_by_image, warn_of_missing
-from minclip.data.sources import FileNames, file_records, given_path, read_text
+from minclip.data.sources import FileNames, file_records, given_path
+from minlm.training.files import read_text
 
 TEXT_FOLDERS = (".", "Flickr8k_text")
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")
@@ -87,7 +88,7 @@ def read_captions(path: Path, rows_of: Rows) -> dict[str, list[str]]:
     """Read the captions of each image name; folders before names and empty captions are dropped."""
     captions: dict[str, list[str]] = {}
     try:
-        for name, caption in rows_of(path, io.StringIO(read_text(path), newline="")):
+        for name, caption in rows_of(path, io.StringIO(read_text(path, newline=""), newline="")):
             if caption.strip():
                 captions.setdefault(PureWindowsPath(name.strip()).name, []).append(caption.strip())
     except csv.Error as error:

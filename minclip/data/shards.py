@@ -21,12 +21,12 @@ from tqdm import tqdm
 
 from minclip.data.config import TEMPLATES, DataConfig
 from minclip.data.records import Record, class_captions, warn_of_missing
-from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
+from minclip.data.sources import SPLITS, distinct_names, given_path
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
 from minlm.training.bounds import at_least
-from minlm.training.checkpoint import replace_text
 from minlm.training.distributed import from_first_process, rank, world_size
+from minlm.training.files import read_json, read_text, replace_text
 from minlm.training.state import TrainConfig
 
 TEMPLATE_FILE = "zeroshot_classification_templates.txt"
@@ -168,7 +168,7 @@ def keep_sizes(folder: Path, sizes: Mapping[Path, int], counted: Sequence[int]) 
 
 def read_sizes(path: Path) -> dict[str, int]:
     """Read {shard: number of samples} from a sizes.json; {} if there is none. ValueError for other content."""
-    sizes = read_json(path) if path.is_file() else {}
+    sizes = read_json(path, "fetch it again") if path.is_file() else {}
     if not isinstance(sizes, dict) or not all(type(size) is int and size >= 0 for size in sizes.values()):
         raise ValueError(f"{str(path)!r} is not a table of shards and numbers of samples: remove it")
     return sizes

@@ -1,6 +1,5 @@
-"""Shared by the readers of files: names of splits, classes and image files; records of image files; texts; JSON."""
+"""Shared by the readers of files: names of splits, classes and image files; records of image files."""
 
-import json
 import os
 import unicodedata
 import warnings
@@ -8,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from minclip.data.records import Record, open_image, warn_of_missing
 
@@ -146,22 +144,3 @@ def distinct_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
         if count > 1 or not name.strip():
             raise ValueError(f"{str(path)!r} names {count} classes {name!r}: give each a name of its own")
     return tuple(names)
-
-
-def read_text(path: Path) -> str:
-    """Read a UTF-8 text, keeping line ends but no byte-order mark. ValueError if it is missing or not UTF-8."""
-    try:
-        return path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; is the path right?") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file; ValueError if it is missing or not JSON."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}; fetch it again") from error

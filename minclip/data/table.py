@@ -20,12 +20,12 @@ from minclip.data.sources import (
     by_split,
     file_records,
     given_path,
-    read_text,
     split_name,
     warn_of_empty,
     warn_of_repeats,
 )
 from minlm.training.bounds import within
+from minlm.training.files import read_text
 
 SEPARATORS = (",", "\t", ";", "|")
 IMAGE_COLUMNS = (
@@ -69,7 +69,7 @@ class TableConfig(DataConfig):
             raise ValueError(
                 f"{self.path!r} is not a file: give the table of images and captions (--data.path FILE)"
             )
-        text = read_text(path)
+        text = read_text(path, newline="")  # captions may contain line ends
         is_jsonl = text.lstrip().startswith("{")  # not by the suffix
         columns, rows = read_jsonl(path, text) if is_jsonl else read_csv(path, text, self)
         image, caption, split = pick_columns(columns, self.image_column, self.caption_column, path)

@@ -15,7 +15,7 @@ from minlm.generate import (
     generate,
     min_p_filter,
     penalise_repetition,
-    stream,
+    sample,
     token_probabilities,
     top_k_filter,
     top_p_filter,
@@ -24,9 +24,9 @@ from minlm.generate import (
 from minlm.lm import LMConfig, TransformerLM
 from minlm.seq2seq import EncoderDecoder
 from minlm.training.config import field_help
+from tests.minlm.reference import randomise
 from tests.minlm.test_lm import lm_configs
 from tests.minlm.test_seq2seq import seq2seq_configs
-from tests.minlm.test_transformer import randomise
 
 seeds = st.integers(0, 10**6)
 short_contexts = st.integers(1, 7)
@@ -74,12 +74,12 @@ def test_the_window_drops_its_older_half_when_it_is_full(context_length, length)
     assert window(list(range(length)), context_length) == seen
 
 
-@given(any_config, seeds, st.booleans(), st.data())
-def test_cache_is_no_cache_and_no_batch(config, seed, cached, data):
+@given(any_config, seeds, st.data())
+def test_cache_is_no_cache_and_no_batch(config, seed, data):
     """Logits along any continuation, for prompts of any lengths, far past the window, in every position form."""
     model = model_of(config, seed)
     prompts = drawn_prompts(data, config)
-    state, texts = DecodingState(model, prompts, cached=cached), [[] for _ in prompts]
+    state, texts = DecodingState(model, prompts), [[] for _ in prompts]
     generator = torch.Generator().manual_seed(seed)
     for _ in range(2 * config.context_length + 2):
         logits = state.next_logits()
@@ -102,20 +102,8 @@ def test_with_a_cache_each_token_is_read_once_and_the_arrays_are_made_once():
     for _ in range(12):
         state.next_logits()
         state.append([4])
-    assert widths == [
-        3,
-        1,
-        1,
-        1,
-        1,
-        1,
-        5,
-        1,
-        1,
-        1,
-        5,
-        1,
-    ]  # 8 are full; 4 of them and the new one are read again
+    # 8 tokens are full: 4 of them and the new one are computed again.
+    assert widths == [3, *[1] * 5, 5, 1, 1, 1, 5, 1]
     assert cache.keys.data_ptr() == arrays
     assert cache.keys.shape[2] == 8
 
@@ -126,28 +114,18 @@ def test_a_text_is_what_it_is_alone(config, seed, sampling, data):
     model, prompts = model_of(config, seed), drawn_prompts(data, config)
     stop = data.draw(st.none() | st.integers(0, config.vocab_size - 1))
     texts = generate(model, prompts, sampling, stop)
-    assert texts == generate(model, prompts, sampling, stop, cached=False)
     for i, prompt in enumerate(prompts):
         options = vars(sampling) | {"seed": sampling.seed + i}
         assert [texts[i]] == generate(model, [prompt], SamplingConfig(**options), stop)
 
 
-@given(any_config, seeds, samplings, st.booleans(), st.data())
-def test_streaming_is_generating(config, seed, sampling, cached, data):
-    model, prompts = model_of(config, seed), drawn_prompts(data, config, n_most=1)
-    stop = data.draw(st.none() | st.integers(0, config.vocab_size - 1))
-    assert [list(stream(model, prompts[0], sampling, stop, cached))] == generate(
-        model, prompts, sampling, stop
-    )
-
-
-def test_streaming_gives_each_token_before_the_next_is_computed():
+def test_each_token_is_given_before_the_next_is_computed():
     model, calls = model_of(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=5), 0), []
     model.transformer.register_forward_hook(lambda *_: calls.append(1))
-    tokens = stream(model, [1, 2], greedy)
+    steps = sample(DecodingState(model, [[1, 2]]), greedy)
     for n in range(4):
         assert len(calls) == n
-        next(tokens)
+        next(steps)
 
 
 @given(any_config, seeds, samplings, st.data())
@@ -323,16 +301,15 @@ def best_of_all(model, prompt, n_new, stop, length_penalty):
     st.integers(1, 3),
     st.booleans(),
     st.sampled_from([0.0, 0.6, 2.0]),
-    st.booleans(),
     st.data(),
 )
-def test_a_beam_as_wide_as_the_tree_finds_the_best(config, seed, n_new, stops, length_penalty, cached, data):
+def test_a_beam_as_wide_as_the_tree_finds_the_best(config, seed, n_new, stops, length_penalty, data):
     config = type(config)(
         **vars(config) | {"vocab_size": 3} | ({} if isinstance(config, LMConfig) else {"start_id": 1})
     )
     model, prompts = model_of(config, seed), drawn_prompts(data, config, n_most=2)
     stop = data.draw(st.integers(0, 2)) if stops else None
-    found = beam_search(model, prompts, n_new, 3**n_new, stop, length_penalty, cached)
+    found = beam_search(model, prompts, n_new, 3**n_new, stop, length_penalty)
     for prompt, (reply, score) in zip(prompts, found, strict=True):
         best, best_score = best_of_all(model, prompt, n_new, stop, length_penalty)
         assert (reply, score) == (best, pytest.approx(best_score, abs=1e-9))
@@ -346,13 +323,13 @@ def test_a_beam_goes_on_where_a_long_reply_may_be_better():
     assert beam_search(model, [[0]], 5, 32, 1, 6.0) == [(best, pytest.approx(best_score, abs=1e-9))]
 
 
-@given(any_config, seeds, st.integers(1, 4), st.sampled_from([0.0, 0.6]), st.booleans(), st.data())
-def test_a_beam_tells_its_replys_score_and_neighbours_change_nothing(
-    config, seed, width, length_penalty, cached, data
+@given(any_config, seeds, st.integers(1, 4), st.sampled_from([0.0, 0.6]), st.data())
+def test_a_beam_reports_its_replys_score_and_neighbours_change_nothing(
+    config, seed, width, length_penalty, data
 ):
     model, prompts = model_of(config, seed), drawn_prompts(data, config)
     stop = data.draw(st.none() | st.integers(0, config.vocab_size - 1))
-    found = beam_search(model, prompts, 7, width, stop, length_penalty, cached)
+    found = beam_search(model, prompts, 7, width, stop, length_penalty)
     for prompt, (reply, score) in zip(prompts, found, strict=True):
         ended = reply if len(reply) == 7 else [*reply, stop]
         expected = log_probability(model, prompt, ended) / divisor(len(ended), length_penalty)
@@ -398,9 +375,9 @@ def test_impossible_samplings_are_refused(options, message):
     [
         ([], None, "no prompts: give at least one"),
         ([[1], []], None, "prompt 1 is empty: give at least one token"),
-        ([[1], [2, 5]], None, "id 5 is outside the vocabulary: the model's run from 0 to 4"),
-        ([[-1]], None, "id -1 is outside the vocabulary: the model's run from 0 to 4"),
-        ([[1]], 7, "id 7 is outside the vocabulary: the model's run from 0 to 4"),
+        ([[1], [2, 5]], None, "id 5 is outside the vocabulary: ids of this model run from 0 to 4"),
+        ([[-1]], None, "id -1 is outside the vocabulary: ids of this model run from 0 to 4"),
+        ([[1]], 7, "id 7 is outside the vocabulary: ids of this model run from 0 to 4"),
     ],
 )
 def test_impossible_prompts_are_refused_before_the_first_token(prompts, stop, message):
@@ -409,13 +386,10 @@ def test_impossible_prompts_are_refused_before_the_first_token(prompts, stop, me
         generate(model, prompts, greedy, stop)
     with pytest.raises(ValueError, match=message):
         beam_search(model, prompts, 3, 2, stop)
-    if prompts:
-        with pytest.raises(ValueError, match=message.replace("prompt 1", "prompt 0")):
-            stream(model, prompts[-1], greedy, stop)
 
 
 def test_a_model_in_training_mode_is_refused():
-    with pytest.raises(ValueError, match=r"in training mode, where dropout acts: call model.eval\(\) first"):
+    with pytest.raises(ValueError, match=r"in training mode, with dropout: call model.eval\(\) first"):
         generate(TransformerLM(LMConfig(n_layers=1)), [[1]], greedy)
 
 

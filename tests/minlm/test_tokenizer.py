@@ -241,13 +241,13 @@ def one_line(call, match):
 
 
 def test_bad_arguments_are_named():
-    one_line(lambda: CharTokenizer(""), "empty text")
-    one_line(lambda: CharTokenizer("a", ("unk",)), r"specials \('unk',\) must be different ones of")
-    one_line(lambda: CharTokenizer("a", ("end", "end")), "must be different ones of")
-    one_line(lambda: train_bpe("abc", 256), "vocab_size 256 is too small: ask for at least 257")
+    one_line(lambda: CharTokenizer(""), "the text is empty")
+    one_line(lambda: CharTokenizer("a", ("unk",)), r"specials \('unk',\) must be different names of")
+    one_line(lambda: CharTokenizer("a", ("end", "end")), "must be different names of")
+    one_line(lambda: train_bpe("abc", 256), "vocab_size 256 is too small: give at least 257")
     one_line(
         lambda: train_bpe("abc", 4000),
-        "--model.vocab_size 4000 is .* text of 3 characters yields: ask for at most 259",
+        "--model.vocab_size 4000 is .* text of 3 characters yields: give at most 259",
     )
     assert train_bpe("abc", 259).vocab_size == 259
     one_line(lambda: BPETokenizer({b"a": 0}), "255 missing")
@@ -264,12 +264,12 @@ def test_bad_files_are_named(tmp_path):
         (b"\xff\xfe", "not UTF-8"),
         (b"once upon a time", "neither JSON nor lines"),
         (b"once upon", "neither JSON nor lines"),
-        (b"{", "damaged or no tokenizer"),
-        (b'{"kind": ' + b"[" * 100_000, "damaged or no tokenizer"),
+        (b"{", "damaged or not a run's tokenizer"),
+        (b'{"kind": ' + b"[" * 100_000, "damaged or not a run's tokenizer"),
         (b'{"kind": "bpe", "tokens": ["YQ=="], "specials": [], "digest": ""}', "damaged"),
-        (b'{"model": {}}', "damaged or no tokenizer"),
-        (b"YQ== 0\n", "holds 1 tokens where GPT-2's holds 50256"),
-        (b"", "holds 0 tokens"),
+        (b'{"model": {}}', "damaged or not a run's tokenizer"),
+        (b"YQ== 0\n", "has 1 tokens, GPT-2's has 50256"),
+        (b"", "has 0 tokens"),
     ]:
         (tmp_path / "file").write_bytes(content)
         one_line(lambda: load_tokenizer(tmp_path / "file"), match)
@@ -288,14 +288,17 @@ def test_a_changed_file_is_refused(tokenizer, tmp_path):
         file.write_text(json.dumps(saved | change))
         if change == {"kind": "words"} and tokens:
             continue  # the kind of a BPE says nothing its other fields do not
-        one_line(lambda: load_tokenizer(file), "damaged or no tokenizer")
+        one_line(lambda: load_tokenizer(file), "damaged or not a run's tokenizer")
     file.write_text(json.dumps(saved)[:-40])
-    one_line(lambda: load_tokenizer(tmp_path), "damaged or no tokenizer")
+    one_line(lambda: load_tokenizer(tmp_path), "damaged or not a run's tokenizer")
 
 
 def test_gpt2_files_that_do_not_fit_are_refused(tmp_path):
     write_gpt2(tmp_path, extra=50257)
-    one_line(lambda: load_tokenizer(tmp_path), "encoder.json and vocab.bpe do not fit together")
+    one_line(
+        lambda: load_tokenizer(tmp_path),
+        "encoder.json and vocab.bpe do not fit together .*: fetch both again",
+    )
     write_gpt2(tmp_path, A=7)
     one_line(lambda: load_tokenizer(tmp_path), "do not fit together")
     write_gpt2(tmp_path, version="Ü \u4e00\n")

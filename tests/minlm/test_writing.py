@@ -35,10 +35,10 @@ class Parrot(nn.Module):
         self.eval()
 
     def new_caches(self, batch):
-        return None
+        return SimpleNamespace(length=0, clear=lambda: None)
 
     def features(self, tokens, token_mask, caches):
-        return token_mask.cumsum(dim=1)
+        return (torch.ones_like(tokens) if token_mask is None else token_mask).cumsum(dim=1)
 
     def to_logits(self, n_seen):
         return 9.0 * nn.functional.one_hot(self.ids[n_seen - self.prompt_length], self.config.vocab_size)

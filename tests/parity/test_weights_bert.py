@@ -7,7 +7,7 @@ import torch
 
 from minclip.data.tokenizer import WordPiece
 from minclip.pretrained import load_text_tower, save_text_tower
-from minclip.pretrained.towers import TEXT_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from tests.parity.drawing import agree, assert_identity, difference, randomise
 
 transformers = pytest.importorskip("transformers")
@@ -47,12 +47,12 @@ def distilbert_config(seed: int):
 
 
 def compare(folder, model, prefix: str, dtypes=BOTH) -> None:
-    """Assert that the file's tower equals the model's body on real tokens; padding is masked in both."""
+    """Compare the file's tower with the model's body on real tokens; padding is masked in both."""
     model.save_pretrained(folder)
     body = getattr(model, prefix.rstrip("."), model)
     ours = load_text_tower(folder)
     source = read_source(folder)
-    rows = plan_tower(source, TEXT_LAYOUTS, {}).rows
+    rows = plan_tower(source, "text tower", {}).rows
     assert_identity(ours, rows, source.tensors)
     tokens = torch.randint(1, model.config.vocab_size, (3, 8))  # 0 is padding, which gets no gradient there
     mask = torch.tensor([8, 3, 5])[:, None] > torch.arange(8)
@@ -96,7 +96,7 @@ def test_published_size(tmp_path):
     compare(tmp_path, randomise(transformers.DistilBertModel(config), 0), "distilbert.", (torch.float32,))
 
 
-def test_other_choices_of_pooling(tmp_path):
+def test_the_pooling_of_another_choice(tmp_path):
     model = randomise(transformers.BertModel(bert_config(1)), 1)
     model.save_pretrained(tmp_path)
     assert load_text_tower(tmp_path).config.pool == "pooler"

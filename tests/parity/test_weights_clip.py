@@ -9,8 +9,7 @@ import torch
 from minclip.data.tokenizer import WordPiece
 from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.pretrained import export, load_clip, load_clip_model, load_image_tower, load_text_tower
-from minclip.pretrained.clips import plan_clip
-from minclip.pretrained.towers import read_source
+from minclip.pretrained.load import plan_clip, read_source
 from minlm.pretrained.weight_files import read_file
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 
@@ -21,7 +20,7 @@ MARKERS = ("input_resolution", "context_length", "vocab_size")
 
 
 def draw_options(seed: int, head_width: int = 16) -> dict:
-    """Draw the model_cfg of a small open_clip model: a ViT for even seeds, else a ResNet."""
+    """Draw model_cfg of a small open_clip model: a ViT if the seed is even, else a ResNet."""
     rng = random.Random(f"clip/{seed}")
     if seed % 2:
         layers = [rng.randint(1, 2) for _ in range(4)]
@@ -50,7 +49,7 @@ def draw_texts(vocab_size: int, length: int):
 
 
 def compare(ours, theirs, source, encode_image, encode_text, given=None, dtypes=BOTH) -> None:
-    """Compare embeddings and gradients; encode_image, encode_text: theirs, not normalised."""
+    """Compare embeddings and gradients; encode_image, encode_text: theirs, of any length."""
     rows = plan_clip(source, given or {}).rows
     assert_identity(ours, rows, source.tensors)
     images = torch.randn(3, 3, *ours.config.image.image_size)
@@ -69,7 +68,7 @@ def compare(ours, theirs, source, encode_image, encode_text, given=None, dtypes=
 
 @pytest.mark.parametrize("seed", range(8))
 def test_drawn_open_clips(seed, tmp_path):
-    """Files as open_clip saves them: weights with their config, or a checkpoint of a distributed run."""
+    """As open_clip saves them: either file with its config, or a training checkpoint of a distributed run."""
     options = draw_options(seed)
     theirs = randomise(open_clip.CLIP(**options), seed)
     config = {"model_cfg": options, "preprocess_cfg": {"mean": [0.5] * 3, "std": [0.25] * 3}}
@@ -83,7 +82,7 @@ def test_drawn_open_clips(seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_open_clip_with_a_custom_text_tower_and_a_sigmoid_loss(seed, tmp_path):
+def test_open_clip_with_a_text_tower_of_its_own_and_a_sigmoid_loss(seed, tmp_path):
     options = draw_options(2 * seed) | {"init_logit_bias": -7.0}
     theirs = randomise(open_clip.CustomTextCLIP(**options), seed)
     config = {"model_cfg": options | {"custom_text": True}}
@@ -95,7 +94,7 @@ def test_open_clip_with_a_custom_text_tower_and_a_sigmoid_loss(seed, tmp_path):
 
 
 @pytest.mark.parametrize("side", [28, 56, 84])
-def test_another_size_is_interpolated_as_in_open_clip(side, tmp_path):
+def test_positions_are_interpolated_as_by_open_clip(side, tmp_path):
     """Positions for 14 x 14 patches, shrunk and enlarged."""
     options = draw_options(0)
     options["vision_cfg"] |= {"patch_size": 4, "image_size": 56}
@@ -113,7 +112,7 @@ def test_another_size_is_interpolated_as_in_open_clip(side, tmp_path):
 
 
 class Published(torch.nn.Module):
-    """Module as OpenAI traced it: the parts of a CLIP at the top level, and three numbers as buffers."""
+    """The module that OpenAI traced: the parts of a CLIP at the top, and three numbers among its buffers."""
 
     def __init__(self, clip, numbers):
         super().__init__()
@@ -133,7 +132,7 @@ class Published(torch.nn.Module):
 
 
 def write_archive(clip, options, path):
-    """Write a TorchScript archive of OpenAI's layout."""
+    """Write a true TorchScript archive of OpenAI's layout."""
     side = options["vision_cfg"]["image_size"]
     text = options["text_cfg"]
     numbers = (side, text["context_length"], text["vocab_size"])
@@ -177,7 +176,7 @@ PUBLISHED = {
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_size(name, tmp_path):
-    """A published size as a TorchScript archive, loaded here and by open_clip."""
+    """As OpenAI publishes it: a TorchScript archive; loaded here and by open_clip's own loader."""
     options = open_clip.get_model_config(PUBLISHED[name][0]) | {"quick_gelu": True}
     theirs = randomise(open_clip.CLIP(**options), 1)
     path = write_archive(theirs, options, tmp_path / "published.pt")
@@ -239,8 +238,8 @@ def test_single_towers_of_transformers(seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_exported_weights_open_in_the_original_library(seed, tmp_path):
-    """A model of transformers exported as hf-clip and open_clip; its last id ends no text."""
+def test_export_opens_in_its_owners_library(seed, tmp_path):
+    """A model of transformers, written as hf-clip and as open_clip, with a WordPiece whose last id ends no text."""
     tokenizer = WordPiece.train(["a dog on the beach", "the cat"] * 2, 60)
     theirs = hf_clip(seed)
     theirs.config.text_config.eos_token_id = tokenizer.end_id
@@ -275,7 +274,7 @@ def test_exported_weights_open_in_the_original_library(seed, tmp_path):
 
 @pytest.mark.parametrize("seed", range(2))
 def test_export_to_openai_opens_with_its_loader(seed, tmp_path, data_root):
-    """The export has CLIP's vocabulary and weights in half precision, to which OpenAI's loader rounds."""
+    """And with CLIP's vocabulary. OpenAI's loader rounds weights to half precision: so are these."""
     vocabulary = data_root / "vocab" / "bpe_simple_vocab_16e6.txt.gz"
     options = draw_options(seed, head_width=64) | {"quick_gelu": True}
     options["text_cfg"]["vocab_size"] = 49408
