@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from minclip.losses import clip_logits, clip_loss, full_precision, sigmoid_loss, soft_target_loss
+from minclip.tiled_losses import tiled_clip_loss, tiled_sigmoid_loss
 from minclip.towers.freezing import Tower
 from minclip.towers.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from minclip.towers.projection import Projection, make_projection
@@ -22,6 +23,7 @@ from minlm.training.batches import Batch
 from minlm.training.bounds import Bounded, at_least, within
 
 MAX_LOGIT_SCALE = log(100)  # Radford et al. 2021, section 2.5: cosines are scaled by at most 100
+LARGE_BATCH = 1024  # pairs from which the losses in tiles are as fast as the written-out ones
 TOWERS: dict[type, type[Tower]] = {
     VisionTransformerConfig: VisionTransformer,
     ResNetConfig: ResNet,
@@ -130,8 +132,14 @@ def embed_batch(model: CLIP, batch: Batch) -> tuple[Tensor, Tensor]:
 def contrastive_loss(
     model: CLIP, images: Tensor, texts: Tensor, groups: Tensor | None = None
 ) -> tuple[Tensor, int]:
-    """Compute the config's loss on embeddings (B, E) -> (sum over pairs, number of pairs). groups: (B,)."""
+    """Compute the config's loss on embeddings (B, E) -> (sum over pairs, number of pairs). groups: (B,).
+
+    From LARGE_BATCH pairs on, InfoNCE and the sigmoid loss are computed in tiles.
+    """
+    large = len(images) >= LARGE_BATCH
     if model.logit_bias is not None:
-        return sigmoid_loss(images, texts, model.logit_scale, model.logit_bias, groups)
-    loss = soft_target_loss if model.config.loss == "soft_targets" else clip_loss
-    return loss(images, texts, model.logit_scale, groups)
+        loss = tiled_sigmoid_loss if large else sigmoid_loss
+        return loss(images, texts, model.logit_scale, model.logit_bias, groups)
+    if model.config.loss == "soft_targets":
+        return soft_target_loss(images, texts, model.logit_scale, groups)
+    return (tiled_clip_loss if large else clip_loss)(images, texts, model.logit_scale, groups)

@@ -8,9 +8,13 @@ is the set that pair i is compared with. Pairs of one group (captions of one ima
 negatives nor positives of each other. With unique groups, or none, N(i) is the batch.
 """
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+TILE_SIZE = 2**20  # entries of a tile of a (B, B) matrix: 4 MiB in float32, about what a cache holds
 
 
 def full_precision(x: Tensor) -> Tensor:
@@ -23,6 +27,13 @@ def clip_logits(images: Tensor, texts: Tensor, logit_scale: Tensor) -> Tensor:
     # Outside autocast: in bfloat16 a logit near 50 has a resolution of 0.25, and close cosines would tie.
     with torch.autocast(images.device.type, enabled=False):
         return logit_scale.exp() * images @ texts.T  # (N, M)
+
+
+def tiles(n_pairs: int) -> Iterator[slice]:
+    """Cut the rows of an (n_pairs, n_pairs) matrix into tiles of at most TILE_SIZE entries, or of one row."""
+    n_rows = max(1, TILE_SIZE // n_pairs)
+    for start in range(0, n_pairs, n_rows):
+        yield slice(start, min(start + n_rows, n_pairs))
 
 
 def compared_pairs(groups: Tensor) -> Tensor:
@@ -68,12 +79,13 @@ def sigmoid_loss(
     return losses.sum(), len(logits)
 
 
-def sigmoid_chance(compared: Tensor) -> Tensor:
+def sigmoid_chance(n_compared: Tensor) -> Tensor:
     """Compute the lowest sigmoid_loss per pair of a model that gives all compared pairs one probability p.
 
-    compared: (B, B). B of the pairs are positive, so p = B / pairs; the loss is (- p ln p - (1 - p) ln(1 - p)) / p.
+    n_compared: |N(i)|, (B,). Of their sum B are positive, so p = B / sum; the loss is
+    (- p ln p - (1 - p) ln(1 - p)) / p.
     """
-    p = len(compared) / compared.sum()
+    p = len(n_compared) / n_compared.sum()
     return (torch.special.entr(p) + torch.special.entr(1 - p)) / p
 
 
@@ -113,18 +125,26 @@ def contrastive_metrics(
 
     chance: mean of ln |N(i)|, or `sigmoid_chance` if there is a logit_bias. top1: share of images whose own text
     scores strictly highest in N(i). scale: exp(logit_scale). positive_cosine, negative_cosine: means over pairs and
-    over pairs of different groups. bias: logit_bias, if any.
+    over pairs of different groups. bias: logit_bias, if any. No tensor is larger than a tile, (R, B).
     """
-    cosine = clip_logits(images, texts, torch.zeros_like(logit_scale))  # (B, B)
-    negative = groups[:, None] != groups  # (B, B)
-    own = cosine.diagonal()  # (B)
+    _, group, sizes = groups.unique(return_inverse=True, return_counts=True)  # group: (B,), from 0
+    n_negatives = len(groups) - sizes[group]  # (B)
+    zero = torch.zeros_like(logit_scale)
+    own, hits = (images * texts).sum(dim=1), []  # (B)
+    for rows in tiles(len(images)):
+        cosine = clip_logits(images[rows], texts, zero)  # (R, B)
+        others = cosine.masked_fill(groups[rows, None] == groups, -2.0)  # (R, B)
+        hits.append(cosine[:, rows].diagonal() > others.amax(dim=1))
+    # The cosines of all pairs less those within groups; a sum of cosines is the product of two sums.
+    sums = [side.new_zeros(len(sizes), side.shape[1]).index_add(0, group, side) for side in (images, texts)]
+    total = (sums[0].sum(dim=0) * sums[1].sum(dim=0)).sum() - (sums[0] * sums[1]).sum()
     metrics: dict[str, Tensor | float] = {
-        "chance": (1 + negative.sum(dim=1)).float().log().mean(),
-        "top1": (own > torch.where(negative, cosine, -2.0).amax(dim=1)).float().mean(),
+        "chance": (1 + n_negatives).float().log().mean(),
+        "top1": torch.cat(hits).float().mean(),
         "scale": logit_scale.exp(),
         "positive_cosine": own.mean(),
-        "negative_cosine": cosine[negative].mean() if negative.any() else torch.zeros(()),
+        "negative_cosine": total / n_negatives.sum().clamp(min=1),
     }
     if logit_bias is not None:
-        metrics |= {"chance": sigmoid_chance(compared_pairs(groups)), "bias": logit_bias.clone()}
+        metrics |= {"chance": sigmoid_chance(1 + n_negatives), "bias": logit_bias.clone()}
     return metrics

@@ -5,32 +5,47 @@ grows with B instead of B^2 (the idea of Inf-CL, Cheng et al. 2024). tests/mincl
 the written-out losses.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.utils.checkpoint import checkpoint
 
-from minclip.losses import clip_logits
-
-TILE_SIZE = 2**22  # entries of a tile: 16 MiB in float32
+from minclip.losses import clip_logits, tiles
 
 
-def tiles(n_pairs: int) -> Iterator[slice]:
-    """Cut the rows of an (n_pairs, n_pairs) matrix into tiles of at most TILE_SIZE entries."""
-    n_rows = max(1, TILE_SIZE // n_pairs)
-    for start in range(0, n_pairs, n_rows):
-        yield slice(start, min(start + n_rows, n_pairs))
+def compared_logits(
+    images: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor | None, rows: slice
+) -> Tensor:
+    """Compute rows of the logits (R, B), with -inf where j is not in N(i)."""
+    logits = clip_logits(images[rows], texts, logit_scale)  # (R, B)
+    if groups is not None:
+        outside = groups[rows, None] == groups  # (R, B)
+        outside[:, rows].fill_diagonal_(False)
+        logits.masked_fill_(outside, float("-inf"))
+    return logits
 
 
-def compared_rows(groups: Tensor, rows: slice) -> Tensor:
-    """Compute rows of the mask `compared_pairs`, (R, B): True where j is in N(i)."""
-    compared = groups[rows, None] != groups  # (R, B)
-    compared[:, rows].fill_diagonal_(True)
-    return compared
+def gradients_by_tiles(
+    images: Tensor, texts: Tensor, logit_scale: Tensor, at_logits: Callable[[slice], Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Compute gradients at images (B, E), texts (B, E), logit_scale and a bias of all logits.
+
+    at_logits: from rows to d loss / d l_ij + [ i = j ] of these rows, (R, B), for l_ij = exp(s) <u_i, v_j> + bias.
+    """
+    at_images, at_texts, at_bias = torch.empty_like(images), torch.zeros_like(texts), -len(images)
+    for rows in tiles(len(images)):
+        gradient = at_logits(rows)  # (R, B)
+        at_bias = at_bias + gradient.sum()
+        gradient[:, rows].diagonal().sub_(1)
+        at_images[rows] = gradient @ texts
+        at_texts.addmm_(gradient.T, images[rows])
+    at_images *= logit_scale.exp()
+    at_texts *= logit_scale.exp()
+    # l_ij = exp(s) <u_i, v_j>, so the gradient at s is the sum over i of <u_i, gradient at u_i>.
+    return at_images, at_texts, (at_images * images).sum(), at_bias
 
 
 class TiledInfoNCE(torch.autograd.Function):
@@ -40,22 +55,15 @@ class TiledInfoNCE(torch.autograd.Function):
     """
 
     @staticmethod
-    def logits(
-        images: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor | None, rows: slice
-    ) -> Tensor:
-        logits = clip_logits(images[rows], texts, logit_scale)  # (R, B)
-        return logits if groups is None else logits.masked_fill_(~compared_rows(groups, rows), float("-inf"))
-
-    @staticmethod
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor | None
     ) -> Tensor:
-        row_sums, column_sums = [], images.new_full((len(images),), float("-inf"))  # (B)
+        row_sums = images.new_empty(len(images))  # (B)
+        column_sums = images.new_full((len(images),), float("-inf"))  # (B)
         for rows in tiles(len(images)):
-            logits = TiledInfoNCE.logits(images, texts, logit_scale, groups, rows)  # (R, B)
-            row_sums.append(logits.logsumexp(dim=1))
+            logits = compared_logits(images, texts, logit_scale, groups, rows)  # (R, B)
+            row_sums[rows] = logits.logsumexp(dim=1)
             column_sums = torch.logaddexp(column_sums, logits.logsumexp(dim=0))  # (B)
-        row_sums = torch.cat(row_sums)  # (B)
         ctx.save_for_backward(images, texts, logit_scale, row_sums, column_sums)
         ctx.groups = groups
         own = logit_scale.exp() * (images * texts).sum(dim=1)  # (B)
@@ -65,18 +73,52 @@ class TiledInfoNCE(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, texts, logit_scale, row_sums, column_sums = ctx.saved_tensors
-        at_images, at_texts = [], torch.zeros_like(texts)
+
+        def at_logits(rows: slice) -> Tensor:
+            logits = compared_logits(images, texts, logit_scale, ctx.groups, rows)  # (R, B)
+            of_columns = (logits - column_sums).exp_()  # (R, B)
+            return logits.sub_(row_sums[rows, None]).exp_().add_(of_columns).div_(2)
+
+        found = gradients_by_tiles(images, texts, logit_scale, at_logits)
+        return gradient * found[0], gradient * found[1], gradient * found[2], None
+
+
+class TiledSigmoid(torch.autograd.Function):
+    """Sum over pairs of `sigmoid_loss`, sum_{j in N(i)} -log sigmoid(-l_ij) - l_ii, and its gradient.
+
+    For j = i this is -log sigmoid(l_ii), since sigmoid(-x) = e^{-x} sigmoid(x).
+    d loss / d l_ij = sigmoid(l_ij) - [ i = j ]
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        images: Tensor,
+        texts: Tensor,
+        logit_scale: Tensor,
+        logit_bias: Tensor,
+        groups: Tensor | None,
+    ) -> Tensor:
+        ctx.save_for_backward(images, texts, logit_scale, logit_bias)
+        ctx.groups = groups
+        own = logit_scale.exp() * (images * texts).sum(dim=1) + logit_bias  # (B)
+        total = -own.sum()
         for rows in tiles(len(images)):
-            logits = TiledInfoNCE.logits(images, texts, logit_scale, ctx.groups, rows)  # (R, B)
-            at_logits = (logits - column_sums).exp_()  # (R, B)
-            at_logits.add_(logits.sub_(row_sums[rows, None]).exp_()).div_(2)
-            at_logits[:, rows].diagonal().sub_(1)
-            at_images.append(at_logits @ texts)
-            at_texts.addmm_(at_logits.T, images[rows])
-        factor = gradient * logit_scale.exp()
-        at_images = factor * torch.cat(at_images)  # (B, E)
-        # l_ij = exp(s) <u_i, v_j>, so the gradient at s is the sum over i of <u_i, gradient at u_i>.
-        return at_images, factor * at_texts, (at_images * images).sum(), None
+            logits = compared_logits(images, texts, logit_scale, groups, rows).add_(logit_bias)  # (R, B)
+            total -= F.logsigmoid(logits.neg_()).sum()
+        return total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+        images, texts, logit_scale, logit_bias = ctx.saved_tensors
+
+        def at_logits(rows: slice) -> Tensor:
+            logits = compared_logits(images, texts, logit_scale, ctx.groups, rows)  # (R, B)
+            return logits.add_(logit_bias).sigmoid_()
+
+        found = gradients_by_tiles(images, texts, logit_scale, at_logits)
+        return *(gradient * x for x in found), None
 
 
 def tiled_clip_loss(
@@ -91,16 +133,5 @@ def tiled_sigmoid_loss(
     images: Tensor, texts: Tensor, logit_scale: Tensor, logit_bias: Tensor, groups: Tensor | None = None
 ) -> tuple[Tensor, int]:
     """Compute `sigmoid_loss` in tiles: embeddings (B, E), groups (B,) -> (sum over pairs, number of pairs)."""
-
-    def loss_of_rows(some: Tensor, texts: Tensor, rows: slice) -> Tensor:
-        logits = clip_logits(some, texts, logit_scale) + logit_bias  # (R, B)
-        signs = torch.full_like(logits, -1)  # (R, B)
-        signs[:, rows].fill_diagonal_(1)
-        losses = -F.logsigmoid(signs * logits)
-        return (losses if groups is None else losses * compared_rows(groups, rows)).sum()
-
-    losses = [
-        checkpoint(loss_of_rows, images[rows], texts, rows, use_reentrant=False)
-        for rows in tiles(len(images))
-    ]
-    return torch.stack(losses).sum(), len(images)
+    with torch.autocast(images.device.type, enabled=False):
+        return TiledSigmoid.apply(images, texts, logit_scale, logit_bias, groups), len(images)

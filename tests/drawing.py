@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from minclip.clip import CLIP, CLIPConfig, contrastive_loss, embed_batch
 from minclip.losses import contrastive_metrics
@@ -182,3 +183,16 @@ TEXTS = [
     BertTextConfig(**three_blocks, **words, pool="pooler", token_types=2),
     BertTextConfig(**three_blocks, **words),
 ]
+
+
+class LargestTensor(TorchDispatchMode):
+    """Inside, `numel` becomes the number of elements of the largest tensor that an operation returns."""
+
+    numel = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        for value in result if isinstance(result, tuple | list) else [result]:
+            if isinstance(value, torch.Tensor):
+                self.numel = max(self.numel, value.untyped_storage().nbytes() // value.element_size())
+        return result

@@ -7,9 +7,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from minclip.evaluation.retrieval import chance_recalls, retrieval, retrieval_ranks
+from tests.drawing import LargestTensor
 from tests.minclip.tiny_clip import SEEDS, dot, units, units_with_ties
 
 
@@ -106,19 +106,6 @@ def test_low_precision_embeddings_are_accepted():
     images = units(64, 3, 0).bfloat16()
     assert (images.double().norm(dim=1) - 1).abs().max() > 0.002  # bfloat16 is that coarse
     assert retrieval(images, images, torch.arange(64))["text_to_image"]["recall@10"] == 1.0
-
-
-class LargestTensor(TorchDispatchMode):
-    """Inside, `numel` becomes the number of elements of the largest tensor that an operation returns."""
-
-    numel = 0
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        for value in result if isinstance(result, tuple | list) else [result]:
-            if isinstance(value, torch.Tensor):
-                self.numel = max(self.numel, value.numel())
-        return result
 
 
 @given(st.integers(1, 300), st.integers(1, 3), st.integers(1, 9), st.integers(1, 20_000), SEEDS)
