@@ -13,7 +13,8 @@ from torch import Tensor
 
 from minclip.evaluation.embed import exact_pair
 
-MOST_SCORES = 2**23  # per block: 64 MiB of float64
+MOST_SCORES = 2**22  # per block: 32 MiB of float64
+PAIRS_PER_PRODUCT = 64  # scoring one pair alone takes as long as about 64 scores of a matrix product
 
 
 def retrieval_ranks(
@@ -27,7 +28,8 @@ def retrieval_ranks(
 
     Embeddings (N, E) and (M, E). image_of_text: (M,), row of each text's image. groups: (N,), group of each image;
     None = each image has its own. The rank is one more than the number of wrong answers with at least the score of the
-    best right one. Scores are computed in blocks of at most most_scores, or of one row.
+    best right one. Scores are computed in blocks of at most most_scores, or of one row: in float32, and again exactly
+    for the few that are too close to the best right one to tell which is larger.
     Raises ValueError as `exact_pair`, for positions or groups of a wrong shape or range, or an image without a text.
     """
     images, texts = exact_pair(image_embeddings, text_embeddings, "text")
@@ -37,20 +39,68 @@ def retrieval_ranks(
         raise ValueError(f"image {bare[0]} and {len(bare) - 1} more of {len(images)} have no text: drop them")
     image_groups, text_groups = groups_of_both(len(images), image_of_text, groups)
     chunk = max(1, most_scores // len(texts))  # images per block
-    parts = list(zip(images.split(chunk), image_groups.split(chunk), strict=True))
+    blocks = [slice(start, start + chunk) for start in range(0, len(images), chunk)]
+    order = text_groups.argsort()  # texts of one group are neighbours: the right texts of an image
+    text_groups = text_groups[order]
 
+    def right_pairs(block: slice) -> tuple[Tensor, Tensor]:
+        """Return image (in the block) and text of each right pair of a block."""
+        first = torch.searchsorted(text_groups, image_groups[block])  # (chunk,)
+        counts = torch.searchsorted(text_groups, image_groups[block], right=True) - first  # (chunk,)
+        rows = torch.arange(len(counts)).repeat_interleave(counts)
+        places = torch.arange(len(rows)) - (counts.cumsum(0) - counts - first)[rows]
+        return rows, order[places]
+
+    best_of_image = torch.full((len(images),), -math.inf, dtype=images.dtype)  # (N,)
     best_of_text = torch.full((len(texts),), -math.inf, dtype=images.dtype)  # (M,)
-    for some, some_groups in parts:
-        right = some_groups[:, None] == text_groups  # (chunk, M)
-        scores = torch.where(right, some @ texts.T, -math.inf)  # (chunk, M)
-        best_of_text = torch.maximum(best_of_text, scores.amax(dim=0))  # (M,)
-    image_ranks, text_ranks = [], torch.ones(len(texts), dtype=torch.int64)
-    for some, some_groups in parts:
-        right, scores = some_groups[:, None] == text_groups, some @ texts.T  # (chunk, M) each
-        best_of_image = torch.where(right, scores, -math.inf).amax(dim=1, keepdim=True)  # (chunk, 1)
-        image_ranks.append(1 + ((scores >= best_of_image) & ~right).sum(dim=1))  # (chunk,)
-        text_ranks += ((scores >= best_of_text) & ~right).sum(dim=0)
-    return torch.cat(image_ranks), text_ranks  # (N,), (M,)
+    for block in blocks:
+        rows, columns = right_pairs(block)
+        scores = exact_scores(images[block], texts, rows, columns)
+        best_of_image[block].scatter_reduce_(0, rows, scores, "amax")
+        best_of_text.scatter_reduce_(0, columns, scores, "amax")
+
+    rounded, margin = texts.float().T, rounding_margin(images.shape[1])  # (E, M)
+    image_ranks = torch.ones(len(images), dtype=torch.int64)
+    text_ranks = torch.ones(len(texts), dtype=torch.int64)
+    for block in blocks:
+        some, of_image = images[block], best_of_image[block]  # (chunk, E), (chunk,)
+        scores = some.float() @ rounded  # (chunk, M), each within the margin of the exact score
+        scores[right_pairs(block)] = -math.inf
+        exact = None
+        for best, ranks, dim in ((of_image[:, None], image_ranks[block], 1), (best_of_text, text_ranks, 0)):
+            above = scores > (best + margin).float()  # (chunk, M)
+            ranks += above.sum(dim=dim)
+            near = above.logical_not_().logical_and_(scores >= (best - margin).float())  # (chunk, M)
+            if near.sum() * PAIRS_PER_PRODUCT > near.numel():
+                exact = some @ texts.T if exact is None else exact  # (chunk, M)
+                ranks += near.logical_and_(exact >= best).sum(dim=dim)
+            else:
+                pairs = near.nonzero(as_tuple=True)
+                hits = exact_scores(some, texts, *pairs) >= best.expand_as(near)[pairs]
+                ranks.index_add_(0, pairs[1 - dim], hits.long())
+    return image_ranks, text_ranks  # (N,), (M,)
+
+
+def rounding_margin(width: int) -> float:
+    """Bound the error of a score computed in float32: |fl(<u, v>) - <u, v>| for grid embeddings of this width.
+
+    n products and sums in any order, fused or not, err by at most n e / (1 - n e) times sum |u_k v_k| <= |u| |v|,
+    e = 2^-24 (Higham 2002, section 3.1). Lengths are at most 1.02. Twice that also covers rounding a threshold to
+    float32.
+    """
+    return 2 * 1.05 * (width + 1) * 2.0**-24
+
+
+def exact_scores(images: Tensor, texts: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    """Compute <u_i, v_j> of pairs i = rows[k], j = columns[k] exactly, from grid embeddings (N, E) and (M, E).
+
+    Of many pairs the whole matrix is cheaper than the pairs one by one; both are exact.
+    """
+    if len(rows) * PAIRS_PER_PRODUCT > len(images) * len(texts):
+        return (images @ texts.T)[rows, columns]
+    size = max(1, len(texts) // 16)  # pairs at a time
+    parts = zip(rows.split(size), columns.split(size), strict=True)
+    return torch.cat([torch.linalg.vecdot(images[some], texts[others]) for some, others in parts])
 
 
 def groups_of_both(n_images: int, image_of_text: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
