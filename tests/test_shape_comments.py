@@ -253,7 +253,7 @@ def test_a_wrong_comment_is_named_with_its_line_and_the_true_shape(tmp_path, rig
 
 
 def test_a_wrong_shape_of_a_parameter_is_named(tmp_path):
-    module, _ = planted(tmp_path, "x (B, H, T, K) turned", "x (B, T, K) turned")
+    module, _ = planted(tmp_path, "Rotate x (B, H, T, K)", "Rotate x (B, T, K)")
     with ShapeComments(module), pytest.raises(AssertionError, match=r"rotate is given x \(2, 3, 5, 4\), not"):
         module.rotate(*TURNED)
 

@@ -250,6 +250,6 @@ def test_a_mask_without_the_cached_tokens_is_refused():
     caches, token_mask = model.new_caches(1), torch.ones(1, 3, dtype=torch.bool)
     model(words(256, 0, 1, 3), token_mask, caches)
     with pytest.raises(
-        ValueError, match="token_mask covers 1 tokens of 4: it must cover the cached ones too"
+        ValueError, match="token_mask covers 1 of 4 tokens: cover the cached ones too"
     ):
         model(words(256, 0, 1, 1), token_mask[:, :1], caches)
