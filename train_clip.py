@@ -1,13 +1,13 @@
-"""Train CLIP: preset -> data -> tokenizer -> model -> fit() -> figures and pictures.
+"""Train a CLIP: config -> data -> tokenizer -> model -> fit() -> metrics and plots.
 
-    python train_clip.py                                              the built-in world, five minutes on two cores
+    python train_clip.py                                              built-in data, five minutes on two cores
     python train_clip.py --preset flickr8k --data.root DIR --minutes 20
     python train_clip.py --preset pairs --data.path captions.csv      your own images and captions
-    python train_clip.py --resume runs/NAME                           continue what was stopped
-    torchrun --nproc-per-node 2 train_clip.py ...                     two processes share each batch
+    python train_clip.py --resume runs/NAME                           continue a stopped run
+    torchrun --nproc-per-node 2 train_clip.py ...                     share each batch between two processes
 
-Any field of the config is an option: --image.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
-metrics.jsonl, the checkpoints, the pictures and result.json.
+Every field of the config is an option: --image.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
+metrics.jsonl, the checkpoints, the plots and result.json.
 """
 
 import time
@@ -21,21 +21,22 @@ from minclip.clip import CLIP
 from minclip.data.dataset import check_images
 from minclip.data.tokenizer import load_tokenizer
 from minclip.evaluation.evaluate import choice_accuracy, evaluate_all, format_metrics
-from minclip.evaluation.report import draw_plots, draw_where_it_looks, draw_zero_shot
+from minclip.evaluation.report import draw_image_attention, draw_plots, draw_zero_shot
 from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.runs import check_splits, data_digest, make_model, make_tokenizer
 from minclip.task import PairTask
 from minlm.training.batches import fit_batch
-from minlm.training.checkpoint import check_digest, check_same_data, write_json
+from minlm.training.checkpoint import check_digest
 from minlm.training.command import errors_in_one_line, run_training
 from minlm.training.distributed import rank, world_size
-from minlm.training.hardware import check_hardware, choose_device
-from minlm.training.loop import fit
-from minlm.training.report import begin_files, finished_result, write_report
+from minlm.training.files import write_json
+from minlm.training.loop import check_hardware, choose_device, fit
+from minlm.training.record import begin_files, check_same_data, finished_result
+from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
-    """One training run, from data to figures -> what stands in result.json ({} in processes beside the first)."""
+    """Run one training, from data to metrics and plots -> the content of result.json, or {} on ranks above 0."""
     started = time.monotonic()
     if resume and (result := finished_result(run, config)):
         return result
@@ -66,21 +67,16 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     if rank():
         return {}
 
-    # First what cannot be had again without training, on disk; then what is printed and drawn from it.
-    look = {"transform": config.image_transform(train=False), "tokenizer": tokenizer}
-    names, templates = config.data.classes()
-    evaluation = evaluate_all(
-        model, dev, **look, class_names=names, templates=templates, train_records=records
-    )
-    asked = config.data.questions()
-    told_apart = {
-        name: choice_accuracy(model, questions=some, **look) for name, some in asked.items() if some
-    }
+    # result.json is written before anything is printed or drawn.
+    transform = config.image_transform(train=False)
+    evaluation = evaluate_all(model, dev, transform, tokenizer, *config.data.classes(), records)
+    questions = {name: some for name, some in config.data.questions().items() if some}
+    choices = {name: choice_accuracy(model, tokenizer, transform, some) for name, some in questions.items()}
     result = {
         "data": type(config.data).__name__.removesuffix("Config").lower(),
         "split": "dev",
         **evaluation.metrics,
-        "zero_shot": told_apart,
+        "zero_shot": choices,
         "corrupt_images": len(task.corrupt),
         "seconds": state.restored_seconds + time.monotonic() - started,
         "seed": config.train.seed,
@@ -89,23 +85,22 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     for name, message in task.corrupt:
         print(f"replaced in training: {name}: {message}")
     print(format_metrics(evaluation.metrics, evaluation.seconds))
-    for name, row in told_apart.items():
+    for name, row in choices.items():
         print(f"zero-shot {name}: {row['accuracy']:.1%} (chance {row['chance']:.1%}, {row['n']} questions)")
     draw_plots(run, dev, evaluation)
-    draw_where_it_looks(run, model, dev, **look)
-    if {"colour", "shape", "relation"} <= told_apart.keys():
-        shown = [question for name in ("colour", "shape", "relation") for question in asked[name][:2]]
-        draw_zero_shot(run, model, shown, **look)
+    draw_image_attention(run, model, dev, transform, tokenizer)
+    if {"colour", "shape", "relation"} <= questions.keys():
+        shown = [question for name in ("colour", "shape", "relation") for question in questions[name][:2]]
+        draw_zero_shot(run, model, shown, transform, tokenizer)
     write_report(run)
     print(f"{result['seconds']:.0f} s in all; metrics, plots, report.html and checkpoints: {run}")
     return result
 
 
 def parameters(model: CLIP) -> str:
-    """How many there are, and how many are trained where not all are."""
-    count, trained = (
-        sum(p.numel() for p in model.parameters() if p.requires_grad or every) for every in (True, False)
-    )
+    """Describe the number of parameters, and of trained ones if some are frozen."""
+    count = sum(p.numel() for p in model.parameters())
+    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     return f"{count:,} parameters" + (f", {trained:,} of them trained" if trained < count else "")
 
 

@@ -24,20 +24,13 @@ from minlm.presets import ABOUT, FULL, PRESETS, RunConfig
 from minlm.runs import MODELS, make_tokenizer
 from minlm.task import TASKS, TokenTask
 from minlm.tokenizer import load_tokenizer
-from minlm.training.checkpoint import (
-    check_depth,
-    check_digest,
-    check_same_data,
-    has_checkpoint,
-    last_checkpoint,
-    replace_text,
-    write_json,
-)
+from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint
 from minlm.training.command import errors_in_one_line, run_training
 from minlm.training.distributed import rank
-from minlm.training.hardware import check_hardware
-from minlm.training.loop import fit
-from minlm.training.report import begin_files, finished_result, write_report
+from minlm.training.files import replace_text, write_json
+from minlm.training.loop import check_hardware, fit
+from minlm.training.record import begin_files, check_same_data, finished_result
+from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
@@ -63,7 +56,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     torch.manual_seed(config.train.seed)
     model = MODELS[type(config.model)](config.model)
     if rank() == 0:
-        begin_files(run, config, tokenizer, resume)
+        begin_files(run, config, tokenizer, resume, task.entropy(texts["validation"]))
         size = f"{sum(p.numel() for p in model.parameters()):,} parameters"
         print(f"{size}; {task.describe()}; batches of {config.train.batch_size}; {run}")
     state = fit(model, task, config.train, run)

@@ -1,12 +1,12 @@
-"""Heads at equal steps: accuracy against parameters of dense, low-rank, NdLinear and residual projections.
+"""Heads at equal steps: recall against parameters of dense, low-rank, NdLinear and residual projections.
 
-    python benchmarks/heads.py                      towers trained here first, on the built-in world
-    python benchmarks/heads.py --run RUN            the towers of a finished run, on the run's own data
+    python benchmarks/heads.py                      trains towers first, on the built-in data
+    python benchmarks/heads.py --run RUN            towers and data of a finished run
 
-The towers are frozen: each picture and caption goes through them once, and the heads learn from what came out,
-all from the same batches, with AdamW and a rate of 0.001, 0.01 or 0.03, whichever ends at the lower training loss.
-Each head is trained for the same number of steps and judged by recall@1, the mean of both ways, on the dev split.
-Writes the table to the screen and the picture to --plot.
+The towers are frozen, so their features of all images and captions are computed once. Each head is trained on the same
+batches for the same number of steps with AdamW; of the learning rates 0.001, 0.01 and 0.03 the one with the lowest
+training loss counts. The metric is recall@1 on the dev split, the mean of both directions. Prints a table and writes
+a plot to --plot.
 """
 
 import sys
@@ -23,9 +23,10 @@ from torch import Tensor, nn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_clip
-from minclip.clip import CLIP
+from minclip.clip import CLIP, MAX_LOGIT_SCALE
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer, encode_batch
+from minclip.data.transforms import ImageTransform
 from minclip.evaluation.embed import evaluating, image_features
 from minclip.evaluation.retrieval import retrieval
 from minclip.losses import clip_loss
@@ -47,7 +48,7 @@ STYLES = {
 
 
 def heads(embed_dim: int, widths: Sequence[int]) -> list[tuple[str, str, Callable[[int], nn.Module]]]:
-    """(family, name, a function from a tower's width to its head)."""
+    """List the heads as (family, name, function from a tower's width to its head)."""
     rows = [
         ("dense", "dense", lambda width: linear(width, embed_dim, bias=False)),
         ("dense, LayerNorm", "dense, LayerNorm", lambda width: LinearNorm(width, embed_dim)),
@@ -67,17 +68,18 @@ def heads(embed_dim: int, widths: Sequence[int]) -> list[tuple[str, str, Callabl
 
 
 def low_rank(width: int, rank: int, embed_dim: int) -> nn.Module:
+    """Build a linear map of a given rank, without biases."""
     return nn.Sequential(linear(width, rank, bias=False), linear(rank, embed_dim, bias=False))
 
 
 def nd_linear(width: int, first: int, embed_dim: int) -> nn.Module:
-    """NdLinear over two axes, the first of which keeps its size."""
+    """Build an NdLinear head over two axes; the first keeps its size."""
     shape, out_shape = (first, width // first), (first, embed_dim // first)
     return nn.Sequential(nn.Unflatten(-1, shape), NdLinear(shape, out_shape), nn.Flatten(-2))
 
 
 def text_features(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Tensor:
-    """(M, D) of the text tower, before its projection."""
+    """Compute the text tower's features (M, D), before the projection."""
     parts = []
     with evaluating(model):
         for start in range(0, len(texts), 256):
@@ -90,9 +92,9 @@ def text_features(model: CLIP, tokenizer: Tokenizer, texts: Sequence[str]) -> Te
 def train_heads(
     make: Callable[[int], nn.Module], images: Tensor, texts: Tensor, first: Tensor, counts: Tensor, lr: float
 ) -> tuple[nn.Module, nn.Module, float]:
-    """Both heads after STEPS steps of InfoNCE on features, and the mean loss of the last 50 of them.
+    """Train both heads for STEPS steps of InfoNCE on features -> (image head, text head, mean loss of the last 50).
 
-    texts[first[i] : first[i] + counts[i]] are the captions of image i; a step draws one of them.
+    texts[first[i] : first[i] + counts[i]] are the captions of image i; each step draws one of them.
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)  # the same batches for every head
@@ -112,18 +114,19 @@ def train_heads(
         optimizer.step()
         schedule.step()
         with torch.no_grad():
-            logit_scale.clamp_(0, torch.tensor(100.0).log())
+            logit_scale.clamp_(0, MAX_LOGIT_SCALE)
         losses.append(float(total.detach()) / count)
     return image_head.eval(), text_head.eval(), sum(losses[-50:]) / 50
 
 
 def positions(records: Sequence[Record]) -> tuple[list[str], Tensor, Tensor]:
-    """All captions, and where each record's begin and how many they are."""
+    """Return all captions, the position of each record's first caption, and its number of captions."""
     counts = torch.tensor([len(record.captions) for record in records])
     return [text for record in records for text in record.captions], counts.cumsum(0) - counts, counts
 
 
-def measure(config: RunConfig, model: CLIP, tokenizer, transform) -> list[dict]:
+def measure(config: RunConfig, model: CLIP, tokenizer: Tokenizer, transform: ImageTransform) -> list[dict]:
+    """Train and evaluate all heads on the features of one model -> one row of metrics per head."""
     splits = config.data.read()
     check_splits(splits)
     train, dev = splits["train"], splits["dev"]
@@ -156,7 +159,7 @@ def measure(config: RunConfig, model: CLIP, tokenizer, transform) -> list[dict]:
 
 
 def draw(rows: list[dict], title: str, path: Path) -> None:
-    """Recall@1 against parameters, a line a family."""
+    """Plot recall@1 against parameters, one line per family."""
     figure = new_figure(7.5, 4.8)
     axes = figure.add_subplot()
     for family, (color, marker) in STYLES.items():
@@ -165,7 +168,7 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
     axes.set_xscale("log")
     axes.set_ylim(bottom=0)
     axes.set_xlabel("parameters of both heads")
-    axes.set_ylabel("dev recall@1, mean of both ways (%)")
+    axes.set_ylabel("dev recall@1, mean of both directions (%)")
     axes.set_title(title, fontsize=11)
     axes.legend(frameon=False)
     plain_axes(axes)
@@ -173,8 +176,9 @@ def draw(rows: list[dict], title: str, path: Path) -> None:
 
 
 def main() -> None:
+    """Run the benchmark."""
     parser = OneLineParser(description=__doc__)
-    parser.add_argument("--run", type=Path, help="a finished run whose towers and data are used")
+    parser.add_argument("--run", type=Path, help="use the towers and data of this finished run")
     parser.add_argument("--plot", type=Path, default=Path("heads.png"))
     given = parser.parse_args()
     check_file(given.plot, "--plot")
@@ -189,7 +193,7 @@ def main() -> None:
             train_clip.train(replace(config, data=data, train=settings), run)
         model, tokenizer, transform = load(run)
     if not isinstance(model.config, RunConfig):
-        raise ValueError(f"--run {run} does not say which data it is of: give a run of train_clip.py")
+        raise ValueError(f"--run {run} names no data: give a run of train_clip.py")
     print("| head | parameters | image to text R@1 | text to image R@1 | training loss | rate | time |")
     print("|---|---|---|---|---|---|---|")
     rows = measure(model.config, model, tokenizer, transform)

@@ -1,9 +1,9 @@
-"""CLIP in one file: an image and its text meet in one space (Radford et al. 2021, figure 3).
+"""CLIP in one file: images and texts in one embedding space (Radford et al. 2021, figure 3).
 
-    python docs/clip_in_one_file.py        learns a small world of coloured squares, in seconds on a CPU
+    python docs/clip_in_one_file.py        trains on images of coloured squares, in seconds on a CPU
 
-From top to bottom: attention, Transformer, the two towers, CLIP, loss, AdamW, a training step, the world. A section
-without a name is Radford et al.'s. tests/test_docs.py: the library computes the same from the same weights.
+From top to bottom: attention, Transformer, the two towers, CLIP, loss, AdamW, a training step, data. Sections without
+a paper refer to Radford et al. 2021. tests/test_docs.py checks that the library computes the same.
 Shapes: B pairs, T tokens, N patches of side P, h w pixels, D d_model, H heads, K = D / H head size, E embed_dim.
 """
 
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """softmax(Q K^T / sqrt(K)) V in each of H heads (Vaswani et al. 2017, equation 1 and section 3.2.2)."""
+    """Multi-head attention: softmax(Q K^T / sqrt(K)) V per head (Vaswani et al. 2017, equation 1, section 3.2.2)."""
 
     def __init__(self, d_model: int, n_heads: int, causal: bool):
         super().__init__()
         self.n_heads, self.causal = n_heads, causal
-        self.in_proj = nn.Linear(d_model, 3 * d_model)  # the matrices of query, key and value, in this order
+        self.in_proj = nn.Linear(d_model, 3 * d_model)  # query, key and value, in this order
         self.out_proj = nn.Linear(d_model, d_model)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -28,7 +28,7 @@ class Attention(nn.Module):
         x = x.unflatten(-1, (3, self.n_heads, -1))  # (B, T, 3, H, K)
         query, key, value = x.permute(2, 0, 3, 1, 4)  # (B, H, T, K) each
         scores = (query / sqrt(query.shape[-1])) @ key.transpose(-2, -1)  # (B, H, T, T)
-        if self.causal:  # a token attends to itself and to the tokens before it
+        if self.causal:  # a token attends to itself and the tokens before it
             may_attend = torch.ones(scores.shape[-2:], dtype=torch.bool).tril()  # (T, T)
             scores = torch.where(may_attend, scores, -inf)
         x = scores.softmax(dim=-1) @ value  # (B, H, T, K)
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
 
 class Block(nn.Module):
-    """Attention, then an MLP; each is added to what it reads through a LayerNorm (Radford et al. 2019, section 2.3)."""
+    """Attention and MLP with pre-norm residual connections (Radford et al. 2019, section 2.3)."""
 
     def __init__(self, d_model: int, n_heads: int, causal: bool):
         super().__init__()
@@ -54,13 +54,13 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """n_layers Blocks and a last LayerNorm."""
+    """n_layers Blocks and a final LayerNorm."""
 
     def __init__(self, d_model: int, n_heads: int, n_layers: int, causal: bool):
         super().__init__()
-        self.blocks = nn.ModuleList(Block(d_model, n_heads, causal) for _ in range(n_layers))
-        self.norm = nn.LayerNorm(d_model)
-        for block in self.blocks:  # what is added to x starts small, so that x does not grow with n_layers
+        blocks = [Block(d_model, n_heads, causal) for _ in range(n_layers)]
+        self.blocks, self.norm = nn.ModuleList(blocks), nn.LayerNorm(d_model)
+        for block in blocks:  # the residual branches start small, so that x does not grow with n_layers
             nn.init.normal_(block.attention.in_proj.weight, std=d_model**-0.5)
             nn.init.normal_(block.attention.out_proj.weight, std=(2 * n_layers * d_model) ** -0.5)
             nn.init.normal_(block.fc1.weight, std=(2 * d_model) ** -0.5)
@@ -75,7 +75,7 @@ class Transformer(nn.Module):
 
 
 class VisionTransformer(nn.Module):
-    """Image tower: patches are the tokens, and a class token gathers what they show (Dosovitskiy et al. 2021).
+    """Image tower: patches are the tokens; the class token is the output (Dosovitskiy et al. 2021).
 
     features = Transformer(norm([class; patches] + positions)) at the class token    (equations 1 to 4; section 2.4)
     """
@@ -99,7 +99,7 @@ class VisionTransformer(nn.Module):
 
 
 class TextTransformer(nn.Module):
-    """Text tower: a causal Transformer, read at the first end-of-text token, which has seen the text (section 2.4)."""
+    """Text tower: a causal Transformer, pooled at the first end-of-text token (section 2.4)."""
 
     def __init__(self, vocab_size: int, context_length: int, d_model: int, n_heads: int, n_layers: int):
         super().__init__()
@@ -116,7 +116,7 @@ class TextTransformer(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Two towers, a linear map from each to the joint space, and the scale of the cosines there (figure 3)."""
+    """Two towers, a linear projection of each to the joint space, and the scale of the cosines (figure 3)."""
 
     def __init__(self, image_tower, text_tower, d_image: int, d_text: int, embed_dim: int):
         super().__init__()
@@ -134,7 +134,7 @@ class CLIP(nn.Module):
 
 
 def clip_loss(image_embeddings: Tensor, text_embeddings: Tensor, logit_scale: Tensor) -> Tensor:
-    """Each image picks its text among those of the batch, each text its image (figure 3). At chance it is ln B.
+    """Symmetric cross-entropy over the images and over the texts of a batch (figure 3). At chance it is ln B.
 
     l_ij = exp(s) <u_i, v_j>,    loss = mean_i [CE(l_i., i) + CE(l_.i, i)] / 2
     """
@@ -161,8 +161,9 @@ def adamw_step(model, moments, step, lr, weight_decay=0.2, beta1=0.9, beta2=0.98
 
 
 def train_step(model: CLIP, moments: dict, step: int, images: Tensor, tokens: Tensor, lr: float) -> Tensor:
-    """One step on a batch of pairs -> the loss before it."""
-    loss = clip_loss(*model(images, tokens), model.logit_scale)
+    """Train one step on a batch of pairs -> the loss before the step."""
+    image_embeddings, text_embeddings = model(images, tokens)
+    loss = clip_loss(image_embeddings, text_embeddings, model.logit_scale)
     loss.backward()
     adamw_step(model, moments, step, lr)
     model.logit_scale.data.clamp_(0, log(100))  # logits are at most 100 times the cosines (section 2.5)
@@ -176,7 +177,7 @@ SCENES = [(color, row, column) for color in COLORS for row in ROWS for column in
 
 
 def draw_pairs(scenes: list[tuple[str, str, str]]) -> tuple[Tensor, Tensor]:
-    """Images of a square in one of nine places, on noise, and captions such as "<start> red top left <end>"."""
+    """Draw images of a square on noise, in one of nine places, and captions like "<start> red top left <end>"."""
     images = torch.rand(len(scenes), 3, 24, 24) / 2  # (B, 3, h, w)
     for image, (color, row, column) in zip(images, scenes, strict=True):
         y, x = 8 * ROWS.index(row), 8 * COLUMNS.index(column)

@@ -1,4 +1,4 @@
-"""CLIP from scratch: two towers, one contrastive loss. `load(path)` opens a trained run."""
+"""CLIP from scratch in plain PyTorch. `load(path)` opens a trained run or a published CLIP."""
 
 from minclip.runs import load
 

@@ -1,15 +1,15 @@
 """Use a trained CLIP from the command line: python -m minclip COMMAND ..., each with --help.
 
     python -m minclip classify --checkpoint RUN --image cat.jpg --labels "cat,dog" --templates "a photo of a {}"
-    python -m minclip search --checkpoint RUN --folder pictures --text "a dog on a beach" --plot found.png
+    python -m minclip search --checkpoint RUN --folder photos --text "a dog on a beach" --plot found.png
     python -m minclip caption --checkpoint RUN --image cat.jpg --captions captions.txt
     python -m minclip evaluate --checkpoint RUN [--preset NAME] [--data.root DIR] [--json metrics.json]
     python -m minclip export --checkpoint RUN --to hf-clip|open_clip|openai|safetensors|towers
     python -m minclip doctor --preset flickr8k --data.root DIR
     python -m minclip report RUN [RUN ...]
 
-RUN is the folder of a training run, or a published CLIP: a file or folder of OpenAI's, open_clip's or Hugging
-Face's, with CLIP's merges file beside it or given with --vocabulary.
+RUN is the folder of a training run, or a CLIP published by OpenAI, open_clip or Hugging Face (a file or folder), with
+CLIP's merges file beside it or given with --vocabulary.
 """
 
 import inspect
@@ -25,7 +25,6 @@ import torch
 from minclip import pretrained
 from minclip.clip import CLIP
 from minclip.data.records import Record, open_image
-from minclip.data.sources import read_text
 from minclip.data.tokenizer import Tokenizer, WordPiece
 from minclip.data.transforms import ImageTransform
 from minclip.doctor import examine
@@ -38,7 +37,7 @@ from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
 from minclip.pretrained import Format, is_published
 from minclip.runs import load
 from minlm.plots import compare_losses
-from minlm.training.checkpoint import last_checkpoint, write_json
+from minlm.training.checkpoint import last_checkpoint
 from minlm.training.command import (
     OneLineParser,
     add_device,
@@ -50,51 +49,57 @@ from minlm.training.command import (
     run_main,
 )
 from minlm.training.config import check_file, check_folder, load_config
+from minlm.training.files import read_text, write_json
 from minlm.training.findings import print_findings
-from minlm.training.hardware import choose_device
+from minlm.training.loop import choose_device
 from minlm.training.report import report_runs
 
 
 def parser_of(command: Callable) -> OneLineParser:
+    """Build a command's parser with --checkpoint and --vocabulary."""
     parser = checkpoint_parser(command, "minclip")
     parser.add_argument(
-        "--vocabulary", type=Path, metavar="FILE", help="of published weights without one beside them"
+        "--vocabulary",
+        type=Path,
+        metavar="FILE",
+        help="CLIP's merges file, if not beside the weights",
     )
     return parser
 
 
 def load_on_device(given: Namespace) -> tuple[CLIP, Tokenizer, ImageTransform]:
-    """The model, tokenizer and transform that the options name, the model on the device that they name."""
+    """Load the checkpoint given on the command line, with the model on the device given there."""
     device = choose_device(given.device)
     model, tokenizer, transform = load(given.checkpoint, given.vocabulary)
     return model.to(device), tokenizer, transform
 
 
 def warn_of_unfamiliar(tokenizer: Tokenizer, texts: Sequence[str]) -> None:
-    """Warn in one line of words that the vocabulary spells from letters: nothing was learned of them."""
+    """Warn of words that the vocabulary spells letter by letter: the model has learned nothing about them."""
     if isinstance(tokenizer, WordPiece) and (words := tokenizer.unfamiliar(" ".join(texts))):
         more = f" and {len(words) - 5} more" if len(words) > 5 else ""
         warnings.warn(
-            f"{', '.join(map(repr, words[:5]))}{more}: hardly ever, or never, in the captions that this model was "
-            "trained with; scores of texts with such words mean little",
+            f"{', '.join(map(repr, words[:5]))}{more}: rare or absent in the captions that this model was trained "
+            "with; scores of texts with such words mean little",
             stacklevel=2,
         )
 
 
 def images(paths: list[Path]) -> list[Record]:
-    """Image files as records, as evaluation takes them; they have no caption yet."""
+    """Wrap image files as records with an empty caption, for embedding."""
     return [Record(str(path), partial(open_image, path), ("",), i) for i, path in enumerate(paths)]
 
 
 def check_top(top: int) -> None:
+    """Raise ValueError unless --top is at least 1."""
     if top < 1:
         raise ValueError(f"--top {top} must be at least 1")
 
 
 def classify(arguments: list[str]) -> None:
-    """Probabilities of labels: the softmax of their logits (Radford et al. 2021, section 3.1).
+    """Classify images: probabilities of labels as the softmax of their logits (Radford et al. 2021, section 3.1).
 
-    A model of the sigmoid loss gives each label a probability of its own instead: they need not sum to one.
+    A model trained with the sigmoid loss gives each label an independent probability instead.
     """
     parser = parser_of(classify)
     add_device(parser)
@@ -105,10 +110,11 @@ def classify(arguments: list[str]) -> None:
     )
     given = parser.parse_args(arguments)
     labels = [label.strip() for label in given.labels.split(",")]
+    templates = [] if given.templates is parser.get_default("templates") else given.templates
     if not all(labels):
         raise ValueError(f"--labels {given.labels!r} has an empty label: give names separated by commas")
     model, tokenizer, transform = load_on_device(given)
-    warn_of_unfamiliar(tokenizer, [*labels, *(template.replace("{}", " ") for template in given.templates)])
+    warn_of_unfamiliar(tokenizer, [*labels, *(template.replace("{}", " ") for template in templates)])
     classes = embed_classes(model, tokenizer, labels, given.templates)  # (labels, E)
     embeddings = embed_images(model, images(given.image), transform)  # (N, E)
     with torch.inference_mode():
@@ -118,7 +124,7 @@ def classify(arguments: list[str]) -> None:
         print("probability that the label is the right one of these; they sum to 1")
     else:
         probabilities = logits.sigmoid()  # (N, labels)
-        print("probability that the label fits the image, each label by itself")
+        print("probability that the label fits the image, independently for each label")
     for path, row in zip(given.image, probabilities, strict=True):
         print(path)
         for i in row.argsort(descending=True).tolist():
@@ -126,16 +132,16 @@ def classify(arguments: list[str]) -> None:
 
 
 def search(arguments: list[str]) -> None:
-    """The images of a folder, and of the folders in it, that are closest to a text.
+    """Find the images of a folder and its subfolders that are closest to a text.
 
-    Embeddings of the images are kept in RUN/search-cache, which may be deleted at any time.
+    Image embeddings are cached in RUN/search-cache, which may be deleted at any time.
     """
     parser = parser_of(search)
     add_device(parser)
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--text", required=True)
-    parser.add_argument("--top", type=int, default=5, help="how many to name")
-    parser.add_argument("--plot", type=Path, metavar="PNG", help="write the first five as a picture")
+    parser.add_argument("--top", type=int, default=5, help="number of images to print")
+    parser.add_argument("--plot", type=Path, metavar="PNG", help="plot the first five")
     given = parser.parse_args(arguments)
     check_top(given.top)
     check_file(given.plot, "--plot")
@@ -160,17 +166,17 @@ def search(arguments: list[str]) -> None:
 
 
 def caption(arguments: list[str]) -> None:
-    """The best of given captions for an image."""
+    """Rank given captions for an image."""
     parser = parser_of(caption)
     add_device(parser)
     parser.add_argument("--image", type=Path, required=True)
-    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="one caption a line")
-    parser.add_argument("--top", type=int, default=5, help="how many to name")
+    parser.add_argument("--captions", type=Path, required=True, metavar="FILE", help="one caption per line")
+    parser.add_argument("--top", type=int, default=5, help="number of captions to print")
     given = parser.parse_args(arguments)
     check_top(given.top)
     captions = [line.strip() for line in read_text(given.captions).splitlines() if line.strip()]
     if not captions:
-        raise ValueError(f"no caption in {given.captions}: give one a line")
+        raise ValueError(f"no caption in {given.captions}: write one per line")
     model, tokenizer, transform = load_on_device(given)
     warn_of_unfamiliar(tokenizer, captions)
     image = embed_images(model, images([given.image]), transform)[0]  # (E)
@@ -180,22 +186,22 @@ def caption(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """Every figure that fits the data: retrieval, caption choice; with classes, zero-shot and linear probe.
+    """Compute all metrics that fit the data: retrieval and caption choice; with classes, zero-shot and linear probe.
 
-    On the data that the model was trained with, or on a preset's: of published weights no data is known.
+    Uses the data the model was trained with, or a preset's; published weights need a preset.
     """
     parser = parser_of(evaluate)
     add_device(parser)
     parser.add_argument("--preset", choices=PRESETS, help="evaluate on this preset's kind of data")
     parser.add_argument("--split", default="dev")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    given, _ = parser.parse_known_args(arguments)  # which options there are depends on the data
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
+    given, _ = parser.parse_known_args(arguments)  # the other options depend on the data
     check_file(given.json, "--json")
     if given.preset:
         config = PRESETS[given.preset]
     elif given.checkpoint.exists() and is_published(given.checkpoint):
         raise ValueError(
-            f"{given.checkpoint} is no run of train_clip.py and names no data: say which with --preset, one of "
+            f"{given.checkpoint} is not a run of train_clip.py and names no data: give --preset, one of "
             f"{', '.join(PRESETS)}"
         )
     else:
@@ -205,10 +211,10 @@ def evaluate(arguments: list[str]) -> None:
     config = override(config, {name: text for name, text in options.items() if name.startswith("data.")})
     splits = config.data.read()
     if given.split not in splits:
-        raise ValueError(f"no split {given.split!r} in this data: there are {', '.join(splits)}")
+        raise ValueError(f"no split {given.split!r} in this data: choose one of {', '.join(splits)}")
     model, tokenizer, transform = load_on_device(given)
     names, templates = config.data.classes()
-    # A probe is not judged on what it fitted.
+    # A probe is not evaluated on the images it was fitted on.
     fitted = splits.get("train", ()) if given.split != "train" else ()
     evaluation = evaluate_all(model, splits[given.split], transform, tokenizer, names, templates, fitted)
     print(format_metrics(evaluation.metrics, evaluation.seconds))
@@ -218,10 +224,10 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Write a model in the format of another library: a run's, or one that another library wrote."""
+    """Write a model, a run's or a published one, in the format of another library."""
     parser = parser_of(export)
     parser.add_argument("--to", choices=get_args(Format), required=True)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder (default: RUN-FORMAT)")
     given = parser.parse_args(arguments)
     out = given.out or Path(f"{given.checkpoint.resolve()}-{given.to}")
     check_folder(out)
@@ -230,15 +236,15 @@ def export(arguments: list[str]) -> None:
 
 
 def doctor(arguments: list[str]) -> None:
-    """What will go wrong with this data and config, before step 0; the options are train_clip.py's.
+    """Report problems of the data and the config before training; the options are train_clip.py's.
 
-    Exit status 1 where something is a problem.
+    Exit status 1 if there is a problem.
     """
     print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL, ABOUT).config))
 
 
 def report(arguments: list[str]) -> None:
-    """Write the page of a run, finished or stopped; or of several, with their curves and metrics side by side."""
+    """Write the report page of one run, finished or stopped, or of several runs side by side."""
     report_runs(arguments, report, "minclip", draw_curves, compare_losses)
 
 
@@ -248,6 +254,7 @@ COMMANDS = {
 
 
 def main() -> None:
+    """Run the command named by the first argument."""
     call_command(COMMANDS, __doc__)
 
 

@@ -1,8 +1,8 @@
-"""What will go wrong with this data and this config, said before step 0."""
+"""Problems of a config and its data, reported before training."""
 
 import hashlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import combinations
 from math import log
 
@@ -13,17 +13,17 @@ from minclip.data.dataset import in_threads
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer, WordPiece, encode_batch
 from minclip.presets import RunConfig
-from minclip.pretrained.start import pretrained_towers
+from minclip.pretrained import pretrained_towers
 from minclip.runs import check_splits, make_tokenizer
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
 FEW_PATCHES = 16
-MAX_SHARE = 0.05  # of captions cut or images damaged, before it is a problem
+MAX_SHARE = 0.05  # of captions cut or images damaged; more is a problem
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:
-    """Everything that can be known of a run before it starts. ValueError where the data cannot be read."""
+    """Check data, tokenizer, model, schedule and images of a run; ValueError if the data cannot be read."""
     splits = config.data.read()
     yield examine_hardware(config.train)
     for name, records in splits.items():
@@ -37,26 +37,25 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     if isinstance(config.image, VisionTransformerConfig):
         n = config.image.n_patches
         few = n < FEW_PATCHES
-        advice = ", too few to see much: use a smaller patch_size or larger images" if few else ""
-        yield "problem" if few else "ok", f"the image tower sees {n} patches{advice}"
+        advice = f", fewer than {FEW_PATCHES}: use a smaller patch_size or larger images" if few else ""
+        yield "problem" if few else "ok", f"the image tower has {n} patches{advice}"
     yield from examine_schedule(config.train, len(splits["train"]), "training images")
     size = min(config.train.batch_size, len(splits["train"]))
-    chance = f"ln({size}) = {log(size):.3f}"
-    yield "ok", f"the loss of a model that knows nothing is {chance}: a run that stays there does not learn"
+    yield "ok", f"the loss at chance is ln({size}) = {log(size):.3f}: a run that stays there does not learn"
     yield from examine_images(splits)
 
 
 def examine_towers(config: RunConfig) -> Finding:
-    """Whether the files of weights that the config names fit, and the model of their sizes can be made."""
+    """Check that the config's pretrained weights match it and that the model can be built."""
     try:
-        config, _ = pretrained_towers(config)
+        with_towers, _ = pretrained_towers(config)
     except ValueError as error:
         return "problem", str(error)
-    return examine_model(lambda: CLIP(config))
+    return examine_model(lambda: CLIP(with_towers))
 
 
 def examine_captions(records: Sequence[Record], tokenizer: Tokenizer, length: int) -> Iterator[Finding]:
-    """Truncation, unknown words, and captions that stand with several images."""
+    """Count captions that are cut, words unknown to the vocabulary, and captions shared by several images."""
     captions = [caption for record in records for caption in record.captions]
     tokens, _, cut = encode_batch(tokenizer, captions, length)
     text = f"{cut:,} of {len(captions):,} captions ({cut / len(captions):.2%}) are cut at context_length={length}"
@@ -69,31 +68,31 @@ def examine_captions(records: Sequence[Record], tokenizer: Tokenizer, length: in
     images_of = Counter(caption for record in records for caption in set(record.captions))
     shared = sum(count for count in images_of.values() if count > 1)
     grouped = len({record.group for record in records}) < len(records)
-    text = f"{shared:,} captions stand with more than one image"
+    text = f"{shared:,} captions belong to more than one image"
     if shared:
         text += "; the data groups them" if grouped else "; in one batch they are false negatives"
     yield "note" if shared and not grouped else "ok", text
 
 
-def examine_images(splits: dict[str, list[Record]]) -> Iterator[Finding]:
-    """Decode every image once: damaged files by name, and pictures that stand in two splits."""
+def examine_images(splits: Mapping[str, Sequence[Record]]) -> Iterator[Finding]:
+    """Decode every image once; report damaged files by name and images that are in two splits."""
     digests: dict[str, set[str]] = {}
     for name, records in splits.items():
-        looks = in_threads(look, records)
-        found = list(tqdm(looks, f"decoding {name}", len(records), unit="image", leave=False))
+        decoded = in_threads(image_digest, records)
+        found = list(tqdm(decoded, f"decoding {name}", len(records), unit="image", leave=False))
         damaged = [message for digest, message in found if not digest]
         digests[name] = {digest for digest, _ in found if digest}
         text = f"split {name}: {len(damaged):,} of {len(records):,} images cannot be decoded"
         text += "".join(f"; {message}" for message in damaged[:3])
-        bearable = 0 if name == "dev" else MAX_SHARE * len(records)  # as in training
-        yield "problem" if len(damaged) > bearable else "note" if damaged else "ok", text
+        allowed = 0 if name == "dev" else MAX_SHARE * len(records)  # as in training
+        yield "problem" if len(damaged) > allowed else "note" if damaged else "ok", text
     for first, second in combinations(digests, 2):
         both = len(digests[first] & digests[second])
-        yield "problem" if both else "ok", f"{both:,} pictures stand both in {first} and in {second}"
+        yield "problem" if both else "ok", f"{both:,} images are in both {first} and {second}"
 
 
-def look(record: Record) -> tuple[str, str]:
-    """(digest of the picture, "") or ("", why it cannot be decoded)."""
+def image_digest(record: Record) -> tuple[str, str]:
+    """Return (SHA-256 of the decoded image, ""), or ("", reason) if it cannot be decoded."""
     try:
         return hashlib.sha256(record.open().tobytes()).hexdigest(), ""
     except ValueError as error:

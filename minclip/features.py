@@ -1,7 +1,7 @@
-"""Frozen towers run once: training pairs that hold their features in place of pictures or captions.
+"""Training pairs with precomputed features of frozen towers in place of images or captions.
 
-What a frozen tower makes of an item never changes, so it is computed before the first step, in full precision;
-an epoch then runs the heads alone and takes seconds. B batch, D width of the features.
+The output of a frozen tower never changes, so it is computed once before the first step, in full precision. An epoch
+then runs only the heads. B batch, D width of the features.
 """
 
 import random
@@ -22,17 +22,18 @@ from minclip.data.tokenizer import encode_batch
 
 
 def with_features(pairs: PairDataset, model: CLIP, batch_size: int = 64) -> "PairDataset | FeatureDataset":
-    """The same pairs, with features for what a frozen tower would see; `pairs` itself where none can be kept.
+    """Replace the inputs of frozen towers by precomputed features; return `pairs` itself if there are none.
 
-    Captions: where the text tower is frozen. Pictures: where the image tower is frozen and the transform draws
-    nothing, for a frozen tower sees other pictures in each epoch where they are cropped at random. Not those of
-    shards, which are streamed: the features of all their images may be more than memory holds. Features take part of
-    `pairs.cache_bytes`; those that do not fit are not kept, with a warning. The model must hold the weights it will be
-    trained with. ValueError as from `pairs` for damaged images.
+    Captions: if the text tower is frozen. Images: if the image tower is frozen, the transform is not random, and the
+    images are not streamed from shards, which may be more than memory holds. Features take part of
+    `pairs.cache_bytes`; with a warning, those that do not fit are not computed. The model must hold its initial
+    weights. Raises ValueError as `pairs` for damaged images.
     """
-    view = pairs.transform
-    drawn, streamed = view.crops or view.flips or view.color_jitters, isinstance(pairs.records, ShardRecords)
-    keep_images = model.image_tower.frozen and not drawn and not streamed
+    transform = pairs.transform
+    random_views = transform.crops or transform.flips or transform.color_jitters
+    keep_images = (
+        model.image_tower.frozen and not random_views and not isinstance(pairs.records, ShardRecords)
+    )
     records, image_features, texts = pairs.records, None, None
     if keep_images and fits(pairs, len(pairs), model.image_tower.width, "training images"):
         records, image_features = features_of_images(pairs, model, batch_size)
@@ -44,14 +45,14 @@ def with_features(pairs: PairDataset, model: CLIP, batch_size: int = 64) -> "Pai
 
 
 def fits(pairs: PairDataset, count: int, width: int, what: str) -> bool:
-    """True, and that much less of `pairs.cache_bytes` is left, where features (count, width) fit; else warn."""
+    """Reserve memory for features (count, width) in `pairs.cache_bytes`; if they do not fit, warn and return False."""
     size = 4 * count * width
     if size <= pairs.cache_bytes:
         pairs.cache_bytes -= size
         return True
     warnings.warn(
         f"features of {count:,} {what} need at least {size / 2**30:.3g} GiB, {pairs.cache_bytes / 2**30:.3g} are left "
-        "of cache_gib: the frozen tower runs in every step; raise cache_gib to run it once",
+        "of cache_gib: raise cache_gib to run the frozen tower once instead of in every step",
         stacklevel=3,
     )
     return False
@@ -59,7 +60,7 @@ def fits(pairs: PairDataset, count: int, width: int, what: str) -> bool:
 
 @torch.no_grad()
 def features_of_images(pairs: PairDataset, model: CLIP, batch_size: int) -> tuple[list[Record], Tensor]:
-    """Each index's record, another one's for a damaged image, and the features (N, D) of its picture."""
+    """Compute the record of each index, a replacement if its image is damaged, and the image features (N, D)."""
     device = model.logit_scale.device
     records, features = [], []
     with ThreadPoolExecutor() as pool:  # Pillow decodes and resizes outside of Python's lock
@@ -75,14 +76,14 @@ def features_of_images(pairs: PairDataset, model: CLIP, batch_size: int) -> tupl
 def features_of_texts(
     pairs: PairDataset, model: CLIP, batch_size: int
 ) -> tuple[dict[str, int], Tensor] | None:
-    """Each caption's row and the features (M, D), or None where they do not fit.
+    """Compute {caption: row} and the text features (M, D), or return None if they do not fit.
 
-    Captions of about equal length go through the tower together.
+    Captions are sorted by length, so that a batch has little padding.
     """
     device, width, captions = model.logit_scale.device, model.text_tower.width, set()
     for record in pairs.records:
         captions.update(record.captions)
-        if 4 * width * len(captions) > pairs.cache_bytes:  # soon known of sets that are larger than memory
+        if 4 * width * len(captions) > pairs.cache_bytes:  # stop early for sets larger than memory
             break
     if not fits(pairs, len(captions), width, "captions"):
         return None
@@ -98,21 +99,22 @@ def features_of_texts(
 
 
 def in_batches(items: Sequence, batch_size: int, name: str) -> tqdm:
+    """Split the items into batches under a progress bar."""
     batches = [items[start : start + batch_size] for start in range(0, len(items), batch_size)]
     return tqdm(batches, name, unit="batch", leave=False, disable=None)
 
 
 class FeatureDataset(Dataset):
-    """The pairs of a PairDataset at the same keys (epoch, index), made by `with_features`.
+    """A PairDataset with precomputed features, made by `with_features`; keys (epoch, index) give the same pairs.
 
-    A batch has "image_features" (B, D) in place of "images" where those are kept, and "text_features" (B, D) of
-    the captions drawn in place of "tokens" and "token_mask" where those are.
+    A batch has "image_features" (B, D) in place of "images", or "text_features" (B, D) in place of "tokens" and
+    "token_mask", or both.
     """
 
     def __init__(
         self,
         pairs: PairDataset,
-        records: list[Record],
+        records: Sequence[Record],
         image_features: Tensor | None,
         texts: tuple[dict[str, int], Tensor] | None,
     ):
@@ -124,10 +126,11 @@ class FeatureDataset(Dataset):
 
     @property
     def corrupt(self) -> list[tuple[str, str]]:
+        """Name and reason of each image that was replaced so far."""
         return self.pairs.corrupt
 
     def __getitem__(self, key: tuple[int, int]) -> dict:
-        """(epoch, index) -> {"image": (C, h, w) or its features (D,), "caption": str, "group": int}."""
+        """Return {"image": (C, h, w) or features (D,), "caption": str, "group": int} for a key (epoch, index)."""
         if self.image_features is None:
             return self.pairs[key]
         epoch, index = key
@@ -136,7 +139,7 @@ class FeatureDataset(Dataset):
         return {"image": self.image_features[index], "caption": caption, "group": record.group}
 
     def collate(self, items: list[dict]) -> dict[str, Tensor]:
-        """Items -> a batch for minclip/clip.py's `embed_batch`, with groups (B,)."""
+        """Stack items into a batch for minclip/clip.py's `embed_batch`, with groups (B,)."""
         side = "images" if self.image_features is None else "image_features"
         batch = {"groups": torch.tensor([item["group"] for item in items])}
         batch[side] = torch.stack([item["image"] for item in items])  # (B, C, h, w) or (B, D)

@@ -1,7 +1,7 @@
-"""What one training run is, and the recipes that `train_clip.py --preset` offers.
+"""The config of a training run, and the presets of `train_clip.py --preset`.
 
-Three of our own, and the five systems of `SYSTEMS`, each at two sizes: tiny, minutes on two cores from random
-weights, and full, the published shapes, with pretrained weights from files (--image.weights, --text.weights).
+Presets of this project, and the five systems of `SYSTEMS` in two sizes: tiny trains in minutes on two cores from random
+weights; full has the published sizes and reads pretrained weights from files (--image.weights, --text.weights).
 """
 
 from dataclasses import dataclass, field, replace
@@ -40,14 +40,14 @@ Data = (
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(CLIPConfig):
-    """A CLIP, the data it learns from, and how it learns.
+    """A CLIP, its training data and its training.
 
-    vocabulary: vocab.txt of a WordPiece, CLIP's merges file, or GPT-2's files; none = a WordPiece of
-        text.vocab_size tokens is trained on the training captions
-    cache_gib: up to this many GiB of decoded training images, and of frozen towers' features, are kept in memory
-    transform: from pictures to tensors
-    data: pictures and captions
-    train: how the model is trained
+    vocabulary: vocab.txt of a WordPiece, CLIP's merges file, or GPT-2's files; none = train a WordPiece of
+        text.vocab_size tokens on the training captions
+    cache_gib: most GiB of memory for decoded training images and features of frozen towers
+    transform: from images to tensors
+    data: images and captions
+    train: optimizer, schedule and batches
     """
 
     vocabulary: str | None = None
@@ -60,7 +60,7 @@ class RunConfig(CLIPConfig):
         return ImageTransform(self.transform, self.image.image_size, train)
 
     def with_tokenizer(self, tokenizer: Tokenizer) -> "RunConfig":
-        """This config with what the text tower must know of the tokenizer."""
+        """Return this config with the text tower's fields that are set from the tokenizer."""
         known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
         if isinstance(self.text, GPTTextConfig):
             known["end_id"] = tokenizer.end_id
@@ -230,16 +230,15 @@ SYSTEMS["resnet50-distilbert-flickr30k"] = {
     size: replace(config, data=Flickr30kConfig(root=""))
     for size, config in SYSTEMS["resnet50-distilbert-flickr8k"].items()
 }
-"""Of each source, at both sizes, what was sound is kept; the differences:
+"""Differences from the published systems, in both sizes:
 
-- resnet50-distilbert-flickr8k, -flickr30k: soft targets of unit vectors, detached, divided by the temperature
-  (as published, the loss is near zero without retrieval). Tiny: InfoNCE, for from random towers, which make all
-  pictures alike, soft targets stay at chance (`--loss soft_targets` shows it).
-- vit-gpt-captions: the text is pooled at the first end of text, not at the largest id; the image at the last
-  patch, as published.
-- vit-distilbert-cifar10: captions of one class are no negatives of each other, which removes a floor of about
-  ln(batch / 10); the temperature is learned, where the source divides by 7.
-- vit-distilbert-ndlinear-flickr8k: NdLinear starts at the deviation of a dense head (its own start: 0.6 of it)."""
+- resnet50-distilbert-flickr8k, -flickr30k: soft targets from unit vectors, detached and divided by the temperature;
+  the published loss is near zero for a model that retrieves nothing. Tiny uses InfoNCE: random towers give nearly equal
+  embeddings, and soft targets then stay at chance (`--loss soft_targets` shows it).
+- vit-gpt-captions: the text is pooled at the first end-of-text token, not at the largest id.
+- vit-distilbert-cifar10: captions of one class are not negatives of each other, which removes a floor of about
+  ln(batch / 10) from the loss; the temperature is learned, not fixed at 7.
+- vit-distilbert-ndlinear-flickr8k: NdLinear is initialised with the std of a dense head (published: 0.6 of it)."""
 
 PRESETS = {
     "shapes": SHAPES,
@@ -252,9 +251,9 @@ PRESETS = {
 PRESETS |= {name: sizes["tiny"] for name, sizes in SYSTEMS.items()}
 FULL = {name: sizes["full"] for name, sizes in SYSTEMS.items()}
 ABOUT = {
-    "shapes": "the built-in world of coloured shapes, five minutes on two cores",
+    "shapes": "built-in images of coloured shapes, five minutes on two cores",
     "flickr8k": "Flickr8k from random weights: --data.root DIR",
-    "pairs": "any CSV, TSV or JSONL of images and captions: --data.path FILE",
+    "pairs": "any CSV, TSV or JSONL file of images and captions: --data.path FILE",
     "coco": "flickr8k's recipe on COCO captions: --data.root DIR",
     "karpathy": "flickr8k's recipe on Karpathy's splits of three data sets: --data.path FILE",
     "shards": "flickr8k's recipe on tar shards: --data.path FILES",

@@ -1,4 +1,4 @@
-"""Contrastive training of a CLIP: what a batch is, its gradients, and how well the model does on dev.
+"""Contrastive training of a CLIP: its batches, their gradients, and the evaluation on dev.
 
 B pairs, E embed_dim, W processes.
 """
@@ -22,14 +22,13 @@ from minclip.presets import RunConfig
 from minlm.training.batches import Batch
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import average_gradients, gather
-from minlm.training.hardware import Precision
-from minlm.training.loop import Metrics
+from minlm.training.loop import Metrics, Precision
 
 
 class PairTask:
-    """Find each image's caption, and each caption's image, among all pairs of a batch (Radford et al. 2021).
+    """Match images and captions within a batch (Radford et al. 2021, section 2.3).
 
-    model: holds the weights it will be trained with, for features of frozen towers are computed from them once.
+    model: with its initial weights, since the features of frozen towers are computed once, here.
     Raises ValueError if too many training images are damaged.
     """
 
@@ -60,14 +59,11 @@ class PairTask:
 
     @property
     def corrupt(self) -> list[tuple[str, str]]:
-        """(name, reason) of the training images that were replaced so far."""
+        """Name and reason of each training image that was replaced so far."""
         return self.dataset.corrupt
 
     def backward(self, model: CLIP, batch: Batch, precision: Precision) -> tuple[Tensor, int, Metrics]:
-        """Fill the gradients of the mean contrastive loss over the batch of all processes.
-
-        Returns the loss, the number of pairs, and metrics of the whole batch.
-        """
+        """Fill the gradients of the mean loss over the batch of all processes -> (loss, pairs, metrics)."""
         groups = gather(batch["groups"])  # (W B)
 
         def loss(images: Tensor, texts: Tensor) -> tuple[Tensor, Metrics]:
@@ -90,7 +86,7 @@ class PairTask:
 
     @torch.no_grad()
     def evaluate(self, model: CLIP) -> dict[str, float]:
-        """Compute the loss on dev, in whole batches, and recall@10 both ways; with classes, zero-shot accuracy."""
+        """Compute the loss on dev over whole batches, and zero-shot accuracy if there are classes, else recalls."""
         transform = self.config.image_transform(train=False)
         evaluation = evaluate_records(model, self.dev, transform, self.tokenizer)
         first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(self.dev))]
@@ -106,11 +102,12 @@ class PairTask:
             prompts = embed_classes(model, self.tokenizer, names, templates)  # (classes, E)
             found = zero_shot(evaluation.image_embeddings, groups, prompts, names)
             return metrics | {"dev_zero_shot_top1": found["top1"]}
-        for way in ("image_to_text", "text_to_image"):
-            metrics[f"dev_{way}_recall@10"] = evaluation.metrics[way]["recall@10"]
+        for direction in ("image_to_text", "text_to_image"):
+            for k in (1, 10):
+                metrics[f"dev_{direction}_recall@{k}"] = evaluation.metrics[direction][f"recall@{k}"]
         return metrics
 
     def score(self, metrics: dict[str, float]) -> float:
-        """Zero-shot accuracy, or the mean of recall@10 both ways."""
-        measures = [value for name, value in metrics.items() if name != "dev_loss"]
-        return sum(measures) / len(measures)
+        """Return the metric that selects the best weights: zero-shot accuracy, or the mean recall@10."""
+        selected = [value for name, value in metrics.items() if name.endswith(("top1", "recall@10"))]
+        return sum(selected) / len(selected)

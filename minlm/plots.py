@@ -3,7 +3,6 @@
 Figures are objects, without pyplot and its global state. Each function returns the figure that it saved.
 """
 
-import json
 import math
 import os
 import warnings
@@ -20,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.text import Text
 from matplotlib.ticker import MaxNLocator
 
+from minlm.training.files import read_object
 from minlm.training.log import read_metrics
 
 # Okabe and Ito (2008): distinct with every kind of colour vision.
@@ -109,15 +109,9 @@ def with_minutes(rows: Sequence[dict]) -> list[dict]:
     return [row | {"minutes": at[row["step"]]} if row["step"] in at else row for row in rows]
 
 
-def read_beside(run: str | Path, name: str) -> dict:
-    """Read the JSON object `name` of a run's folder, {} if missing."""
-    path = Path(run) / name
-    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
 def evaluation_differs(run: str | Path) -> str:
     """Return, in brackets, why a run's evaluation losses can lie below its training losses; "" if they cannot."""
-    train = read_beside(run, "config.json").get("train", {})
+    train = read_object(Path(run) / "config.json", missing_ok=True).get("train", {})
     reasons = ["averaged weights"] if train.get("ema_decay") else []
     reasons += ["no hard negatives"] if train.get("neighbours", 1) > 1 else []
     return f" ({', '.join(reasons)})" if reasons else ""
@@ -138,7 +132,7 @@ def loss_curve(run: str | Path, path: str | Path) -> Figure:
     """Plot a run's losses, chance level and learning rate by step, and by minutes if they are logged.
 
     The training loss is thin; its running mean is over a thirtieth of the steps. Language models also have a scale in
-    nats per character, and the entropy of the validation text if result.json has it.
+    nats per character, and the entropy of the validation text if run.json or result.json has it.
     path: of the PNG. ValueError as in `read_metrics`, and for metrics without a loss.
     """
     rows = with_minutes(read_metrics(run))
@@ -155,7 +149,9 @@ def loss_curve(run: str | Path, path: str | Path) -> Figure:
     panels = figure.subplots(2, len(columns), sharex="col", sharey="row", height_ratios=(4, 1), squeeze=False)
     note = evaluation_differs(run)
     per_token = next((row for row in reversed(rows) if row.get("nats_per_character")), {})
-    floor = read_beside(run, "result.json").get("validation_floor_nats_per_character")
+    known = read_object(Path(run) / "run.json", missing_ok=True).get("known", {})
+    result = read_object(Path(run) / "result.json", missing_ok=True)
+    floor = (known | result).get("validation_floor_nats_per_character")
     for against, (top, bottom) in zip(columns, panels.T, strict=True):
         places, _ = series(rows, "loss", against)
         top.plot(

@@ -40,8 +40,7 @@ from minlm.training.distributed import (
     rank,
     world_size,
 )
-from minlm.training.hardware import Precision
-from minlm.training.loop import Metrics
+from minlm.training.loop import Metrics, Precision
 from minlm.transformer import record_attention
 from minlm.writing import write
 

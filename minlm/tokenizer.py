@@ -19,7 +19,7 @@ import regex
 import tiktoken
 
 from minlm.merges import CHARACTER_BYTES, learn_merges
-from minlm.training.checkpoint import replace_text
+from minlm.training.files import replace_text
 
 # GPT-2's pre-tokenisation, in tiktoken's form. No merge crosses the end of a match.
 GPT2_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""

@@ -1,7 +1,7 @@
-"""Hypothesis profiles, the place of the real data, and determinism for every test.
+"""Hypothesis profiles, the folder of real data, and a fixed seed for every test.
 
 `pytest` uses the profile `fast`; HYPOTHESIS_PROFILE=ci draws the same examples every time,
-HYPOTHESIS_PROFILE=deep looks fifty times as hard.
+HYPOTHESIS_PROFILE=deep draws fifty times as many.
 """
 
 import os
@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-# An example that fails shows the corners of its tensors, not pages of them.
+# A failing example prints the corners of its tensors only.
 torch.set_printoptions(threshold=20, edgeitems=2, linewidth=100, sci_mode=False)
 settings.register_profile(
     "fast", max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow]
@@ -29,7 +29,7 @@ def fixed_seed():
 
 @pytest.fixture(scope="session")
 def data_root() -> Path:
-    """The folder of real data: MINCLIP_DATA, or shared/data beside the checkout; skips where there is none."""
+    """The folder of real data: MINCLIP_DATA, or shared/data beside the checkout; skip the test if there is none."""
     beside = Path(__file__).resolve().parents[2] / "shared" / "data"
     root = Path(os.environ.get("MINCLIP_DATA", beside))
     if not root.is_dir():

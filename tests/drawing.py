@@ -1,10 +1,12 @@
-"""CLIP configs drawn widely, and random models and batches for them; shared by several test files."""
+"""CLIP configs drawn widely, and random models and batches for them."""
 
 import math
 from types import SimpleNamespace
 
 import torch
+import torch.nn.functional as F
 from hypothesis import strategies as st
+from torch import nn
 
 from minclip.clip import CLIP, CLIPConfig, contrastive_loss, embed_batch
 from minclip.losses import contrastive_metrics
@@ -13,8 +15,8 @@ from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig
 from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
-from minlm.training.hardware import Precision
-from tests.minlm.test_transformer import normal, randomise
+from minlm.training.loop import Precision
+from tests.minlm.reference import normal, randomise
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(1, 6)
@@ -84,8 +86,29 @@ LOSSES = ["infonce", "sigmoid", "soft_targets"]
 PROJECTIONS = ["linear", "linear_norm", "residual", "ndlinear", "low_rank"]
 
 
+def unit(seed: int, n: int, embed_dim: int) -> torch.Tensor:
+    """Random unit vectors (n, embed_dim) in float64."""
+    return F.normalize(normal(seed, n, embed_dim), dim=-1)
+
+
+def draw_pairs(seed: int, n: int, embed_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Random embeddings of n images and texts, and their groups, several of which have several members."""
+    groups = torch.randint(max(1, 2 * n // 3), (n,), generator=torch.Generator().manual_seed(seed))
+    return unit(seed, n, embed_dim), unit(seed + 1, n, embed_dim), groups
+
+
+def randomise_norms(model: nn.Module, seed: int) -> nn.Module:
+    """Draw every parameter and BatchNorm statistic: initial ones would hide a missing BatchNorm."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, value in model.state_dict().items():
+        if value.is_floating_point():
+            drawn = torch.rand(value.shape, generator=generator) + 0.5
+            value.copy_(drawn if "running_var" in name else drawn - 1)
+    return model.double().eval()
+
+
 def batch_of(config: CLIPConfig, n: int, seed: int) -> dict[str, torch.Tensor]:
-    """n random pairs, several to a group; texts end anywhere, and what follows the end is masked."""
+    """Random batch of n pairs with several per group; texts end anywhere, and the mask excludes what follows."""
     generator, length = torch.Generator().manual_seed(seed), config.text.context_length
     tokens = torch.randint(config.text.vocab_size, (n, length), generator=generator)
     end = torch.randint(length, (n,), generator=generator)
@@ -99,7 +122,7 @@ def batch_of(config: CLIPConfig, n: int, seed: int) -> dict[str, torch.Tensor]:
 
 
 def model_of(config: CLIPConfig, seed: int) -> CLIP:
-    """A CLIP of random float64 weights, biases and gains too, with the config's temperature."""
+    """A CLIP with all parameters random, in float64, but the config's temperature."""
     model = randomise(CLIP(config), seed)
     with torch.no_grad():
         model.logit_scale.fill_(math.log(1 / config.temperature))
@@ -107,11 +130,12 @@ def model_of(config: CLIPConfig, seed: int) -> CLIP:
 
 
 def pair_of(model: CLIP, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Image and text embeddings of a batch."""
     return model.encode_image(batch["images"]), model.encode_text(batch["tokens"], batch["token_mask"])
 
 
 class Scaled(Precision):
-    """Float32 whose backward pass has a loss scale, as fp16 has."""
+    """float32 with a loss scale in the backward pass, as fp16 has."""
 
     def __init__(self, scale: float):
         super().__init__("float32", torch.device("cpu"))
@@ -125,13 +149,13 @@ FLOAT32 = Precision("float32", torch.device("cpu"))
 
 
 def backward(model: CLIP, batch: dict, n_parts: int = 1, precision: Precision = FLOAT32) -> tuple:
-    """A PairTask's backward, without its data -> (loss, pairs, metrics)."""
+    """Run PairTask.backward without a dataset -> (loss, pairs, metrics)."""
     task = SimpleNamespace(config=SimpleNamespace(train=SimpleNamespace(micro_batches=n_parts)))
     return PairTask.backward(task, model, batch, precision)
 
 
 def batch_loss(model: CLIP, batch: dict) -> tuple:
-    """The loss of a batch, with its graph -> (sum over pairs, pairs, metrics)."""
+    """Compute the loss of a batch, with its graph -> (sum over pairs, pairs, metrics)."""
     pair = embed_batch(model, batch)
     metrics = contrastive_metrics(*pair, model.logit_scale, batch["groups"], model.logit_bias)
     return *contrastive_loss(model, *pair, batch["groups"]), metrics
@@ -142,3 +166,19 @@ SMALL = CLIPConfig(
     text=GPTTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=20, context_length=8),
     embed_dim=8,
 )
+
+# Towers of three Blocks, of every kind.
+three_blocks = {"d_model": 8, "n_heads": 2, "n_layers": 3, "dropout": 0.2}
+patches = {"image_size": (16, 16), "patch_size": (8, 8)}
+IMAGES = [
+    VisionTransformerConfig(**three_blocks, **patches),
+    VisionTransformerConfig(**three_blocks, **patches, norm_input=True, pool="mean"),
+    ResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, stem="small"),
+    ModifiedResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, n_heads=2),
+]
+words = {"vocab_size": 20, "context_length": 8}
+TEXTS = [
+    GPTTextConfig(**three_blocks, **words),
+    BertTextConfig(**three_blocks, **words, pool="pooler", token_types=2),
+    BertTextConfig(**three_blocks, **words),
+]

@@ -1,4 +1,4 @@
-"""Runs of the training scripts that are killed, starved of disk, or started twice; for the tests of both scripts."""
+"""Checks, for both training scripts, of runs that are killed, run out of disk space or are started twice."""
 
 import json
 import random
@@ -15,37 +15,38 @@ LIMITS = ["--minutes", "0", "--epochs", "0", "--steps", str(STEPS), "--train.sav
 
 
 def start(script: str, *arguments: object, cwd: Path = ROOT) -> subprocess.Popen:
-    """A training script in a process of its own; what it says can be read."""
+    """Start a training script in its own process, with its output in pipes."""
     command = [sys.executable, str(ROOT / script), *map(str, arguments)]
     pipe = subprocess.PIPE
     return subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, cwd=cwd)
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str, str]:
-    """(exit status, stdout, last line of stderr, which also shows the progress bar)."""
+    """Wait for a process -> (exit status, stdout, last line of stderr)."""
     said, errors = process.communicate(timeout=600)
     return process.returncode, said, (errors.strip().splitlines() or [""])[-1]
 
 
 def newest_step(run: Path) -> int:
-    """The step of the newest checkpoint, 0 without one."""
+    """Return the step of the newest checkpoint; 0 if there is none."""
     return max((int(path.name[5:]) for path in run.glob("step-*")), default=0)
 
 
 def wait_for_a_checkpoint(process: subprocess.Popen, run: Path) -> None:
+    """Return as soon as the run has a checkpoint."""
     while not newest_step(run) and process.poll() is None:
         time.sleep(0.01)
     assert process.poll() is None, f"the run ended early: {finish(process)}"
 
 
 def logged(run: Path) -> list[str]:
-    """The whole lines of a run's log that are training steps."""
+    """Return the complete lines of a run's log that are training steps."""
     lines = (run / "metrics.jsonl").read_text().splitlines()
     return [line for line in lines if line.endswith("}") and '"lr"' in line]
 
 
 def check_continued(script: str, run: Path) -> None:
-    """Resume a run that was stopped by force: it repeats the steps since its last checkpoint, and no others."""
+    """Resume a killed run: it repeats only the steps since its last checkpoint."""
     saved, before = newest_step(run), logged(run)
     assert 0 < saved <= len(before)
     status, said, error = finish(start(script, "--resume", run))
@@ -59,7 +60,7 @@ def check_continued(script: str, run: Path) -> None:
 
 
 def check_killed(script: str, run: Path, options: list) -> None:
-    """SIGKILL at a random moment past the first checkpoint loses the steps since the newest one, no more."""
+    """After SIGKILL at a random moment past the first checkpoint, only the steps since the newest one are lost."""
     process = start(script, "--out", run, *options, *LIMITS)
     wait_for_a_checkpoint(process, run)
     time.sleep(random.Random(time.time_ns()).random() * 0.5)
@@ -70,7 +71,7 @@ def check_killed(script: str, run: Path, options: list) -> None:
 
 
 def check_full_disk(script: str, run: Path, options: list) -> None:
-    """No file may grow any more, as on a full disk: one line, and the run continues when there is room again."""
+    """If no file can grow, as on a full disk, the run ends with a one-line error and can be continued later."""
     process = start(script, "--out", run, *options, *LIMITS)
     wait_for_a_checkpoint(process, run)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**10, 2**10))
@@ -82,7 +83,7 @@ def check_full_disk(script: str, run: Path, options: list) -> None:
 
 
 def check_two_at_once(script: str, folder: Path, options: list) -> None:
-    """One folder is one run's; runs without a folder of their own each get one."""
+    """Two processes cannot train in one folder; without --out each gets its own."""
     run, short = folder / "one", [*options, *LIMITS, "--steps", 20]
     for command in (["--out", run, *short], ["--resume", run, "--steps", 40]):
         ended = [finish(process) for process in [start(script, *command) for _ in range(2)]]

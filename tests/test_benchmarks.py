@@ -76,7 +76,7 @@ def test_heads_are_counted_judged_and_drawn(tmp_path, monkeypatch, capsys):
     heads = benchmark("heads")
     monkeypatch.setattr(heads, "STEPS", 3)
     monkeypatch.setattr(heads, "BATCH", 32)
-    for name in ("draw_plots", "draw_where_it_looks", "draw_zero_shot"):
+    for name in ("draw_plots", "draw_image_attention", "draw_zero_shot"):
         monkeypatch.setattr(heads.train_clip, name, lambda *given, **named: None)
     heads.train_clip.train(SMALL, tmp_path / "run")
     capsys.readouterr()
@@ -294,7 +294,7 @@ def test_a_peer_that_fails_or_tells_no_loss_is_named(tmp_path, monkeypatch):
         ("ablations", ["--text", "EMPTY"], "split train has 0 characters: give a longer text"),
         ("ablations", ["--text", "EMPTY", "--seeds", "0"], "--seeds 0 must be at least 1"),
         ("heads", ["--run", "nowhere"], "no checkpoint in nowhere"),
-        ("heads", ["--run", "PUBLISHED"], "does not say which data it is of: give a run of train_clip.py"),
+        ("heads", ["--run", "PUBLISHED"], "names no data: give a run of train_clip.py"),
         (
             "heads",
             ["--run", "nowhere", "--plot", "nowhere/a.png"],

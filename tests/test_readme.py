@@ -30,8 +30,7 @@ from minclip.pretrained import save_image_tower, save_text_tower
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.screenplay.source import ScreenplayConfig
 from minlm.training.command import command_line
-from tests.minclip.pretrained import test_clips as test_pretrained_clips
-from tests.minclip.pretrained import test_towers as test_pretrained_towers
+from tests.minclip.pretrained import published
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -95,20 +94,20 @@ def place(tmp_path_factory):
 def write_published(folder):
     """Small files in the published layouts, under the names that the README gives them."""
     bpe = ClipBPE([("a", "b"), ("ab", "c</w>")])
-    _, tensors = test_pretrained_clips.openai_file(folder / "openai", tokenizer=bpe)
-    test_pretrained_clips.archive(tensors, folder / "ViT-B-32.pt")
+    _, tensors = published.openai_file(folder / "openai", tokenizer=bpe)
+    published.archive(tensors, folder / "ViT-B-32.pt")
     with gzip.open(folder / "bpe_simple_vocab_16e6.txt.gz", "wt") as file:
         file.write((folder / "openai" / "merges.txt").read_text())
-    test_pretrained_clips.hf_folder(folder / "clip-vit-base-patch32")
+    published.hf_folder(folder / "clip-vit-base-patch32")
     image, text = (
-        VisionTransformerConfig(**test_pretrained_towers.VIT),
-        test_pretrained_towers.TEXT_CONFIGS[0],
+        VisionTransformerConfig(**published.VIT),
+        published.TEXT_CONFIGS[0],
     )
-    drawn = test_pretrained_towers.drawn
+    drawn = published.drawn_tower
     save_image_tower(drawn(image), TransformConfig(), folder / "vit-base-patch16-224")
-    words = test_pretrained_towers.WORDS
+    words = published.WORDS
     save_text_tower(drawn(text), words, folder / "distilbert-base-uncased")
-    save_text_tower(drawn(test_pretrained_towers.TEXT_CONFIGS[1]), words, folder / "all-MiniLM-L6-v2")
+    save_text_tower(drawn(published.TEXT_CONFIGS[1]), words, folder / "all-MiniLM-L6-v2")
 
 
 def call(function, words, monkeypatch):

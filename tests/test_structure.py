@@ -98,16 +98,10 @@ def test_no_six_lines_stand_twice():
 # Modules whose tests are in the file of the module that they are a part of.
 PART_OF = {
     "minlm/transformer_config": "minlm/test_transformer",
-    "minlm/screenplay/grammar": "minlm/screenplay/test_source",
-    "minlm/screenplay/scene": "minlm/screenplay/test_source",
     "minlm/screenplay/rows": "minlm/screenplay/test_layout",
-    "minlm/training/state": "minlm/training/test_loop",
     "minlm/pretrained/options": "minlm/pretrained/test_gpt2",
-    "minclip/data/shapes_scene": "minclip/data/test_shapes",
-    "minclip/data/shapes_text": "minclip/data/test_shapes",
+    "minclip/pretrained/layout": "minclip/pretrained/test_load",
 }
-# Formats of weights are tested together, by what is loaded.
-TOGETHER = "minclip/pretrained/"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=name)
@@ -119,8 +113,6 @@ def test_every_module_has_a_docstring(path):
 def test_the_tests_mirror_the_tree(path):
     module = name(path).removesuffix(".py")
     folder, _, leaf = module.rpartition("/")
-    if module.startswith(TOGETHER):
-        leaf = ""
     test = PART_OF.get(module, f"{folder}/test_{leaf.strip('_')}".removeprefix("/"))
     assert list((ROOT / "tests").glob(f"{test}*.py")), f"no tests/{test}*.py"
 

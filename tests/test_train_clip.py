@@ -1,4 +1,4 @@
-"""train_clip.py from the outside: what a run leaves behind, and that kills change nothing."""
+"""train_clip.py from the command line: the files of a run, and runs that are killed and resumed."""
 
 import json
 import random
@@ -35,7 +35,7 @@ from tests.minclip.data import (
     test_karpathy,
     test_shards,
 )
-from tests.minclip.pretrained import test_towers as test_pretrained_towers
+from tests.minclip.pretrained import published
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
@@ -109,7 +109,7 @@ def equal_weights(first: Path, second: Path) -> bool:
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_help_shows_the_presets_options_with_their_values(preset, monkeypatch, capsys):
+def test_help_shows_the_options_of_the_preset_with_their_values(preset, monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["train_clip.py", "--preset", preset, "--help"])
     with pytest.raises(SystemExit) as exit:
         train_clip.main()
@@ -148,7 +148,7 @@ def test_bad_input_is_one_line_and_status_two(tmp_path, monkeypatch, capsys, arg
     assert not (tmp_path / "run").exists()
 
 
-def test_a_failing_command_says_so_to_the_shell(tmp_path):
+def test_a_failing_command_exits_with_status_two(tmp_path):
     done = train("--out", tmp_path / "run", "--image.n_heads", "3")
     assert done.returncode == 2
     assert (
@@ -271,7 +271,7 @@ LAYOUTS = {
 def run_here(command, monkeypatch, photos=False):
     """The training script in this process; its pictures take longer than such a run, and are tested elsewhere."""
     if not photos:
-        for name in ("draw_plots", "draw_where_it_looks"):
+        for name in ("draw_plots", "draw_image_attention"):
             monkeypatch.setattr(train_clip, name, lambda *given, **named: None)
     monkeypatch.setattr(sys, "argv", list(map(str, command)))
     train_clip.main()
@@ -297,7 +297,9 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
         assert rows[-1]["dev_zero_shot_top1"] == pytest.approx(result["class_zero_shot"]["top1"])
         assert result["linear_probe"]["n_train"] + result["images"] == 25
     else:
-        assert followed == {"dev_image_to_text_recall@10", "dev_text_to_image_recall@10"}
+        assert followed == {
+            f"dev_{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 10)
+        }
         assert "class_zero_shot" not in result
         captions = 1 if preset == "shards" else 2
         assert (result["images"], result["captions"]) == (8, 8 * captions)
@@ -335,7 +337,7 @@ def pairs_run(root, monkeypatch):
     return ["train_clip.py", "--preset", "pairs", *small, *write_table(root)]
 
 
-def test_a_damaged_picture_to_be_judged_on_is_found_before_anything_is_written(tmp_path, monkeypatch):
+def test_a_damaged_dev_image_is_found_before_anything_is_written(tmp_path, monkeypatch):
     command = pairs_run(tmp_path / "data", monkeypatch)
     config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
     name = config.data.read()["dev"][0].image_id
@@ -346,7 +348,7 @@ def test_a_damaged_picture_to_be_judged_on_is_found_before_anything_is_written(t
     assert not (tmp_path / "run").exists()
 
 
-def test_a_damaged_picture_to_learn_from_is_named(tmp_path, monkeypatch, capsys):
+def test_a_damaged_training_image_is_named(tmp_path, monkeypatch, capsys):
     command = pairs_run(tmp_path / "data", monkeypatch)
     config = command_line(PRESETS, "", [*map(str, command[1:]), "--out", str(tmp_path / "run")]).config
     monkeypatch.setattr(minclip.task, "PairDataset", partial(minclip.task.PairDataset, max_corrupt=0.5))
@@ -366,12 +368,12 @@ def test_a_run_is_not_continued_with_other_captions(tmp_path, monkeypatch):
         run_here(["train_clip.py", "--resume", tmp_path / "run"], monkeypatch)
 
 
-@pytest.mark.parametrize("missing, purpose", [("train", "learn from"), ("dev", "be judged on")])
-def test_data_without_a_split_is_refused(tmp_path, monkeypatch, missing, purpose):
+@pytest.mark.parametrize("missing", ["train", "dev"])
+def test_data_without_a_split_is_refused(tmp_path, monkeypatch, missing):
     monkeypatch.setattr(
         ShapesConfig, "read", lambda self: {name: [] for name in {"train", "dev"} - {missing}}
     )
-    with pytest.raises(ValueError, match=f"this data has no split {missing} to {purpose}: there are "):
+    with pytest.raises(ValueError, match=f"this data has no split {missing}, only "):
         run_here(["train_clip.py", "--out", tmp_path / "run"], monkeypatch)
     assert not (tmp_path / "run").exists()
 
@@ -383,15 +385,13 @@ def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
         pytest.importorskip("pyarrow")
     preset = FULL[system]
     kind = ResNetConfig if isinstance(preset.image, ResNetConfig) else VisionTransformerConfig
-    image = next(config for config in test_pretrained_towers.IMAGE_CONFIGS if isinstance(config, kind))
-    text = test_pretrained_towers.TEXT_CONFIGS[0]
-    words = test_pretrained_towers.WORDS
+    image = next(config for config in published.IMAGE_CONFIGS if isinstance(config, kind))
+    text = published.TEXT_CONFIGS[0]
+    words = published.WORDS
     if isinstance(preset.text, GPTTextConfig):
         words = train_bpe("a dog on the beach, the cat " * 3, 270)
-        text = replace(
-            test_pretrained_towers.TEXT_CONFIGS[3], vocab_size=words.vocab_size, end_id=words.end_id
-        )
-    towers = test_pretrained_towers.drawn(image), test_pretrained_towers.drawn(text)
+        text = replace(published.TEXT_CONFIGS[3], vocab_size=words.vocab_size, end_id=words.end_id)
+    towers = published.drawn_tower(image), published.drawn_tower(text)
     save_image_tower(towers[0], TransformConfig(), tmp_path / "image")
     save_text_tower(towers[1], words, tmp_path / "text")
     (tmp_path / "data").mkdir()

@@ -6,7 +6,8 @@ from typing import Literal
 
 from minclip.data.config import DataConfig
 from minclip.data.records import Record
-from minclip.data.sources import FileNames, by_split, file_records, given_path, read_json
+from minclip.data.sources import FileNames, by_split, file_records, given_path
+from minlm.training.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +50,7 @@ class CocoConfig(DataConfig):
 
 def read_captions(path: Path) -> dict[str, list[str]]:
     """Captions by image file, in the order of the annotations; images without any are left out."""
-    content = read_json(path)
+    content = read_json(path, "fetch it again")
     captions: dict[str, list[str]] = {}
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}

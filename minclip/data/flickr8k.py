@@ -8,7 +8,8 @@ from pathlib import Path, PureWindowsPath
 
 from minclip.data.config import DataConfig
 from minclip.data.records import Record, split_by_image, warn_of_missing
-from minclip.data.sources import FileNames, file_records, given_path, read_text
+from minclip.data.sources import FileNames, file_records, given_path
+from minlm.training.files import read_text
 
 TEXT_FOLDERS = (".", "Flickr8k_text")
 IMAGE_FOLDERS = ("Images", "Flicker8k_Dataset", "Flickr8k_Dataset", "Flickr8k_Dataset/Flicker8k_Dataset")

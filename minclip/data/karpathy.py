@@ -5,7 +5,8 @@ from pathlib import Path
 
 from minclip.data.config import DataConfig
 from minclip.data.records import Record
-from minclip.data.sources import FileNames, by_split, file_records, given_path, read_json, split_name
+from minclip.data.sources import FileNames, by_split, file_records, given_path, split_name
+from minlm.training.files import read_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class KarpathyConfig(DataConfig):
 def read_karpathy(path: Path) -> dict[str, tuple[str, list[str]]]:
     """{image file: (split, captions)} in the file's order; COCO's images have their folder before the name."""
     listed: dict[str, tuple[str, list[str]]] = {}
-    content = read_json(path)
+    content = read_json(path, "fetch it again")
     try:
         for image in content["images"]:
             name = str(Path(image.get("filepath", "")) / image["filename"])

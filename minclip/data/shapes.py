@@ -1,12 +1,13 @@
-"""The built-in world: pictures of one to three coloured objects with their captions, drawn by code.
+"""The built-in world: images of one to three coloured objects with their captions, drawn by code.
 
-It needs no download, every attribute is known exactly, and some combinations of a colour and a shape never
-occur in training: retrieval among scenes made of those alone measures what was understood, not memorised.
+It needs no download, and every attribute is known exactly. Some combinations of colour and shape never occur in
+training: retrieval among scenes of only these measures generalisation, not memory.
 """
 
 import functools
 import itertools
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -17,24 +18,24 @@ from minclip.data.shapes_text import attribute_choices, captions
 from minlm.training.bounds import at_least
 
 Split = Literal["train", "dev", "seen"]
-JITTER = 0.03  # each centre moves by up to this along both axes
-DRIFT = 0.15  # a row of two moves by up to this up or down, a column left or right
+JITTER = 0.03  # maximal shift of each centre along both axes
+DRIFT = 0.15  # maximal shift of a row up or down, of a column left or right
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesConfig(DataConfig):
     """The built-in world of drawn scenes.
 
-    Splits: `train`; `dev`, scenes in which every object's colour-shape combination is held out; `seen`, as
-    many new drawings of combinations that training has too. In each split a third of the scenes have one
-    object, a third two, a third three. No two scenes of `dev`, and no two of `seen`, have equal attributes.
+    Splits: `train`; `dev`, scenes in which every object's combination of colour and shape is held out; `seen`, as
+    many new scenes of combinations that also occur in training. In each split a third of the scenes has one object, a
+    third two, a third three. No two scenes of `dev`, and no two of `seen`, have equal attributes.
 
-    seed: decides which combinations are held out, and every scene
-    train_size: scenes to train on
-    variants: training scenes, one after the other, that show the same objects in other places
+    seed: seed of the held-out combinations and of every scene
+    train_size: training scenes
+    variants: consecutive training scenes that show the same objects in other places
     dev_size: scenes in each of the splits dev and seen
-    held_out: share of the 64 colour-shape combinations that training never sees, in eighths up to a half
-    image_size: side of the drawn pictures, in pixels
+    held_out: share of the 64 combinations that never occur in training, in eighths up to a half
+    image_size: side of the images, in pixels
     """
 
     seed: int = 0
@@ -56,18 +57,29 @@ class ShapesConfig(DataConfig):
             raise ValueError(f"dev_size={self.dev_size} must be at most {most} for held_out={self.held_out}")
 
     def questions(self) -> dict[str, list[Question]]:
-        return shape_questions(self)
+        """Return multiple-choice questions about the images of dev; exactly one sentence of each is true.
 
-    def read(self) -> dict[str, list[Record]]:
-        """Records of the splits train, dev and seen; a picture is drawn when its record is opened."""
+        One object: colour and shape (8 choices each), size (2), pattern (3) and place (9). Two objects: their
+        relation (4). Each value and each position is correct equally often, so a constant answer scores at chance,
+        1 / (number of choices).
+        """
+        asked: dict[str, dict[str, list[tuple[Record, dict[str, str]]]]] = {}
+        for record, scene in zip(_records(self, "dev"), scenes(self, "dev"), strict=True):
+            for name, (sentences, true) in attribute_choices(scene).items():
+                by_truth = asked.setdefault(name, {value: [] for value in sentences})
+                by_truth[true].append((record, sentences))
+        return {name: _balanced(by_truth) for name, by_truth in asked.items()}
+
+    def read(self) -> dict[str, Sequence[Record]]:
+        """Return the records of the splits train, dev and seen; opening a record draws its image."""
         return {split: _records(self, split) for split in ("train", "dev", "seen")}
 
 
 def combinations(config: ShapesConfig) -> tuple[list[tuple[str, str]], list[tuple[str, str]]]:
-    """The (colour, shape) pairs seen in training, and those held out.
+    """Return the (colour, shape) pairs seen in training, and those held out.
 
-    The held-out ones are whole diagonals of the table of shuffled colours against shuffled shapes (a Latin
-    square), so every colour and every shape is held out equally often, and seen equally often.
+    The held-out pairs are whole diagonals of the table of shuffled colours and shuffled shapes (a Latin square), so
+    every colour and every shape is held out equally often.
     """
     rng = random.Random(f"{config.seed}/combinations")
     colours, shapes = rng.sample(list(COLOURS), 8), rng.sample(SHAPES, 8)
@@ -79,21 +91,22 @@ def combinations(config: ShapesConfig) -> tuple[list[tuple[str, str]], list[tupl
 
 
 def make_scene(config: ShapesConfig, split: Split, index: int) -> Scene:
-    """Scene `index` of an endless series, from (seed, split, index) only; one, two and three objects in turn.
+    """Make scene `index` of an endless series with one, two and three objects in turn.
 
-    In `train` each run of `variants` scenes shows the same objects in other places, a hard lesson in where
-    things are. `dev` and `seen` leave out the scenes of this series whose attributes came before: see `scenes`.
+    The scene is a function of (seed, split, index). In `train`, `variants` consecutive scenes show the same objects,
+    so that only places and relations distinguish them. `dev` and `seen` may repeat attributes; `scenes` removes
+    the repetitions.
     """
     seen, held_out = combinations(config)
     number = index // config.variants if split == "train" else index
-    things = _make_things(
-        held_out if split == "dev" else seen, f"{config.seed}/{split}/{number}", number % 3 + 1
-    )
+    rng = random.Random(f"{config.seed}/{split}/{number}")
+    pairs = rng.sample(held_out if split == "dev" else seen, number % 3 + 1)
+    things = [(shape, colour, rng.choice(list(RADII)), rng.choice(PATTERNS)) for colour, shape in pairs]
     return _place(things, f"{config.seed}/{split}/{index}/places")
 
 
 def scenes(config: ShapesConfig, split: Split) -> list[Scene]:
-    """All scenes of a split, in order; in `dev` and `seen` no two have the same attributes."""
+    """Make all scenes of a split, in order; in `dev` and `seen` no two have the same attributes."""
     if split == "train":
         return [make_scene(config, split, index) for index in range(config.train_size)]
     found: dict[tuple, Scene] = {}
@@ -104,17 +117,8 @@ def scenes(config: ShapesConfig, split: Split) -> list[Scene]:
     return list(found.values())
 
 
-def _make_things(allowed: list[tuple[str, str]], key: str, count: int) -> list[tuple[str, str, str, str]]:
-    """Shape, colour, size and pattern of that many objects, all of different combinations, each allowed."""
-    rng = random.Random(key)
-    return [
-        (shape, colour, rng.choice(list(RADII)), rng.choice(PATTERNS))
-        for colour, shape in rng.sample(allowed, count)
-    ]
-
-
 def _place(things: list[tuple[str, str, str, str]], key: str) -> Scene:
-    """A scene of these objects, in any order in any layout for so many."""
+    """Place objects (shape, colour, size, pattern) in random order in a random layout for their number."""
     rng = random.Random(key)
     layout = rng.choice([name for name, centres in LAYOUTS.items() if len(centres) == len(things)])
     drift = rng.uniform(-DRIFT, DRIFT)
@@ -129,7 +133,7 @@ def _place(things: list[tuple[str, str, str, str]], key: str) -> Scene:
 
 
 def _records(config: ShapesConfig, split: Split) -> list[Record]:
-    """One record a scene; its group is its attributes' number, so that equal scenes are no negatives."""
+    """Make one record per scene; scenes of equal attributes share a group, so they are never negatives."""
     records = []
     for number, scene in enumerate(scenes(config, split)):
         image = functools.partial(draw, scene, config.image_size)
@@ -137,23 +141,8 @@ def _records(config: ShapesConfig, split: Split) -> list[Record]:
     return records
 
 
-def shape_questions(config: ShapesConfig, split: Split = "dev") -> dict[str, list[Question]]:
-    """Choices between sentences of which one is true, about the pictures of a split.
-
-    Scenes of one object ask for colour, shape (8 choices each), size (2), pattern (3) and place (9), scenes
-    of two for their relation (4). Each value is the true one equally often, and so is each position in the
-    list: chance is one in the number of choices, also for whoever always takes one value or one position.
-    """
-    asked: dict[str, dict[str, list[tuple[Record, dict[str, str]]]]] = {}
-    for record, scene in zip(_records(config, split), scenes(config, split), strict=True):
-        for name, (sentences, true) in attribute_choices(scene).items():
-            by_truth = asked.setdefault(name, {value: [] for value in sentences})
-            by_truth[true].append((record, sentences))
-    return {name: _balanced(by_truth) for name, by_truth in asked.items()}
-
-
 def _balanced(by_truth: dict[str, list[tuple[Record, dict[str, str]]]]) -> list[Question]:
-    """Equally many questions for each true value; the right answer's position goes round."""
+    """Make equally many questions per true value; the position of the answer cycles."""
     each = min(len(items) for items in by_truth.values())
     asked = [(true, *items[n]) for n in range(each) for true, items in by_truth.items()]
     result = []

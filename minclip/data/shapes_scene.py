@@ -1,7 +1,6 @@
-"""A scene of the built-in world: what it consists of, and how it is drawn.
+"""A scene of the built-in world, and how it is drawn.
 
-Everything is measured in fractions of the picture's side, x to the right and y downwards, so a scene does not
-know how many pixels it will have.
+All lengths are fractions of the image's side, x to the right and y downwards, so a scene has no resolution.
 """
 
 import functools
@@ -21,15 +20,15 @@ COLOURS = {
     "purple": (144, 40, 176),
     "black": (24, 24, 26),
 }
-LIGHT = ("yellow", "cyan")  # patterned in black; the darker colours are patterned in white
-RADII = {"small": 0.13, "large": 0.2}  # half the side of the box that an object lies in
+LIGHT = ("yellow", "cyan")  # have patterns in black; the darker colours in white
+RADII = {"small": 0.13, "large": 0.2}  # half the side of an object's box
 PATTERNS = ("plain", "striped", "dotted")
-STRIPE, DOT = 0.085, 0.07  # from one stripe, one dot, to the next: the same on small and large objects
-RIM = 0.01  # width of the border that a pattern leaves free, so that it never eats the outline
-SUPERSAMPLE = 4  # drawn this many times too large and averaged down: smooth edges
+STRIPE, DOT = 0.085, 0.07  # period of stripes and of dots, on small and large objects alike
+RIM = 0.01  # border without pattern, which keeps the outline visible
+SUPERSAMPLE = 4  # scenes are drawn this many times larger, then averaged, for smooth edges
 
 EDGES = (0.24, 0.5, 0.76)
-LAYOUTS = {  # where the objects' centres are, in the order in which the scene lists them
+LAYOUTS = {  # the objects' centres, in the scene's order
     **{
         f"{row} {column}": ((x, y),)
         for row, y in zip(("top", "middle", "bottom"), EDGES, strict=True)
@@ -46,7 +45,7 @@ LAYOUTS = {  # where the objects' centres are, in the order in which the scene l
 
 @dataclass(frozen=True, slots=True)
 class Object:
-    """One thing in a scene: its four attributes in words, and its centre."""
+    """An object of a scene: its four attributes in words, and its centre."""
 
     shape: str
     colour: str
@@ -57,7 +56,7 @@ class Object:
 
     @property
     def attributes(self) -> tuple[str, str, str, str]:
-        """What a caption says about it: (size, pattern, colour, shape)."""
+        """(size, pattern, colour, shape), as in captions."""
         return self.size, self.pattern, self.colour, self.shape
 
 
@@ -71,12 +70,12 @@ class Scene:
 
     @property
     def attributes(self) -> tuple:
-        """All that a full caption tells: equal for two scenes exactly if one caption can fit both."""
+        """The content of a full caption: equal for two scenes exactly if one caption can describe both."""
         return (self.layout, *(thing.attributes for thing in self.objects))
 
     @property
     def group(self) -> int:
-        """`attributes` as a number, by mixed radix: below 2^30."""
+        """`attributes` as a number below 2^30, in mixed radix."""
         number = 0
         for size, pattern, colour, shape in (thing.attributes for thing in self.objects):
             number = number * len(RADII) + list(RADII).index(size)
@@ -87,7 +86,7 @@ class Scene:
 
 
 def draw(scene: Scene, image_size: int) -> Image.Image:
-    """The scene as an RGB picture of image_size × image_size pixels."""
+    """Draw a scene as an RGB image of image_size × image_size pixels."""
     side = SUPERSAMPLE * image_size
     image = Image.new("RGB", (side, side), scene.background)
     for thing in scene.objects:
@@ -101,7 +100,7 @@ def draw(scene: Scene, image_size: int) -> Image.Image:
 
 @functools.lru_cache(maxsize=len(SHAPES) * len(RADII) * len(PATTERNS))
 def _masks(shape: str, size: str, pattern: str, side: int) -> tuple[Image.Image, Image.Image | None]:
-    """Where an object is and where its pattern's ink is (None: plain), in a picture of `side` pixels."""
+    """Return masks of an object and of its pattern (None if plain), for an image of `side` pixels."""
     radius = int(RADII[size] * side)
     body = _shape(shape, radius)
     if pattern == "plain":
@@ -113,7 +112,7 @@ def _masks(shape: str, size: str, pattern: str, side: int) -> tuple[Image.Image,
 
 
 def _shape(shape: str, radius: int) -> Image.Image:
-    """A white shape on black that fills most of a box of 2 radius × 2 radius pixels."""
+    """Draw a white shape on black that fills most of a box of 2 radius × 2 radius pixels."""
     mask = Image.new("L", (2 * radius, 2 * radius))
     pen = ImageDraw.Draw(mask)
     if shape in ("circle", "ring"):
@@ -128,7 +127,7 @@ def _shape(shape: str, radius: int) -> Image.Image:
 
 
 def _outline(shape: str) -> list[tuple[float, float]]:
-    """The corners of a shape inside the box from -1 to 1."""
+    """Return the corners of a shape inside the box from -1 to 1."""
     if shape == "square":
         return [(-0.86, -0.86), (0.86, -0.86), (0.86, 0.86), (-0.86, 0.86)]
     if shape == "triangle":
@@ -139,31 +138,29 @@ def _outline(shape: str) -> list[tuple[float, float]]:
         tips = [(1.0 if corner % 2 == 0 else 0.5, math.pi * corner / 5) for corner in range(10)]
         return [(length * math.sin(angle), 0.08 - length * math.cos(angle)) for length, angle in tips]
     if shape == "cross":
-        arm = [(-0.38, -1), (0.38, -1), (0.38, -0.38)]  # each quarter turn of it is the next arm
+        arm = [(-0.38, -1), (0.38, -1), (0.38, -0.38)]  # a quarter turn gives the next arm
         return [corner for turn in range(4) for corner in _turned(arm, turn)]
-    if shape == "heart":
-        angles = [2 * math.pi * step / 60 for step in range(60)]
-        return [(math.sin(angle) ** 3, 0.06 - _heart(angle) / 16) for angle in angles]
-    raise ValueError(f"shape {shape!r} is none of {', '.join(SHAPES)}: choose one of these")
+    angles = [2 * math.pi * step / 60 for step in range(60)]  # the heart remains
+    return [(math.sin(angle) ** 3, 0.06 - _heart(angle) / 16) for angle in angles]
 
 
 def _turned(corners: list[tuple[float, float]], quarters: int) -> list[tuple[float, float]]:
-    """The corners after that many quarter turns about the origin."""
+    """Turn corners about the origin by quarter turns."""
     for _ in range(quarters):
         corners = [(-y, x) for x, y in corners]
     return corners
 
 
 def _heart(angle: float) -> float:
-    """Height of the well-known heart curve, of which 16 sin³ is the width."""
+    """Height of the heart curve whose width is 16 sin³(angle)."""
     return 13 * math.cos(angle) - 5 * math.cos(2 * angle) - 2 * math.cos(3 * angle) - math.cos(4 * angle)
 
 
 def _stripes(radius: int, period: float) -> Image.Image:
-    """White diagonal stripes on black; one runs through the centre."""
+    """Draw white diagonal stripes on black, one of them through the centre."""
     mask = Image.new("L", (2 * radius, 2 * radius))
     pen = ImageDraw.Draw(mask)
-    step = period * math.sqrt(2)  # along the edge of the box, for stripes at 45 degrees
+    step = period * math.sqrt(2)  # along the box's edge, for stripes at 45 degrees
     for number in range(-math.ceil(2 * radius / step), math.ceil(2 * radius / step) + 1):
         x = number * step
         pen.line([(x - radius, 3 * radius), (x + 3 * radius, -radius)], fill=255, width=round(0.45 * period))
@@ -171,7 +168,7 @@ def _stripes(radius: int, period: float) -> Image.Image:
 
 
 def _dots(radius: int, spacing: float) -> Image.Image:
-    """White dots on black in rows set off by half a step; one lies at the centre."""
+    """Draw white dots on black, odd rows shifted by half a step, one dot at the centre."""
     mask = Image.new("L", (2 * radius, 2 * radius))
     pen = ImageDraw.Draw(mask)
     reach = math.ceil(radius / spacing) + 1
@@ -184,5 +181,5 @@ def _dots(radius: int, spacing: float) -> Image.Image:
 
 
 def _box(x: float, y: float, radius: float) -> tuple[float, float, float, float]:
-    """The corners that Pillow wants of a circle."""
+    """Return the bounding box of a circle."""
     return x - radius, y - radius, x + radius, y + radius

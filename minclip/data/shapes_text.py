@@ -1,7 +1,7 @@
-"""The language of the built-in world: full descriptions of a scene, many wordings, and choices between them.
+"""The language of the built-in world: full descriptions of a scene in many wordings, and multiple-choice sentences.
 
-Every caption names size, pattern, colour and shape of every object, and the place or the relations: whoever
-reads it can rebuild the scene, so no caption fits two scenes of different attributes.
+Every caption names size, pattern, colour and shape of every object, and the place or the relations. So a scene's
+attributes can be read from each of its captions, and no caption describes two scenes of different attributes.
 """
 
 import random
@@ -36,7 +36,7 @@ RELATION_WORDS = {
 }
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"}
 SIDES = {"left": ("on the left", "on the right"), "above": ("at the top", "at the bottom")}
-# Three objects: how the first stands to the second, and how the third stands to both.
+# Three objects: the relation of the first to the second, and of the third to both.
 TRIPLES = {
     "row above": ("left", "below"),
     "row below": ("left", "above"),
@@ -46,7 +46,7 @@ TRIPLES = {
 
 
 def captions(scene: Scene) -> tuple[str, ...]:
-    """Five different full descriptions; the same five for the same scene."""
+    """Write five different full descriptions, a function of the scene."""
     rng = random.Random(repr(scene))
 
     def say(thing: Object) -> str:
@@ -98,7 +98,7 @@ def _three(scene: Scene, say: Callable[[Object], str], relate: Callable[[str], s
 
 
 def _mention(thing: Object, rng: random.Random) -> str:
-    """One object with its article, in one of three word orders."""
+    """Describe one object with its article, in one of three word orders."""
     size, pattern = rng.choice(SIZE_WORDS[thing.size]), rng.choice(PATTERN_WORDS[thing.pattern])
     return rng.choice(
         (
@@ -110,9 +110,10 @@ def _mention(thing: Object, rng: random.Random) -> str:
 
 
 def attribute_choices(scene: Scene) -> dict[str, tuple[dict[str, str], str]]:
-    """What can be asked about a scene: name -> (each possible value's sentence, the true value).
+    """Return the questions about a scene: name -> ({value: sentence}, true value).
 
-    One object: colour, shape, size, pattern and place, all else being true. Two objects: their relation.
+    One object: colour, shape, size, pattern and place; sentences differ only in the value asked. Two objects: their
+    relation. Three objects: none.
     """
     if len(scene.objects) == 1:
         (thing,) = scene.objects
@@ -124,7 +125,7 @@ def attribute_choices(scene: Scene) -> dict[str, tuple[dict[str, str], str]]:
     if len(scene.objects) == 2:
         a, b = scene.objects
         true = "left" if scene.layout == "row" else "above"
-        if random.Random(repr(scene)).random() < 0.5:  # so that all four relations come up
+        if random.Random(repr(scene)).random() < 0.5:  # so that all four relations occur
             a, b, true = b, a, OPPOSITE[true]
         relations = {
             name: f"{_plainly(a)} {words[0]} {_plainly(b)}" for name, words in RELATION_WORDS.items()
@@ -134,9 +135,10 @@ def attribute_choices(scene: Scene) -> dict[str, tuple[dict[str, str], str]]:
 
 
 def _each(thing: Object, name: str, values: Iterable[str], where: str) -> dict[str, str]:
-    """The sentence about one object for each value of one attribute."""
+    """Write the sentence about one object for each value of one attribute."""
     return {value: f"{_plainly(replace(thing, **{name: value}))} {where}" for value in values}
 
 
 def _plainly(thing: Object) -> str:
+    """Describe one object in the first word order, with the plainest words."""
     return f"a {thing.size} {thing.pattern} {thing.colour} {thing.shape}"

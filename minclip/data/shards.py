@@ -21,12 +21,12 @@ from tqdm import tqdm
 from minclip.data.config import DataConfig
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record, class_captions, warn_of_missing
-from minclip.data.sources import SPLITS, distinct_names, given_path, read_json, read_text
+from minclip.data.sources import SPLITS, distinct_names, given_path
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
 from minlm.training.batches import Batches
 from minlm.training.bounds import at_least
-from minlm.training.checkpoint import replace_text
 from minlm.training.distributed import from_first_process, rank, world_size
+from minlm.training.files import read_json, read_text, replace_text
 from minlm.training.state import TrainConfig
 
 TEMPLATES = "zeroshot_classification_templates.txt"
@@ -169,7 +169,7 @@ def keep_sizes(folder: Path, sizes: Mapping[Path, int], counted: Sequence[int]) 
 
 def read_sizes(path: Path) -> dict[str, int]:
     """{shard: samples} of a sizes.json, {} where there is none; ValueError when it says anything else."""
-    sizes = read_json(path) if path.is_file() else {}
+    sizes = read_json(path, "fetch it again") if path.is_file() else {}
     if not isinstance(sizes, dict) or not all(type(size) is int and size >= 0 for size in sizes.values()):
         raise ValueError(f"{str(path)!r} is not a table of shards and numbers of samples: remove it")
     return sizes

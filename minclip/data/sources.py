@@ -1,6 +1,5 @@
 """Shared by the readers: names of splits, classes and image files, records of files, texts, JSON."""
 
-import json
 import os
 import unicodedata
 import warnings
@@ -8,7 +7,6 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from minclip.data.records import Record, open_image, warn_of_missing
 
@@ -140,22 +138,3 @@ def distinct_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
         if count > 1 or not name.strip():
             raise ValueError(f"{str(path)!r} names {count} classes {name!r}: give each a name of its own")
     return tuple(names)
-
-
-def read_text(path: Path) -> str:
-    """A text without its byte-order mark; ValueError in one line when it is missing or not UTF-8."""
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; is the path right?") from error
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{str(path)!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-
-
-def read_json(path: Path) -> Any:
-    """The content of a JSON file; ValueError in one line when it is missing or not JSON."""
-    text = read_text(path)
-    try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{str(path)!r} is not JSON: {error}; fetch it again") from error

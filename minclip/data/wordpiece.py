@@ -20,7 +20,7 @@ from pathlib import Path
 from minclip.data.clip_bpe import CACHE_LIMIT, caption_ids, read_lines
 from minlm.merges import learn_merges
 from minlm.pretrained.options import option
-from minlm.pretrained.weight_files import read_object
+from minlm.training.files import read_object
 
 PAD, UNK, CLS, SEP, MASK = SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 MAX_WORD = 100  # characters; BERT calls longer words unknown
@@ -246,7 +246,7 @@ def lower_case_beside(path: Path, tokens: Sequence[str]) -> bool:
     accents is uncased. Raises ValueError for accents without capitals, and for options that WordPiece does not have.
     """
     where = (path if path.is_dir() else path.parent) / CONFIG_NAME
-    options = read_object(where) if where.is_file() else {}
+    options = read_object(where, missing_ok=True)
     lower_case = option(options, "do_lower_case", bool, where)
     if lower_case is None:
         words = [token.removeprefix(CONTINUES) for token in tokens if not re.fullmatch(r"\[\w+\]", token)]

@@ -1,8 +1,8 @@
-"""Where a Vision Transformer looks, whatever is asked and for a caption: drawn over the picture.
+"""Attention of a Vision Transformer, drawn over the image.
 
-Attention rolled out through the layers (Abnar and Zuidema 2020, section 3), and only as far as it makes the picture
-like the caption (Chefer et al. 2021, section 3.1). B images, H heads, T tokens (class token first where there is
-one), L layers, E embed_dim.
+Two maps: attention rollout through the layers (Abnar and Zuidema 2020, section 3), and relevance, the attention that
+raises the similarity with a caption (Chefer et al. 2021, section 3.1). B images, H heads, T tokens (class token first
+if there is one), L layers, E embed_dim.
 """
 
 from collections.abc import Sequence
@@ -11,14 +11,15 @@ from pathlib import Path
 import numpy as np
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, nn
+from torch import Tensor
 
+from minclip.clip import CLIP
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer
 from minclip.data.transforms import ImageTransform
 from minclip.evaluation.embed import embed_texts, evaluating
 from minclip.evaluation.plots import wrap
-from minclip.towers.vit import VisionTransformer
+from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
 from minlm.plots import new_figure, save_figure
 from minlm.transformer import record_attention
 
@@ -26,14 +27,12 @@ MOST_HEADS = 4
 
 
 def attention_rollout(weights: Sequence[Tensor]) -> Tensor:
-    """Attention weights of L layers, each (B, H, T, T) -> how much of each input token is in each output token.
+    """Compute the share of each input token in each output token from the weights (B, H, T, T) of L layers.
 
         A_l = 1/2 mean over heads of the weights + 1/2 I,      rollout = A_L ... A_2 A_1      (B, T, T)
 
-    The identity stands for the residual connection. Each row of the result sums to one. ValueError: no layer.
+    The identity accounts for the residual connection. Each row of the result sums to one.
     """
-    if not weights:
-        raise ValueError("no attention weights to roll out: 0 layers, at least 1 needed")
     identity = torch.eye(weights[0].shape[-1], device=weights[0].device)
     rollout = identity
     for layer in weights:
@@ -42,11 +41,12 @@ def attention_rollout(weights: Sequence[Tensor]) -> Tensor:
 
 
 def attention_relevance(weights: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
-    """Attention of L layers and a score's gradient by it, (B, H, T, T) each -> what each token does for the score.
+    """Compute each token's relevance for a score from the attention weights of L layers and the score's gradients.
 
         A_l = mean over heads of max(0, gradient * weights),      relevance = (I + A_L) ... (I + A_1)      (B, T, T)
 
-    Chefer et al. 2021, equations 5 and 6: of attention counts only what raises the score.
+    weights, gradients: (B, H, T, T) per layer. Only attention that raises the score counts (Chefer et al. 2021,
+    equations 5 and 6).
     """
     relevance = torch.eye(weights[0].shape[-1], device=weights[0].device)
     for layer, gradient in zip(weights, gradients, strict=True):
@@ -54,10 +54,11 @@ def attention_relevance(weights: Sequence[Tensor], gradients: Sequence[Tensor]) 
     return relevance
 
 
-def caption_relevance(model: nn.Module, images: Tensor, text_embeddings: Tensor) -> Tensor:
-    """Images (B, C, h, w), a unit text embedding (B, E) for each -> relevance of the patches (B, rows, columns).
+def caption_relevance(model: CLIP, images: Tensor, text_embeddings: Tensor) -> Tensor:
+    """Compute each patch's relevance (B, rows, columns) for the cosine of its image and a text.
 
-    What each patch does for the cosine of its picture and text. ValueError for an image tower without attention.
+    images: (B, C, h, w); text_embeddings: (B, E), unit length, one per image. Raises ValueError if the image tower
+    has no attention.
     """
     tower = vision_transformer(model)
     device = model.logit_scale.device
@@ -69,33 +70,35 @@ def caption_relevance(model: nn.Module, images: Tensor, text_embeddings: Tensor)
     ):
         images = images.to(device, copy=True).requires_grad_()  # a graph, even where the tower is frozen
         embeddings = model.encode_image(images)  # (B, E)
-        # One sum for all: pictures do not see each other.
+        # One sum for the batch: images do not attend to each other.
         score = (embeddings * text_embeddings.to(device, copy=True)).sum()
         gradients = torch.autograd.grad(score, weights)
-    return _over_patches(attention_relevance(weights, gradients).detach(), tower.config)
+    return attention_to_patches(attention_relevance(weights, gradients).detach(), tower.config)
 
 
-def vision_transformer(model: nn.Module) -> VisionTransformer:
+def vision_transformer(model: CLIP) -> VisionTransformer:
+    """Return the model's image tower; ValueError if it is not a VisionTransformer."""
     if not isinstance(model.image_tower, VisionTransformer):
         name = type(model.image_tower).__name__
-        raise ValueError(f"{name} has no attention to show: only a VisionTransformer has patches that look")
+        raise ValueError(f"{name} has no attention to show: only a VisionTransformer has patches")
     return model.image_tower
 
 
-def image_attention(model: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (B, C, h, w) -> rollout (B, rows, columns) and the last layer's heads (B, H, rows, columns).
+def image_attention(model: CLIP, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute the rollout (B, rows, columns) and the last layer's heads (B, H, rows, columns) of images (B, C, h, w).
 
-    Both are the row of the token that the features are pooled from (the mean of all rows for mean pooling), over
-    the grid of patches. ValueError for an image tower without attention.
+    Both are the pooled token's attention to the grid of patches, or the mean over tokens for mean pooling.
+    Raises ValueError if the image tower has no attention.
     """
     tower = vision_transformer(model)
     with evaluating(model), record_attention(tower) as weights:
         tower.forward_tokens(images.to(model.logit_scale.device))
-        return tuple(_over_patches(part, tower.config) for part in (attention_rollout(weights), weights[-1]))
+    rollout = attention_to_patches(attention_rollout(weights), tower.config)
+    return rollout, attention_to_patches(weights[-1], tower.config)
 
 
-def _over_patches(attention: Tensor, config) -> Tensor:
-    """(..., T, T) -> (..., rows, columns): what the pooled token sees of the patches."""
+def attention_to_patches(attention: Tensor, config: VisionTransformerConfig) -> Tensor:
+    """Select the pooled token's attention to the patches: (..., T, T) -> (..., rows, columns)."""
     match config.pool:
         case "class":
             row = attention[..., 0, :]  # (..., T)
@@ -108,16 +111,16 @@ def _over_patches(attention: Tensor, config) -> Tensor:
 
 
 def draw_attention(
-    model: nn.Module,
+    model: CLIP,
     records: Sequence[Record],
     transform: ImageTransform,
     tokenizer: Tokenizer,
     path: str | Path,
 ) -> Figure:
-    """A row a record: the picture as the tower sees it; over it relevance, rollout, the last layer's heads -> PNG.
+    """Plot one row per record: the tower's input image, then relevance, rollout and the last layer's heads over it.
 
-    Above the picture its first caption and their cosine. Relevance is for that caption; attention takes no account
-    of it: it shows what the tower looks at, whatever is asked. Errors as `image_attention`; ValueError for no record.
+    The first title is the record's first caption and its cosine with the image. Only relevance depends on the caption.
+    Raises ValueError if the image tower has no attention.
     """
     texts = embed_texts(model, tokenizer, [record.captions[0] for record in records])  # (B, E)
     images = torch.stack([transform(record.open()) for record in records])  # (B, C, h, w)
@@ -143,7 +146,7 @@ def draw_attention(
                 edges = (-0.5, image.shape[1] - 0.5, image.shape[0] - 0.5, -0.5)
                 axes.imshow(map_.numpy(), cmap="inferno", alpha=0.65, extent=edges, interpolation="bilinear")
     figure.suptitle(
-        "Where the image tower looks: bright patches weigh most (each map to its own scale)", fontsize=10
+        "Attention of the image tower: bright patches weigh most (each map to its own scale)", fontsize=10
     )
     caption = "Relevance for the caption, attention rolled out over all layers, and the last layer's heads."
     return save_figure(figure, path, caption)

@@ -1,13 +1,14 @@
-"""What a trained model is worth on a list of records: every figure that fits the data, each beside its chance."""
+"""Evaluation of a trained model on a list of records: all metrics that fit the data, each with its chance level."""
 
 import time
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from minclip.clip import CLIP
 from minclip.data.config import TEMPLATES
 from minclip.data.records import Question, Record, warn_of_missing
 from minclip.data.tokenizer import Tokenizer
@@ -18,14 +19,14 @@ from minclip.evaluation.retrieval import retrieval
 from minclip.evaluation.zero_shot import caption_questions, choice_metrics, zero_shot
 
 CHOICES = 3
-PROBE_IMAGES = 10_000  # at most so many training images are fitted by the linear probe
+PROBE_IMAGES = 10_000  # most training images that the linear probe is fitted on
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A model on a list of records: the figures for result.json, and what the pictures are drawn from."""
+    """Metrics of a model on a list of records, and the embeddings that plots are drawn from."""
 
-    metrics: dict  # {"images", "captions"}, the three entries of `retrieval`, and what else was asked
+    metrics: dict  # "images", "captions", the three entries of `retrieval`, and those of `evaluate_all`
     seconds: float
     image_embeddings: Tensor  # (N, E)
     text_embeddings: Tensor  # (M, E)
@@ -33,16 +34,15 @@ class Evaluation:
 
 
 def evaluate_records(
-    model: nn.Module,
+    model: CLIP,
     records: Sequence[Record],
     transform: ImageTransform,
     tokenizer: Tokenizer,
     batch_size: int = 128,
 ) -> Evaluation:
-    """Retrieval both ways among all pictures and all captions of `records`; errors as `retrieval_ranks`.
+    """Compute retrieval metrics in both directions among all images and captions of the records.
 
-    Every caption and picture of the query's group is a right answer: for captions made of class names, those of
-    its class.
+    Every caption and image of the query's group is a right answer. Raises ValueError as `retrieval_ranks`.
     """
     start = time.perf_counter()
     captions = [caption for record in records for caption in record.captions]
@@ -57,7 +57,7 @@ def evaluate_records(
 
 
 def evaluate_all(
-    model: nn.Module,
+    model: CLIP,
     records: Sequence[Record],
     transform: ImageTransform,
     tokenizer: Tokenizer,
@@ -66,56 +66,49 @@ def evaluate_all(
     train_records: Sequence[Record] = (),
     batch_size: int = 128,
 ) -> Evaluation:
-    """`evaluate_records`, and what else fits the data, under further names of its figures.
+    """Compute retrieval metrics, and all others that fit the data.
 
-    "caption_choice": which of three captions is the image's, where there are three groups. With `class_names`,
-    positions in which are the records' groups: "class_zero_shot", by prompts made from the templates, and, with
-    `train_records` that show every class, one of them three times, "linear_probe" on the image tower's features;
-    a warning counts and names training images that cannot be decoded, which the probe leaves out. Errors as those
-    functions'.
+    "caption_choice": accuracy in choosing an image's caption among three, if there are three groups. With class_names,
+    whose positions are the records' groups: "class_zero_shot", with prompts from the templates, and "linear_probe" on
+    the image tower's features, if train_records show every class and one class three times. Training images that
+    cannot be decoded are left out with a warning. Raises ValueError as those functions.
     """
     start = time.perf_counter()
-    look = {"transform": transform, "batch_size": batch_size}
-    found = evaluate_records(model, records, tokenizer=tokenizer, **look)
+    found = evaluate_records(model, records, transform, tokenizer, batch_size)
     metrics = dict(found.metrics)
     if len({record.group for record in records}) >= CHOICES and (
         questions := caption_questions(records, CHOICES)
     ):
-        metrics["caption_choice"] = _choose_captions(found, records, questions)
+        metrics["caption_choice"] = caption_choice(found, records, questions)
     if class_names:
         labels = torch.tensor([record.group for record in records])
         classes = embed_classes(model, tokenizer, class_names, templates)  # (classes, E)
         metrics["class_zero_shot"] = zero_shot(found.image_embeddings, labels, classes, class_names)
-    if class_names and train_records:
-        step = -(-len(train_records) // PROBE_IMAGES)
-        fitted = train_records[::step]
-        if _can_be_probed(fitted, class_names):
-            damaged: dict[str, str] = {}
-            train_features = image_features(model, fitted, **look, damaged=damaged)
+        step = -(-len(train_records) // PROBE_IMAGES) or 1
+        fitted, damaged = train_records[::step], {}
+        if can_be_probed(fitted, class_names):
+            train_features = image_features(model, fitted, transform, batch_size, damaged)
             warn_of_missing(damaged, "training images of the linear probe", "which cannot be decoded")
             fitted = [record for record in fitted if record.image_id not in damaged]
-        if _can_be_probed(fitted, class_names):
-            metrics["linear_probe"] = linear_probe(
-                train_features,
-                torch.tensor([record.group for record in fitted]),
-                image_features(model, records, **look),
-                labels,
-                class_names,
-            )
-    seconds = time.perf_counter() - start
-    return Evaluation(metrics, seconds, found.image_embeddings, found.text_embeddings, found.image_of_text)
+            if can_be_probed(fitted, class_names):
+                train_labels = torch.tensor([record.group for record in fitted])
+                features = image_features(model, records, transform, batch_size)
+                metrics["linear_probe"] = linear_probe(
+                    train_features, train_labels, features, labels, class_names
+                )
+    return replace(found, metrics=metrics, seconds=time.perf_counter() - start)
 
 
-def _can_be_probed(records: Sequence[Record], class_names: Sequence[str]) -> bool:
-    """True where the records show every class, and one of them three times: one of three is held out."""
+def can_be_probed(records: Sequence[Record], class_names: Sequence[str]) -> bool:
+    """Return True if the records show every class, and one class three times, so that one image can be held out."""
     shown = Counter(record.group for record in records)
     return len(shown) == len(class_names) and max(shown.values()) >= 3
 
 
-def _choose_captions(
+def caption_choice(
     found: Evaluation, records: Sequence[Record], questions: Sequence[Question]
 ) -> dict[str, float]:
-    """`choice_figures` from embeddings that are there already."""
+    """Compute `choice_metrics` from an evaluation's embeddings."""
     captions = (caption for record in records for caption in record.captions)
     row_of_text = {caption: row for row, caption in enumerate(captions)}
     row_of_image = {record.image_id: row for row, record in enumerate(records)}
@@ -126,34 +119,34 @@ def _choose_captions(
 
 
 def choice_accuracy(
-    model: nn.Module,
+    model: CLIP,
     tokenizer: Tokenizer,
     transform: ImageTransform,
     questions: Sequence[Question],
     batch_size: int = 128,
 ) -> dict[str, float]:
-    """`choice_figures` of a model on any questions. ValueError: no question."""
+    """Compute `choice_metrics` of a model on any questions; ValueError if there is none."""
     choices = [choice for question in questions for choice in question.choices]
     images = embed_images(model, [question.record for question in questions], transform, batch_size)
     return choice_metrics(images, embed_texts(model, tokenizer, choices, batch_size), questions)
 
 
 def format_retrieval(metrics: dict, seconds: float) -> str:
-    """The figures of `evaluate_records` as text: a line a direction, with chance, counts and seconds."""
+    """Format the metrics of `evaluate_records`: one line per direction, with chance, counts and seconds."""
     lines = []
-    for direction, rivals in (("image_to_text", "captions"), ("text_to_image", "images")):
+    for direction, answers in (("image_to_text", "captions"), ("text_to_image", "images")):
         chance = metrics["chance"][direction]
         recalls = [f"{k} {metrics[direction][k]:.1%} (chance {chance[k]:.2%})" for k in chance]
         lines.append(
             f"{direction.replace('_', ' ')}: {', '.join(recalls)}, "
-            f"median rank {metrics[direction]['median_rank']:g} of {metrics[rivals]:,}; "
+            f"median rank {metrics[direction]['median_rank']:g} of {metrics[answers]:,}; "
             f"{metrics['images']:,} images, {metrics['captions']:,} captions, {seconds:.1f} s"
         )
     return "\n".join(lines)
 
 
 def format_metrics(metrics: dict, seconds: float) -> str:
-    """The figures of `evaluate_all` as text: those of `format_retrieval`, then a line each of the others."""
+    """Format the metrics of `evaluate_all`: those of `format_retrieval`, then one line per other metric."""
     lines = [format_retrieval(metrics, seconds)]
     if choice := metrics.get("caption_choice"):
         lines.append(

@@ -1,7 +1,7 @@
-"""Linear probe: how well a linear classifier tells classes apart by a frozen tower's features.
+"""Linear probe: accuracy of a linear classifier on a frozen tower's features.
 
-Multinomial logistic regression by full-batch L-BFGS, its L2 strength chosen on a held-out part of the training
-images, as Radford et al. 2021, appendix A.3, with a plain sweep in place of their binary search. Deterministic.
+Multinomial logistic regression by full-batch L-BFGS. The L2 strength is chosen on held-out training images, as in
+Radford et al. 2021, appendix A.3, by a plain sweep in place of their binary search. Deterministic.
 
 Shapes: N images, D width of the features, C classes.
 """
@@ -16,7 +16,7 @@ from minclip.evaluation.retrieval import check_positions
 from minclip.evaluation.zero_shot import class_metrics
 
 STRENGTHS = tuple(10.0**power for power in (1, 0, -1, -2, -3, -4))  # swept first, from strong to weak
-FINER = 10**0.5  # the best one's neighbours by this factor are tried next
+FINER = 10**0.5  # factor to the best one's neighbours, swept second
 HELD_OUT = 0.2  # share of each class
 MOST_STEPS = 1000
 
@@ -29,12 +29,12 @@ def fit_classifier(
     start: tuple[Tensor, Tensor] | None = None,
     tolerance: float = 1e-4,
 ) -> tuple[Tensor, Tensor]:
-    """Multinomial logistic regression, (N, D), (N,) -> weights (C, D), biases (C,), float64. The minimum of
+    """Fit multinomial logistic regression to features (N, D) and labels (N,) -> weights (C, D), biases (C,), float64.
 
-        1/N sum_n -log softmax(W x_n + b)[y_n]  +  l2 / 2 ||W||^2
+        minimum of  1/N sum_n -log softmax(W x_n + b)[y_n]  +  l2 / 2 ||W||^2
 
-    to which L-BFGS goes from `start`, or from zero, until no slope is above the tolerance. The biases are not
-    held back, so each class must occur.
+    L-BFGS runs from `start`, or from zero, until no gradient exceeds the tolerance. The biases are not regularised,
+    so each class must occur.
     """
     features = features.double()
     if start is None:
@@ -45,7 +45,7 @@ def fit_classifier(
         max_iter=MOST_STEPS,
         history_size=20,
         tolerance_grad=tolerance,
-        tolerance_change=0,  # the gradient alone says when it is done
+        tolerance_change=0,  # stop by the gradient alone
         line_search_fn="strong_wolfe",
     )
 
@@ -60,7 +60,7 @@ def fit_classifier(
 
 
 def split_held_out(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
-    """Positions to fit on and positions held out: a fifth of each class at random, never a class's only image."""
+    """Split positions into fitted and held out: a random fifth of each class, never a class's only image."""
     generator = torch.Generator().manual_seed(seed)
     fitted, held_out = [], []
     for label in labels.unique():
@@ -73,9 +73,9 @@ def split_held_out(labels: Tensor, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 
 def choose_l2(features: Tensor, labels: Tensor, n_classes: int) -> float:
-    """The strength of the best accuracy on held-out images; the stronger one where two tie.
+    """Choose the L2 strength with the best accuracy on held-out images; the stronger one in a tie.
 
-    Powers of ten first, each fit starting from the stronger one's; then the best one's half-way neighbours.
+    Powers of ten are tried first, each fit starting from the one before; then the best one's neighbours.
     """
     fitted, held_out = split_held_out(labels)
     if not len(held_out):
@@ -105,11 +105,11 @@ def linear_probe(
     labels: Tensor,
     class_names: Sequence[str],
 ) -> dict:
-    """Fit on (N, D), (N,) and judge on the other pair -> the figures of `class_figures`, "l2" and "n_train".
+    """Fit on training features (N, D) and labels (N,), then compute `class_metrics`, "l2" and "n_train" on the others.
 
-    Features are centred and divided by one number, their root mean square: what the classifier can express
-    stays the same, and an L2 strength means the same for every tower. Once the strength is chosen, the held-out
-    images are fitted too. ValueError: shapes or labels that do not fit, a class without a training image.
+    Features are centred and divided by their root mean square, so that an L2 strength means the same for every tower.
+    The final fit includes the held-out images. Raises ValueError for shapes or labels that do not match, or a class
+    without a training image.
     """
     for some, of_some, name in (
         (train_features, train_labels, "training labels"),

@@ -1,31 +1,31 @@
-"""Pictures of what a CLIP has learnt, saved as PNG: similarity matrix, retrieval grid, zero-shot examples.
+"""Plots of a trained CLIP, saved as PNG: similarity, retrieval, zero-shot examples, confusion and accuracy by class.
 
-Right answers are marked by a green frame and a tick, never by colour alone. Captions may hold any character.
-Each function returns the figure that it saved.
+Right answers have a green frame and a tick, never colour alone. Captions may hold any character. Each function returns
+the figure it saved.
 """
 
 import textwrap
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure, SubFigure
+from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from PIL import Image
 from torch import Tensor
 
 from minclip.data.records import Record
 from minclip.evaluation.embed import exact_pair
-from minlm.plots import BLUE, GREEN, GREY, new_figure, save_figure
+from minlm.plots import BLUE, GREEN, GREY, ORANGE, new_figure, plain_axes, save_figure
 
-MOST_PAIRS = 16  # what a similarity matrix can show with a number in each cell
-SHOWN = 5  # answers a query
+SHOWN = 5  # answers per query
+MOST_CLASSES = 40  # class names that fit on an axis
+COLOURS = (BLUE, ORANGE, GREEN)  # one per classifier
 
 
 def wrap(text: str, width: int, lines: int = 4) -> str:
-    """`text` on at most `lines` lines of `width` characters, with an ellipsis where it was cut."""
+    """Wrap text to at most `lines` lines of `width` characters; an ellipsis marks a cut."""
     return "\n".join(textwrap.wrap(text, width, max_lines=lines, placeholder=" …"))
 
 
@@ -36,16 +36,7 @@ def similarity_matrix(
     text_embeddings: Tensor,
     path: str | Path,
 ) -> Figure:
-    """Cosines of n captions (rows) and their n images (columns); pair i is caption i, image i -> PNG at `path`.
-
-    Embeddings (n, E), unit length. ValueError: counts that differ, more than 16 pairs, those of `exact_pair`.
-    """
-    counts = len(images), len(captions), len(image_embeddings), len(text_embeddings)
-    if len(set(counts)) > 1 or counts[0] > MOST_PAIRS:
-        raise ValueError(
-            "a similarity matrix needs one image, caption and embedding of each a pair, "
-            f"at most {MOST_PAIRS} pairs: got {counts[0]} images, {counts[1]} captions, {counts[2:]} embeddings"
-        )
+    """Plot the cosines of n captions (rows) and their n images (columns); embeddings (n, E), unit length."""
     first, second = exact_pair(image_embeddings, text_embeddings, "text")
     cosines = (second @ first.T).cpu().numpy()  # (captions, images)
     n = len(captions)
@@ -56,11 +47,10 @@ def similarity_matrix(
     for row in range(n):
         for column in range(n):
             value = cosines[row, column]
-            color = "white" if value <= middle else "black"
-            weight = "bold" if row == column else "normal"
-            style = {"ha": "center", "va": "center", "fontsize": 9, "color": color, "fontweight": weight}
-            axes.text(column, row, f"{value:z.2f}", **style)
-        axes.add_patch(_frame((row - 0.47, row - 0.47), 0.94))
+            cell_text(axes, row, column, f"{value:z.2f}", dark=value <= middle, fontsize=9)
+        axes.add_patch(
+            Rectangle((row - 0.47, row - 0.47), 0.94, 0.94, fill=False, edgecolor=GREEN, linewidth=3)
+        )
     for column, image in enumerate(images):  # a row of thumbnails above the cells
         pixels = np.asarray(image)
         high, wide = 0.47 * np.array(pixels.shape[:2]) / max(pixels.shape[:2])
@@ -80,15 +70,10 @@ def similarity_matrix(
     )
 
 
-@dataclass(frozen=True)
-class Row:
-    """A query, a note on it, and what was found for it, best first."""
-
-    query: Image.Image | np.ndarray | str
-    note: str
-    found: list[Image.Image | np.ndarray | str]
-    cosines: list[float]
-    right: list[bool]
+def cell_text(axes: Axes, row: int, column: int, text: str, dark: bool, fontsize: int) -> None:
+    """Write text into a cell of a matrix, white on dark cells, bold on the diagonal."""
+    color, weight = "white" if dark else "black", "bold" if row == column else "normal"
+    axes.text(column, row, text, ha="center", va="center", fontsize=fontsize, color=color, fontweight=weight)
 
 
 def retrieval_grid(
@@ -99,48 +84,40 @@ def retrieval_grid(
     path: str | Path,
     which: str = "some queries",
 ) -> Figure:
-    """The first five answers among all N images and M captions, both ways -> PNG at `path`.
+    """Plot the first five answers to some queries among all N images and M captions, in both directions.
 
-    Above, the first caption of each record whose number is in `queries` and the images found for it; below, the
-    same records' images and the captions found; right are those of the record's group. Embeddings as
-    `evaluate_records` gives them for `records`: (N, E) and (M, E). Ties count against the model. which: what the
-    queries are, for the titles.
-    ValueError: counts or numbers that do not fit, those of `exact_pair`.
+    Top: the first caption of each record in `queries` (row numbers) and the images retrieved for it. Bottom: the
+    records' images and the captions retrieved. Answers of the query's group are right; ties count against the model.
+    Embeddings (N, E) and (M, E) as `evaluate_records` returns them. which: a description of the queries, for titles.
     """
     image_of_text = np.array([row for row, record in enumerate(records) for _ in record.captions])
-    of_images = np.array([record.group for record in records])
+    image_groups = np.array([record.group for record in records])
+    text_groups = image_groups[image_of_text]
     captions = [caption for record in records for caption in record.captions]
-    counts = len(image_embeddings), len(text_embeddings)
-    if counts != (len(records), len(captions)):
-        raise ValueError(f"{len(records)} records with {len(captions)} captions, but {counts} embeddings")
-    if not queries or min(queries) < 0 or max(queries) >= len(records):
-        raise ValueError(
-            f"queries must be one or more of records 0 to {len(records) - 1}: got {list(queries)}"
-        )
     images, texts = (part.cpu().numpy() for part in exact_pair(image_embeddings, text_embeddings, "text"))
-    of_texts, rows_above, rows_below = of_images[image_of_text], [], []
-    for query in queries:
-        text = int(np.flatnonzero(image_of_text == query)[0])
-        best, cosines, right, rank = _ranked(images @ texts[text], of_images == of_images[query])
-        note = f"its image ranks {rank:,} of {len(records):,}"
-        rows_above.append(Row(captions[text], note, [records[i].open() for i in best], cosines, right))
-        best, cosines, right, rank = _ranked(texts @ images[query], of_texts == of_images[query])
-        note = f"its best caption ranks {rank:,} of {len(captions):,}"
-        rows_below.append(Row(records[query].open(), note, [captions[i] for i in best], cosines, right))
     figure = new_figure(11, 3.7 * len(queries) + 1)
-    above, below = figure.subfigures(2, 1, hspace=0.02)
-    _draw_found_images(
-        above, rows_above, f"Caption to image, {which}: the closest images, framed where right"
-    )
-    _draw_found_captions(
-        below, rows_below, f"Image to caption, {which}: the closest captions, ticked where right"
-    )
+    (above,), (below,) = figure.subfigures(2, 1, squeeze=False, hspace=0.02)
+    above.suptitle(f"Caption to image, {which}: the closest images, framed if right", fontsize=12)
+    below.suptitle(f"Image to caption, {which}: the closest captions, ticked if right", fontsize=12)
+    image_rows = above.subplots(len(queries), 1 + SHOWN, squeeze=False, width_ratios=(1.5, *[1] * SHOWN))
+    caption_rows = below.subplots(len(queries), 2, squeeze=False, width_ratios=(1, 4))
+    for query, image_row, caption_row in zip(queries, image_rows, caption_rows, strict=True):
+        text, group = int(np.flatnonzero(image_of_text == query)[0]), image_groups[query]
+        best, cosines, right, rank = rank_answers(images @ texts[text], image_groups == group)
+        note = f"its image ranks {rank:,} of {len(records):,}"
+        draw_images(image_row, captions[text], note, [records[i].open() for i in best], cosines, right)
+        best, cosines, right, rank = rank_answers(texts @ images[query], text_groups == group)
+        note = f"its best caption ranks {rank:,} of {len(captions):,}"
+        draw_captions(caption_row, records[query].open(), note, [captions[i] for i in best], cosines, right)
     caption = f"Retrieval among all {len(records):,} images and {len(captions):,} captions, {which}."
     return save_figure(figure, path, caption)
 
 
-def _ranked(scores: np.ndarray, right: np.ndarray) -> tuple[list[int], list[float], list[bool], int]:
-    """Positions, scores and rightness of the best five; the best right one's rank. Tied wrong ones come first."""
+def rank_answers(scores: np.ndarray, right: np.ndarray) -> tuple[list[int], list[float], list[bool], int]:
+    """Return the best five answers, their scores, which are right, and the rank of the best right one.
+
+    Wrong answers come before right ones with the same score.
+    """
     best = np.lexsort((right, -scores))[:SHOWN]
     rank = 1 + int((scores[~right] >= scores[right].max()).sum())
     return best.tolist(), scores[best].tolist(), right[best].tolist(), rank
@@ -149,42 +126,62 @@ def _ranked(scores: np.ndarray, right: np.ndarray) -> tuple[list[int], list[floa
 def search_results(
     query: str, images: Sequence[Image.Image | np.ndarray], cosines: Sequence[float], path: str | Path
 ) -> Figure:
-    """A text and the images found for it, at most five, best first, with their cosines -> PNG at `path`."""
-    if not 0 < len(images) <= SHOWN or len(images) != len(cosines):
-        raise ValueError(f"1 to {SHOWN} images with a cosine each: got {len(images)} and {len(cosines)}")
+    """Plot a text and at most five images found for it, best first, with their cosines."""
     figure = new_figure(11, 2.5)
-    row = Row(query, "", list(images), list(cosines), [False] * len(images))
-    _draw_found_images(figure, [row], "Images closest to the text")
+    (row,) = figure.subplots(1, 1 + SHOWN, squeeze=False, width_ratios=(1.5, *[1] * SHOWN))
+    figure.suptitle("Images closest to the text", fontsize=12)
+    draw_images(row, query, "", images, cosines, [False] * len(images))
     return save_figure(figure, path)
 
 
-def _draw_found_images(figure: Figure | SubFigure, rows: list[Row], title: str) -> None:
-    panels = figure.subplots(len(rows), 1 + SHOWN, squeeze=False, width_ratios=(1.5, *[1] * SHOWN))
-    figure.suptitle(title, fontsize=12)
-    for row, (first, *others) in zip(rows, panels, strict=True):
-        _words(first, row.query, row.note)
-        for axes in others[len(row.found) :]:
-            axes.axis("off")
-        for axes, image, cosine, right in zip(others, row.found, row.cosines, row.right, strict=False):
-            _image(axes, image, right)
-            axes.set_title(
-                f"✓ {cosine:.3f}" if right else f"{cosine:.3f}", fontsize=9, color=GREEN if right else "black"
-            )
+def draw_images(
+    row: Sequence[Axes],
+    query: str,
+    note: str,
+    images: Sequence[Image.Image | np.ndarray],
+    cosines: Sequence[float],
+    right: Sequence[bool],
+) -> None:
+    """Draw a text with a note and the images found for it in a row of axes."""
+    words, *others = row
+    for axes in (words, *others[len(images) :]):
+        axes.axis("off")
+    words.text(0, 0.55, wrap(query, 26, 6), fontsize=9, parse_math=False, va="center")
+    words.text(0, 0.05, note, fontsize=8, color=GREY, va="center")
+    for axes, image, cosine, is_right in zip(others, images, cosines, right, strict=False):
+        draw_image(axes, image, is_right)
+        tick, color = ("✓ ", GREEN) if is_right else ("", "black")
+        axes.set_title(f"{tick}{cosine:.3f}", fontsize=9, color=color)
 
 
-def _draw_found_captions(figure: Figure | SubFigure, rows: list[Row], title: str) -> None:
-    panels = figure.subplots(len(rows), 2, squeeze=False, width_ratios=(1, 4))
-    figure.suptitle(title, fontsize=12)
-    for row, (first, second) in zip(rows, panels, strict=True):
-        _image(first, row.query)
-        first.set_xlabel(row.note, fontsize=8)
-        second.axis("off")
-        for place, (caption, cosine, right) in enumerate(zip(row.found, row.cosines, row.right, strict=True)):
-            style = {"color": GREEN, "fontweight": "bold"} if right else {"color": "black"}
-            style |= {"va": "center", "fontsize": 9, "parse_math": False}
-            height = 0.9 - 0.2 * place
-            second.text(0.08, height, f"✓ {cosine:.3f}" if right else f"{cosine:.3f}", ha="right", **style)
-            second.text(0.095, height, wrap(caption, 95, 2), **style)
+def draw_captions(
+    row: Sequence[Axes],
+    query: Image.Image,
+    note: str,
+    captions: Sequence[str],
+    cosines: Sequence[float],
+    right: Sequence[bool],
+) -> None:
+    """Draw an image with a note and the captions found for it in a row of two axes."""
+    first, second = row
+    draw_image(first, query)
+    first.set_xlabel(note, fontsize=8)
+    second.axis("off")
+    for place, (caption, cosine, is_right) in enumerate(zip(captions, cosines, right, strict=True)):
+        style = {"va": "center", "fontsize": 9, "parse_math": False}
+        style |= {"color": GREEN, "fontweight": "bold"} if is_right else {"color": "black"}
+        height = 0.9 - 0.2 * place
+        second.text(0.08, height, f"{'✓ ' if is_right else ''}{cosine:.3f}", ha="right", **style)
+        second.text(0.095, height, wrap(caption, 95, 2), **style)
+
+
+def draw_image(axes: Axes, image: Image.Image | np.ndarray, right: bool = False) -> None:
+    """Draw an image without ticks, with a green frame if it is right."""
+    axes.imshow(np.asarray(image))
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for side in axes.spines.values():
+        side.set(edgecolor=GREEN if right else GREY, linewidth=4 if right else 0.5)
 
 
 def zero_shot_examples(
@@ -194,32 +191,16 @@ def zero_shot_examples(
     answers: Sequence[int],
     path: str | Path,
 ) -> Figure:
-    """Each image beside its choices as horizontal bars of probability, the right one marked -> PNG at `path`.
+    """Plot images beside the probabilities of their choices as bars; the right answer is ticked.
 
-    For picture i: choices[i], as many probabilities[i], and the position answers[i] of the right choice.
-    ValueError: counts that differ, a probability outside 0 to 1, an answer that is not a choice.
+    An image is framed if its right answer has the highest probability; a tie is wrong.
     """
-    if not images or len({len(images), len(choices), len(probabilities), len(answers)}) > 1:
-        counts = len(images), len(choices), len(probabilities), len(answers)
-        raise ValueError(
-            f"images, choices, probabilities and answers must be equally many, not none: got {counts}"
-        )
     most = max(len(some) for some in choices)
     figure = new_figure(9, (0.6 + max(1.4, 0.32 * most)) * len(images) + 0.6)
     panels = figure.subplots(len(images), 2, squeeze=False, width_ratios=(1, 2.6))
     rows = zip(panels, images, choices, probabilities, answers, strict=True)
-    for number, ((left, right), image, names, shares, answer) in enumerate(rows):
-        shares = np.asarray(shares, dtype=float)
-        if (
-            shares.shape != (len(names),)
-            or not ((shares >= 0) & (shares <= 1)).all()
-            or not 0 <= answer < len(names)
-        ):
-            raise ValueError(
-                f"example {number}: {len(names)} choices need as many probabilities from 0 to 1 and one of them as "
-                f"the answer: got {shares.tolist()} and {answer}"
-            )
-        _image(left, image, right=(shares >= shares[answer]).sum() == 1)
+    for (left, right), image, names, shares, answer in rows:
+        draw_image(left, image, right=sum(share >= shares[answer] for share in shares) == 1)
         colors = [GREEN if place == answer else BLUE for place in range(len(names))]
         bars = right.barh(range(len(names)), shares, color=colors, height=0.7)
         right.bar_label(bars, [f"{share:.0%}" for share in shares], padding=3, fontsize=8)
@@ -229,26 +210,83 @@ def zero_shot_examples(
         right.set_xlim(0, 1.1)
         right.spines[["top", "right"]].set_visible(False)
     panels[-1, 1].set_xlabel("probability")
-    figure.suptitle("Zero-shot choice: ✓ is the right answer, a framed image was answered right", fontsize=11)
+    figure.suptitle(
+        "Zero-shot choice: ✓ marks the right answer; an image answered right is framed", fontsize=11
+    )
     return save_figure(
         figure, path, "Probabilities of the choices for some zero-shot questions of the split."
     )
 
 
-def _frame(corner: tuple[float, float], side: float) -> Rectangle:
-    return Rectangle(corner, side, side, fill=False, edgecolor=GREEN, linewidth=3)
+def confusion_matrix(
+    confusion: Sequence[Sequence[int]], class_names: Sequence[str], path: str | Path, title: str
+) -> Figure:
+    """Plot a confusion matrix: counts per true class (row) and predicted class (column).
+
+    Colours show the share of the row. The title is followed by the number of images classified right.
+    """
+    counts, n = np.asarray(confusion), len(class_names)
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    side = max(4.5, 0.5 * n + 2)
+    figure = new_figure(side + 1.2, side + 0.6)
+    axes = figure.add_subplot()
+    drawn = axes.imshow(shares, cmap="cividis", vmin=0, vmax=1)
+    for row, column in np.argwhere(counts):
+        dark = shares[row, column] <= 0.5
+        cell_text(axes, row, column, f"{counts[row, column]:,}", dark, fontsize=8)
+    names = [wrap(name, 18, 2) for name in class_names]
+    axes.set_xticks(range(n), names, rotation=90, fontsize=8, parse_math=False)
+    axes.set_yticks(range(n), names, fontsize=8, parse_math=False)
+    axes.set_xlabel("predicted class")
+    axes.set_ylabel("true class")
+    figure.colorbar(drawn, ax=axes, label="share of the true class", shrink=0.7)
+    right, total = int(counts.trace()), int(counts.sum())
+    axes.set_title(f"{title}\n{right:,} of {total:,} images right ({right / total:.1%})", fontsize=11)
+    return save_figure(figure, path, f"{title}. {worst_confusions(counts, class_names)}")
 
 
-def _image(axes: Axes, image: Image.Image | np.ndarray, right: bool = False) -> None:
-    axes.imshow(np.asarray(image))
-    axes.set_xticks([])
-    axes.set_yticks([])
-    for side in axes.spines.values():
-        side.set(edgecolor=GREEN if right else GREY, linewidth=4 if right else 0.5)
+def worst_confusions(counts: np.ndarray, class_names: Sequence[str], most: int = 5) -> str:
+    """Describe the largest off-diagonal counts in words, at most five."""
+    wrong = counts * (1 - np.eye(len(counts), dtype=counts.dtype))
+    places = np.argsort(-wrong, axis=None, kind="stable")[:most]
+    pairs = [np.unravel_index(place, wrong.shape) for place in places]
+    confused = [
+        f"{class_names[row]} as {class_names[column]} ({wrong[row, column]:,} of {counts[row].sum():,})"
+        for row, column in pairs
+        if wrong[row, column]
+    ]
+    return (
+        f"Most frequent confusions: {', '.join(confused)}." if confused else "No image is classified wrong."
+    )
 
 
-def _words(axes: Axes, text: str, note: str) -> None:
-    axes.axis("off")
-    style = {"ha": "left", "va": "center", "transform": axes.transAxes}
-    axes.text(0, 0.55, wrap(text, 26, 6), fontsize=9, parse_math=False, **style)
-    axes.text(0, 0.05, note, fontsize=8, color=GREY, **style)
+def accuracy_by_class(
+    per_class: Mapping[str, Mapping[str, float]], chance: float, path: str | Path
+) -> Figure:
+    """Plot accuracies {classifier: {class: share}} of at most three classifiers as bars, one group per class.
+
+    Classes are ordered by the first classifier's accuracy, highest first; the dashed line is chance.
+    """
+    first = next(iter(per_class.values()))
+    names = sorted(first, key=lambda name: -first[name])
+    thick = 0.8 / len(per_class)
+    figure = new_figure(7.5, 0.34 * len(names) * (1 + 0.35 * (len(per_class) - 1)) + 1.6)
+    axes = figure.add_subplot()
+    for number, ((classifier, shares), color) in enumerate(zip(per_class.items(), COLOURS, strict=False)):
+        places = np.arange(len(names)) + (number - (len(per_class) - 1) / 2) * thick
+        widths = [shares[name] for name in names]
+        bars = axes.barh(places, widths, thick, color=color, label=classifier)
+        axes.bar_label(bars, [f"{width:.0%}" for width in widths], padding=3, fontsize=7)
+    axes.axvline(chance, color="black", linestyle="--", linewidth=1.2, label=f"chance ({chance:.1%})")
+    axes.set_yticks(range(len(names)), [wrap(name, 24, 1) for name in names], fontsize=8, parse_math=False)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.08)
+    axes.set_xlabel("accuracy: share of the class's images that are classified right")
+    axes.set_title("Accuracy by class", fontsize=11)
+    plain_axes(axes)
+    axes.legend(
+        loc="upper center", bbox_to_anchor=(0.5, -0.75 / figure.get_figheight()), ncols=4, frameon=False
+    )
+    return save_figure(
+        figure, path, "Share of each class's images that are classified right; dashed: chance."
+    )

@@ -1,4 +1,4 @@
-"""The pictures of a run: its loss, and what the trained model makes of the dev split."""
+"""Plots of a run: its curves, and the trained model on some records of the dev split."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,10 +10,16 @@ from minclip.data.records import Question, Record
 from minclip.data.tokenizer import Tokenizer
 from minclip.data.transforms import ImageTransform
 from minclip.evaluation.attention import draw_attention
-from minclip.evaluation.class_plots import MOST_CLASSES, accuracy_by_class, confusion_matrix
 from minclip.evaluation.embed import embed_images, embed_texts
 from minclip.evaluation.evaluate import Evaluation
-from minclip.evaluation.plots import retrieval_grid, similarity_matrix, zero_shot_examples
+from minclip.evaluation.plots import (
+    MOST_CLASSES,
+    accuracy_by_class,
+    confusion_matrix,
+    retrieval_grid,
+    similarity_matrix,
+    zero_shot_examples,
+)
 from minclip.evaluation.retrieval import retrieval_ranks
 from minclip.towers.vit import VisionTransformer
 from minlm.plots import loss_curve, metric_curves
@@ -23,16 +29,16 @@ CLASSIFIERS = ("linear_probe", "class_zero_shot")
 
 
 def draw_curves(run: Path) -> None:
-    """loss.png and metrics.png from the run's metrics.jsonl."""
+    """Plot loss.png and metrics.png from the run's metrics.jsonl."""
     loss_curve(run, run / "loss.png")
     metric_curves(run, run / "metrics.png")
 
 
 def draw_plots(run: Path, records: Sequence[Record], evaluation: Evaluation) -> None:
-    """The run's curves, and what its model makes of `records`, as PNG files in the run's folder.
+    """Plot the run's curves and its model's results on `records` as PNG files in the run's folder.
 
-    loss, metrics, similarity, retrieval; failures, where a right answer ranks below the first; with figures of
-    classes also NAME_confusion of each, accuracy_by_class.
+    loss, metrics, similarity, retrieval; failures, unless every right answer ranks first; with classes also
+    NAME_confusion per classifier and accuracy_by_class.
     """
     draw_curves(run)
     first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(records))]
@@ -53,7 +59,7 @@ def draw_plots(run: Path, records: Sequence[Record], evaluation: Evaluation) -> 
 
 
 def worst_queries(records: Sequence[Record], evaluation: Evaluation, first_text: Sequence[int]) -> list[int]:
-    """The records whose image, or first caption, ranks its best right answer lowest; none of rank 1."""
+    """Return the records whose image or first caption ranks its best right answer lowest, without rank 1."""
     groups = torch.tensor([record.group for record in records])
     image_ranks, text_ranks = retrieval_ranks(
         evaluation.image_embeddings, evaluation.text_embeddings, evaluation.image_of_text, groups
@@ -64,9 +70,9 @@ def worst_queries(records: Sequence[Record], evaluation: Evaluation, first_text:
 
 
 def draw_classes(run: Path, metrics: dict) -> None:
-    """NAME_confusion.png of each classifier in the figures, and accuracy_by_class.png of all of them.
+    """Plot NAME_confusion.png for each classifier in the metrics, and accuracy_by_class.png.
 
-    Drawn where each class has images and there is room for the classes' names.
+    Nothing is drawn if a class has no images or there are too many class names to read.
     """
     found = {name: metrics[name] for name in CLASSIFIERS if name in metrics}
     for name, of_classes in found.items():
@@ -81,14 +87,14 @@ def draw_classes(run: Path, metrics: dict) -> None:
         accuracy_by_class(accuracies, chance, run / "accuracy_by_class.png")
 
 
-def draw_where_it_looks(
+def draw_image_attention(
     run: Path,
     model: CLIP,
     records: Sequence[Record],
     transform: ImageTransform,
     tokenizer: Tokenizer,
 ) -> None:
-    """attention.png: the image tower's attention on some of the records, where it is a tower with attention."""
+    """Plot attention.png, the image tower's attention on some records, if the tower is a VisionTransformer."""
     if isinstance(model.image_tower, VisionTransformer):
         shown = [records[i] for i in spread(len(records), SHOWN_QUERIES)]
         draw_attention(model, shown, transform, tokenizer, run / "attention.png")
@@ -101,23 +107,23 @@ def draw_zero_shot(
     transform: ImageTransform,
     tokenizer: Tokenizer,
 ) -> None:
-    """zero_shot.png: some of the questions with the probabilities of their choices."""
-    asked = [questions[i] for i in spread(len(questions), SHOWN_QUESTIONS)]
-    images = embed_images(model, [question.record for question in asked], transform)  # (N, E)
+    """Plot zero_shot.png, some of the questions with the probabilities of their choices."""
+    shown = [questions[i] for i in spread(len(questions), SHOWN_QUESTIONS)]
+    images = embed_images(model, [question.record for question in shown], transform)  # (N, E)
     probabilities = []
-    for question, image in zip(asked, images, strict=True):
+    for question, image in zip(shown, images, strict=True):
         cosines = embed_texts(model, tokenizer, question.choices) @ image  # (choices)
         probabilities.append((model.logit_scale.exp().item() * cosines).softmax(dim=0).tolist())
     zero_shot_examples(
-        [question.record.open() for question in asked],
-        [question.choices for question in asked],
+        [question.record.open() for question in shown],
+        [question.choices for question in shown],
         probabilities,
-        [question.answer for question in asked],
+        [question.answer for question in shown],
         run / "zero_shot.png",
     )
 
 
 def spread(count: int, wanted: int) -> list[int]:
-    """Up to `wanted` of the numbers 0 to count - 1, evenly spaced."""
+    """Return up to `wanted` of the numbers 0 to count - 1, evenly spaced."""
     wanted = min(count, wanted)
     return [i * count // wanted for i in range(wanted)]

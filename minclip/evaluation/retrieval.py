@@ -1,8 +1,7 @@
-"""Retrieval among N images and their M captions: ranks, recalls, and what a random order would recall.
+"""Retrieval among N images and their M captions: ranks, recalls, and the recalls of a random order.
 
-Every answer of the query's own group is right: all captions of one image, or all pictures and captions of one
-class. A wrong answer that ties with the best right one ranks before it: a collapsed model, all of whose
-embeddings are equal, comes out worst, not best.
+Every answer of the query's group is right: all captions of one image, or all images and captions of one class. A wrong
+answer that ties with the best right one ranks before it, so a collapsed model with equal embeddings scores worst.
 """
 
 import math
@@ -14,7 +13,7 @@ from torch import Tensor
 
 from minclip.evaluation.embed import exact_pair
 
-MOST_SCORES = 2**23  # computed at a time: 64 MiB of float64
+MOST_SCORES = 2**23  # per block: 64 MiB of float64
 
 
 def retrieval_ranks(
@@ -24,19 +23,19 @@ def retrieval_ranks(
     groups: Tensor | None = None,
     most_scores: int = MOST_SCORES,
 ) -> tuple[Tensor, Tensor]:
-    """Ranks, from 1, of the best right answers: (N, E), (M, E), (M,), (N,) -> images' (N,), texts' (M,).
+    """Compute the rank, from 1, of the best right answer to each image (N,) and to each text (M,).
 
-    image_of_text: the row of each text's image. groups: of each image; None = each image its own. The rank is
-    one more than the number of wrong answers that score no less. Scores are computed in blocks of whole rows, at
-    most `most_scores` or one row at a time.
-    ValueError: those of `exact_pair`; positions or groups of a wrong shape or range; an image without a text.
+    Embeddings (N, E) and (M, E). image_of_text: (M,), row of each text's image. groups: (N,), group of each image;
+    None = each image has its own. The rank is one more than the number of wrong answers with at least the score of the
+    best right one. Scores are computed in blocks of at most most_scores, or of one row.
+    Raises ValueError as `exact_pair`, for positions or groups of a wrong shape or range, or an image without a text.
     """
     images, texts = exact_pair(image_embeddings, text_embeddings, "text")
     check_positions(image_of_text, len(texts), len(images), "image_of_text")
     bare = (torch.bincount(image_of_text, minlength=len(images)) == 0).nonzero().flatten().tolist()
     if bare:
         raise ValueError(f"image {bare[0]} and {len(bare) - 1} more of {len(images)} have no text: drop them")
-    image_groups, text_groups = _groups_of_both(len(images), image_of_text, groups)
+    image_groups, text_groups = groups_of_both(len(images), image_of_text, groups)
     chunk = max(1, most_scores // len(texts))  # images per block
     parts = list(zip(images.split(chunk), image_groups.split(chunk), strict=True))
 
@@ -54,17 +53,18 @@ def retrieval_ranks(
     return torch.cat(image_ranks), text_ranks  # (N,), (M,)
 
 
-def _groups_of_both(n_images: int, image_of_text: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+def groups_of_both(n_images: int, image_of_text: Tensor, groups: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Return the groups of images (N,) and of texts (M,)."""
     groups = torch.arange(n_images) if groups is None else groups
     if groups.shape != (n_images,):
-        raise ValueError(f"groups must have shape ({n_images},), one an image: got {tuple(groups.shape)}")
+        raise ValueError(f"groups must have shape ({n_images},), one per image: got {tuple(groups.shape)}")
     return groups, groups[image_of_text]  # (N,), (M,)
 
 
 def check_positions(positions: Tensor, count: int, limit: int, name: str) -> None:
-    """ValueError unless `positions` are `count` numbers from 0 to `limit` - 1."""
+    """Raise ValueError unless positions have shape (count,) and lie in [0, limit)."""
     if positions.shape != (count,):
-        raise ValueError(f"{name} must have shape ({count},), one a row: got {tuple(positions.shape)}")
+        raise ValueError(f"{name} must have shape ({count},), one per row: got {tuple(positions.shape)}")
     if positions.min() < 0 or positions.max() >= limit:
         raise ValueError(f"{name} must lie in 0 to {limit - 1}: got {positions.min()} to {positions.max()}")
 
@@ -77,24 +77,24 @@ def retrieval(
     ks: Sequence[int] = (1, 5, 10),
     most_scores: int = MOST_SCORES,
 ) -> dict[str, dict]:
-    """Retrieval both ways; arguments and errors as `retrieval_ranks`.
+    """Compute retrieval metrics in both directions; arguments and errors as `retrieval_ranks`.
 
-    -> {"image_to_text": {"recall@1": fraction, ..., "median_rank"}, "text_to_image": the same,
-    "chance": {"image_to_text": {"recall@1", ...}, "text_to_image": {...}}}. Recall@k is the share of queries
-    with a right answer among the first k (Karpathy and Fei-Fei 2015, section 4.2), also called top-k accuracy.
+    Returns {"image_to_text": {"recall@1": fraction, ..., "median_rank"}, "text_to_image": the same,
+    "chance": {"image_to_text": {"recall@1", ...}, "text_to_image": {...}}}. Recall@k is the share of queries with a
+    right answer among the first k (Karpathy and Fei-Fei 2015, section 4.2).
     """
     image_ranks, text_ranks = retrieval_ranks(
         image_embeddings, text_embeddings, image_of_text, groups, most_scores
     )
     n_images, n_texts = len(image_ranks), len(text_ranks)
-    of_images, _ = _groups_of_both(n_images, image_of_text, groups)
-    _, numbers = of_images.unique(return_inverse=True)  # (N,), groups numbered from 0
+    image_groups, _ = groups_of_both(n_images, image_of_text, groups)
+    _, numbers = image_groups.unique(return_inverse=True)  # (N,), groups numbered from 0
     of_texts = numbers[image_of_text]  # (M,)
     right_texts = torch.bincount(of_texts)[numbers].tolist()  # every image has a text
     right_images = torch.bincount(numbers)[of_texts].tolist()
     return {
-        "image_to_text": _recalls(image_ranks, ks),
-        "text_to_image": _recalls(text_ranks, ks),
+        "image_to_text": recalls(image_ranks, ks),
+        "text_to_image": recalls(text_ranks, ks),
         "chance": {
             "image_to_text": chance_recalls(right_texts, n_texts, ks),
             "text_to_image": chance_recalls(right_images, n_images, ks),
@@ -102,20 +102,21 @@ def retrieval(
     }
 
 
-def _recalls(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
-    recalls = {f"recall@{k}": int((ranks <= k).sum()) / len(ranks) for k in ks}
-    return recalls | {"median_rank": float(statistics.median(ranks.tolist()))}
+def recalls(ranks: Tensor, ks: Sequence[int]) -> dict[str, float]:
+    """Compute recall@k for each k, and the median rank."""
+    shares = {f"recall@{k}": int((ranks <= k).sum()) / len(ranks) for k in ks}
+    return shares | {"median_rank": float(statistics.median(ranks.tolist()))}
 
 
 def chance_recalls(right: Sequence[int], n_answers: int, ks: Sequence[int]) -> dict[str, float]:
-    """Expected recalls of a random order of the answers, where query i has right[i] right ones among them.
+    """Compute the expected recalls of a random order of the answers; right[i] of them are right for query i.
 
-    A query with c right answers of M misses with C(M - c, k) / C(M, k).
+    A query with c right answers among M has none in the first k with probability C(M - c, k) / C(M, k).
     """
     chances = {}
     for k in ks:
         drawn = min(k, n_answers)
         orders = math.comb(n_answers, drawn)
         hits = sum(orders - math.comb(n_answers - count, drawn) for count in right)
-        chances[f"recall@{k}"] = hits / (orders * len(right))  # whole numbers up to here: no rounding
+        chances[f"recall@{k}"] = hits / (orders * len(right))  # integers up to here: no rounding
     return chances

@@ -1,4 +1,4 @@
-"""Embeddings of the images in a folder, kept beside the model so that the next search decodes new images only."""
+"""Embeddings of the images in a folder, cached beside the model so that the next search decodes only new images."""
 
 import hashlib
 import json
@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -25,9 +25,9 @@ CACHE_NAME = "search-cache"
 
 
 def image_files(folder: Path) -> list[Path]:
-    """Find the image files of a folder and of the folders in it; warn of files with other endings.
+    """Find the image files of a folder and its subfolders; warn of files with other endings.
 
-    ValueError where there is no folder, or no image in it.
+    Raises ValueError if the folder is absent or has no image.
     """
     if not folder.is_dir():
         raise ValueError(f"no folder {folder}: name one that holds images with --folder")
@@ -35,11 +35,11 @@ def image_files(folder: Path) -> list[Path]:
     paths = [path for path in files if path.suffix.lower() in IMAGE_ENDINGS]
     others = Counter(path.suffix.lower() or "without ending" for path in files).items()
     left_out = [f"{count:,} {ending}" for ending, count in sorted(others) if ending not in IMAGE_ENDINGS]
-    told = f"; left out: {', '.join(left_out)}" if left_out else ""
+    note = f"; left out: {', '.join(left_out)}" if left_out else ""
     if not paths:
-        raise ValueError(f"no image in {folder}: looked for names ending in {', '.join(IMAGE_ENDINGS)}{told}")
+        raise ValueError(f"no image in {folder}: names must end in {', '.join(IMAGE_ENDINGS)}{note}")
     if left_out:
-        warnings.warn(f"{len(paths):,} images are searched{told}", stacklevel=2)
+        warnings.warn(f"{len(paths):,} images are searched{note}", stacklevel=2)
     return paths
 
 
@@ -48,9 +48,9 @@ def embed_folder(
 ) -> tuple[list[Path], Tensor]:
     """Embed images of a folder -> (paths, embeddings (N, E)), without the images that cannot be decoded.
 
-    Embeddings are kept in `search-cache` beside the checkpoint's weights, one file per folder, which may be
-    deleted at any time. They are computed again for a file whose size or time has changed, and for another model.
-    ValueError where no image can be decoded.
+    Embeddings are cached in `search-cache` beside the checkpoint's weights, one file per folder, which may be deleted
+    at any time. They are recomputed for files whose size or time has changed, and for another model.
+    Raises ValueError if no image can be decoded.
     """
     beside = checkpoint if checkpoint.is_dir() else checkpoint.parent
     name = hashlib.sha256(os.fsencode(folder.resolve())).hexdigest()[:16]
@@ -78,7 +78,7 @@ def embed_folder(
 
 
 def open_or_blank(path: Path, damaged: set[str]) -> Image.Image:
-    """Decode an image; where that fails, note its path in `damaged` and give a blank one in its place."""
+    """Decode an image; on failure, add its path to `damaged` and return a blank image."""
     try:
         return open_image(path)
     except ValueError:
@@ -87,13 +87,13 @@ def open_or_blank(path: Path, damaged: set[str]) -> Image.Image:
 
 
 def file_key(folder: Path, path: Path) -> str:
-    """What tells this version of a file from others: its name in the folder, its size and its time."""
+    """Return the key of this version of a file: its name in the folder, its size and its modification time."""
     stat = path.stat()
     return f"{path.relative_to(folder).as_posix()}|{stat.st_size}|{stat.st_mtime_ns}"
 
 
 def image_digest(model: CLIP, transform: ImageTransform) -> str:
-    """SHA-256 of all that an image's embedding depends on: the image tower, its projection and the transform."""
+    """Compute the SHA-256 of all that an image embedding depends on: image tower, projection and transform."""
     digest = hashlib.sha256(repr((model.config.image, transform.config, transform.image_size)).encode())
     for part in (model.image_tower, model.image_projection):
         for name, value in part.state_dict().items():
@@ -102,25 +102,25 @@ def image_digest(model: CLIP, transform: ImageTransform) -> str:
 
 
 def read_cache(path: Path, digest: str) -> dict[str, Tensor]:
-    """{key of an image: embedding (E)} of a cache file; empty where there is none, or it is another model's."""
+    """Read {image key: embedding (E)} from a cache file; empty if it is absent, damaged or of another model."""
     try:
         with safe_open(path, "pt") as file:
-            told = file.metadata()
-            if told["model"] != digest:
+            metadata = file.metadata()
+            if metadata["model"] != digest:
                 return {}
-            return dict(zip(json.loads(told["images"]), file.get_tensor("embeddings"), strict=True))
+            return dict(zip(json.loads(metadata["images"]), file.get_tensor("embeddings"), strict=True))
     except Exception:  # absent, or damaged in any way: the embeddings are computed again
         return {}
 
 
 def write_cache(path: Path, digest: str, keys: list[str], embeddings: Tensor) -> None:
-    """Replace a cache file whole; warn in one line where that is impossible."""
+    """Replace a cache file atomically; warn if it cannot be written."""
     temporary = path.with_name(f"{path.name}.{os.getpid()}")
     try:
         path.parent.mkdir(exist_ok=True)
         save_file({"embeddings": embeddings}, temporary, {"model": digest, "images": json.dumps(keys)})
         os.replace(temporary, path)
-    except (OSError, SafetensorError) as error:
+    except Exception as error:
         if temporary.exists():
             temporary.unlink()
         warnings.warn(

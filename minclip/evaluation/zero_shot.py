@@ -1,6 +1,6 @@
-"""Choosing among classes and among captions by cosine: top-k, per-class figures, confusion, k-choice tests.
+"""Zero-shot choice among classes and among captions by cosine: top-k and per-class accuracy, confusion, k-choice.
 
-A tied rival ranks before the right answer: a model that cannot tell answers apart answers wrong.
+A wrong answer that ties with the right one ranks before it.
 """
 
 import random
@@ -18,20 +18,20 @@ from minclip.evaluation.retrieval import check_positions
 def zero_shot(
     image_embeddings: Tensor, labels: Tensor, class_embeddings: Tensor, class_names: Sequence[str]
 ) -> dict:
-    """N images told apart by their nearest class: (N, E), (N,), (classes, E) -> `class_figures`.
+    """Compute `class_metrics` of images (N, E) with labels (N,), scored by cosine with class embeddings (classes, E).
 
-    ValueError: those of `exact_pair` and of `class_figures`.
+    Raises ValueError as `exact_pair` and `class_metrics`.
     """
     images, classes = exact_pair(image_embeddings, class_embeddings, "class")
     return class_metrics(images @ classes.T, labels, class_names)
 
 
 def class_metrics(scores: Tensor, labels: Tensor, class_names: Sequence[str]) -> dict:
-    """What scores of classes (N, classes) are worth for images with labels (N,) -> figures as fractions.
+    """Compute top-1, top-5 and per-class accuracy and the confusion matrix from scores (N, classes), labels (N,).
 
-    {"top1", "top5", "chance": {"top1", "top5"}, "per_class": {name: top-1}, "n", "confusion"}; a class without
-    images is not in per_class. confusion[i][j] counts the images of class i that were taken for class j; a wrong
-    class that ties with the right one is the one taken. ValueError: labels or names that do not fit.
+    Returns {"top1", "top5", "chance": {"top1", "top5"}, "per_class": {name: top-1}, "n", "confusion"} as fractions;
+    per_class lacks classes without images. confusion[i][j] counts images of class i predicted as class j; in a tie
+    the wrong class is predicted. Raises ValueError for labels or names that do not match.
     """
     n_classes = scores.shape[1]
     check_positions(labels, len(scores), n_classes, "labels")
@@ -40,8 +40,8 @@ def class_metrics(scores: Tensor, labels: Tensor, class_names: Sequence[str]) ->
     own = torch.nn.functional.one_hot(labels, n_classes).bool()  # (N, classes)
     ranks = (scores >= scores.gather(1, labels[:, None])).sum(dim=1)  # (N,)
     right = ranks == 1  # (N,)
-    taken = torch.where(right, labels, scores.masked_fill(own, -torch.inf).argmax(dim=1))  # (N,)
-    pairs = torch.bincount(labels * n_classes + taken, minlength=n_classes**2)
+    predicted = torch.where(right, labels, scores.masked_fill(own, -torch.inf).argmax(dim=1))  # (N,)
+    pairs = torch.bincount(labels * n_classes + predicted, minlength=n_classes**2)
     return {
         "top1": float(right.double().mean()),
         "top5": float((ranks <= 5).double().mean()),
@@ -57,10 +57,10 @@ def class_metrics(scores: Tensor, labels: Tensor, class_names: Sequence[str]) ->
 def choice_metrics(
     image_embeddings: Tensor, text_embeddings: Tensor, questions: Sequence[Question]
 ) -> dict[str, float]:
-    """Share of questions whose right caption scores above every other -> {"accuracy", "chance", "n"}.
+    """Compute {"accuracy", "chance", "n"}: the share of questions whose right caption scores above every other.
 
-    image_embeddings (questions, E); text_embeddings (all their choices, E), question after question. A tie is a
-    wrong answer. Chance is the mean of 1 / choices.
+    image_embeddings: (questions, E); text_embeddings: (all their choices, E), in the questions' order. A tie is wrong.
+    Chance is the mean of 1 / choices.
     """
     images, texts = exact_pair(image_embeddings, text_embeddings, "text")
     counts = [len(question.choices) for question in questions]
@@ -75,11 +75,11 @@ def choice_metrics(
 def caption_questions(
     records: Sequence[Record], n_choices: int = 3, most: int = 2000, seed: int = 0
 ) -> list[Question]:
-    """k-choice caption tests: each image's caption among `n_choices`, the wrong ones from other groups' images.
+    """Draw k-choice caption tests: a caption of an image among n_choices, the wrong ones from other groups' images.
 
-    At most one question a record and `most` in all, evenly spaced; drawn from (seed, record's position) only.
-    Wrong captions come from different groups, and none is a text that the image has too; a record for which too
-    few others differ gets no question. ValueError: fewer groups than choices.
+    At most one question per record and `most` in all, evenly spaced; each depends on (seed, record's position) only.
+    Wrong captions come from different groups and differ from all captions of the image. A record without enough such
+    captions has no question. Raises ValueError if there are fewer groups than choices.
     """
     members: dict[int, list[Record]] = {}
     for record in records:
@@ -88,17 +88,20 @@ def caption_questions(
         raise ValueError(
             f"n_choices={n_choices} must lie in 2 to {len(members)}, the number of groups of images here"
         )
-    asked, groups = min(most, len(records)), list(members.values())
-    places = (number * len(records) // asked for number in range(asked))
-    drawn = (_question(records[i], groups, n_choices, random.Random(f"{seed}/choices/{i}")) for i in places)
+    count, groups = min(most, len(records)), list(members.values())
+    places = (number * len(records) // count for number in range(count))
+    drawn = (
+        draw_question(records[i], groups, n_choices, random.Random(f"{seed}/choices/{i}")) for i in places
+    )
     return [question for question in drawn if question]
 
 
-def _question(
+def draw_question(
     record: Record, groups: Sequence[Sequence[Record]], n_choices: int, rng: random.Random
 ) -> Question | None:
+    """Draw one question, or None if too few captions of other groups differ."""
     right, wrong = rng.choice(record.captions), []
-    for members in _shuffled(groups, rng):
+    for members in shuffled(groups, rng):
         taken, other = {*record.captions, *wrong}, rng.choice(members)
         captions = [some for some in other.captions if some not in taken]
         if captions and other.group != record.group:
@@ -109,9 +112,9 @@ def _question(
     return None
 
 
-def _shuffled(items: Sequence, rng: random.Random) -> Iterator:
-    """The items in random order; only those that are asked for are drawn (Fisher and Yates)."""
-    moved: dict[int, int] = {}  # place -> the item that lies there now, where it is not its own
+def shuffled(items: Sequence, rng: random.Random) -> Iterator:
+    """Yield the items in random order, drawing lazily (Fisher-Yates)."""
+    moved: dict[int, int] = {}  # place -> the item that was moved there
     for last in reversed(range(len(items))):
         place = rng.randint(0, last)
         yield items[moved.get(place, place)]

@@ -1,7 +1,6 @@
-"""Another picture size, vocabulary or context for pretrained weights: only when asked."""
+"""Pretrained weights resized to another image size, vocabulary or context, on request only."""
 
 from dataclasses import replace
-from math import isqrt
 from typing import Any
 
 import torch
@@ -13,23 +12,12 @@ from minclip.towers.vit import VisionTransformerConfig, resize_positions
 
 Size = tuple[int, int]
 Weights = dict[str, Tensor]
-# Where a tower keeps one position a place of its grid.
+# The parameter with a tower's position grid.
 POSITIONS = {VisionTransformerConfig: "positions", ModifiedResNetConfig: "attention_pooling.positions"}
 
 
-def square_grid(n_places: int, where: Any) -> Size:
-    """(rows, columns) of a square grid, the only one that a file without config can mean; else ValueError."""
-    side = isqrt(n_places)
-    if side * side != n_places:
-        raise ValueError(
-            f"{where} has positions for {n_places} places, which is no square: put the config.json that says "
-            f"the image_size beside it"
-        )
-    return side, side
-
-
 def grid_of(config: Any) -> Size:
-    """Places down and across for which a tower has positions."""
+    """Return the (rows, columns) of a tower's position grid."""
     if isinstance(config, VisionTransformerConfig):
         return config.grid
     return config.image_size[0] // config.stride, config.image_size[1] // config.stride
@@ -38,10 +26,10 @@ def grid_of(config: Any) -> Size:
 def resize_image(
     config: Any, weights: Weights, image_size: Size | None, antialias: bool
 ) -> tuple[Any, Weights]:
-    """An image tower's config and weights for another image_size; None = as they are.
+    """Resize an image tower's config and weights to another image_size; None = unchanged.
 
-    Position vectors are interpolated, bicubic in float32 (Dosovitskiy et al. 2021, section 3.2), as the owner of the
-    weights does it (`resize_positions`). A tower without positions takes any size.
+    Position vectors are interpolated, bicubic in float32 (Dosovitskiy et al. 2021, section 3.2), as the format's
+    owner does it (`resize_positions`). A tower without positions takes any size.
     """
     if image_size is None or tuple(image_size) == config.image_size:
         return config, weights
@@ -59,10 +47,10 @@ def resize_text(
     vocab_size: int | None = None,
     context_length: int | None = None,
 ) -> tuple[GPTTextConfig | BertTextConfig, Weights]:
-    """A text tower's config and weights for another vocabulary or context; None = as they are.
+    """Resize a text tower's config and weights to another vocabulary or context; None = unchanged.
 
-    New tokens start as the mean of the known ones; a smaller vocabulary keeps the first. A shorter context keeps the
-    first positions. Raises ValueError for a longer one: positions that were never trained would be made up.
+    New tokens start as the mean of the others; a smaller vocabulary keeps the first. A shorter context keeps the
+    first positions. Raises ValueError for a longer one: its last positions would be untrained.
     """
     tokens, positions = weights["embedding.tokens.weight"], weights["embedding.positions.weight"]
     n_new = (vocab_size or len(tokens)) - len(tokens)
@@ -73,7 +61,7 @@ def resize_text(
     length = context_length or len(positions)
     if length > len(positions):
         raise ValueError(
-            f"context_length={length} is longer than the {len(positions)} positions of these weights: give less"
+            f"context_length={length} is longer than the {len(positions)} positions of these weights: give at most that"
         )
     if length < len(positions):
         positions = positions[:length].clone()

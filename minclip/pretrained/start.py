@@ -7,27 +7,20 @@ from torch import Tensor
 
 from minclip.clip import CLIPConfig
 from minclip.presets import PRESETS
+from minclip.pretrained.load import antialiased, import_tower, plan_tower, read_source
 from minclip.pretrained.resize import resize_image, resize_text
-from minclip.pretrained.towers import (
-    IMAGE_LAYOUTS,
-    TEXT_LAYOUTS,
-    antialiased,
-    import_tower,
-    plan_tower,
-    read_source,
-)
 
-# What a run's config decides although the weights come from a file: how the tower is trained, and the vocabulary.
+# Options that stay the run's although the weights come from a file: how the tower is trained, and the vocabulary.
 TRAINING = ("weights", "trained_blocks", "lr_factor", "dropout", "attention_dropout", "patch_dropout")
 KEPT = (*TRAINING, "vocab_digest", "end_id")
-POOLED_OVER_PATCHES = {"mean", "last"}  # poolings of the same weights
+POOLED_OVER_PATCHES = {"mean", "last"}  # poolings that need the same weights
 
 
 def pretrained_towers(config: CLIPConfig) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """(config, weights): the config with the sizes of the towers whose `weights` it names, and those weights.
+    """Return (config, weights): the config with the sizes of the towers whose `weights` it names, and those weights.
 
     The weights are {name in CLIP's state dict: tensor}, for load_state_dict(weights, strict=False); empty where no file
-    is named. The picture's size, the context, the pooling and everything about training stay the config's: positions
+    is named. The image size, the context, the pooling and everything about training stay the config's: positions
     are resized to them. Raises ValueError as load_image_tower does, where the text tower is of another kind or
     vocabulary than the config's, and where the file's tower has no place for what the config asks for.
     """
@@ -44,7 +37,7 @@ def pretrained_towers(config: CLIPConfig) -> tuple[CLIPConfig, dict[str, Tensor]
 
 
 def keep(wanted: Any, found: Any) -> Any:
-    """The config of a file's tower with what the run decides. ValueError for an option that this tower lacks."""
+    """Replace what the run decides in the config of a file's tower. ValueError for an option the tower lacks."""
     names = [name for name in KEPT if hasattr(wanted, name)]
     for name in names:
         value = getattr(wanted, name)
@@ -56,9 +49,9 @@ def keep(wanted: Any, found: Any) -> Any:
 
 
 def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(config, weights) of the file that an image tower's config names, at its image_size."""
+    """Read (config, weights) of the file that an image tower's config names, resized to its image_size."""
     source = read_source(wanted.weights)
-    plan = plan_tower(source, IMAGE_LAYOUTS, {})
+    plan = plan_tower(source, "image tower", {})
     weights = import_tower(source, plan)
     found, weights = resize_image(plan.config, weights, wanted.image_size, antialiased(source))
     pools = getattr(wanted, "pool", None), getattr(found, "pool", None)
@@ -72,9 +65,9 @@ def read_image(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
 
 
 def read_text(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
-    """(config, weights) of the file that a text tower's config names; it must be of that kind and vocabulary."""
+    """Read (config, weights) of the file that a text tower's config names, of the same kind and vocabulary."""
     source = read_source(wanted.weights)
-    plan = plan_tower(source, TEXT_LAYOUTS, {})
+    plan = plan_tower(source, "text tower", {})
     kind = type(plan.config)
     if kind is not type(wanted):
         raise ValueError(
@@ -83,7 +76,7 @@ def read_text(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
             f'--config FILE with "type": "{kind.__name__}" in its "text"'
         )
     if hasattr(wanted, "pool"):
-        plan = plan_tower(source, TEXT_LAYOUTS, {"pool": wanted.pool})
+        plan = plan_tower(source, "text tower", {"pool": wanted.pool})
     found, weights = resize_text(
         plan.config, import_tower(source, plan), context_length=wanted.context_length
     )

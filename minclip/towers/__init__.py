@@ -1,1 +1,1 @@
-"""Towers: images or token ids in, features out. A head then projects the features into the joint space."""
+"""Towers: from images or token ids to features, and the heads that project features into the joint space."""

@@ -1,6 +1,6 @@
-"""Towers that start from pretrained weights: which of their parts are trained, and how fast."""
+"""Towers with frozen parts and a learning rate of their own, for fine-tuning pretrained weights."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Annotated
 
@@ -11,13 +11,13 @@ from minlm.training.bounds import Bounded, above, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class TowerConfig(Bounded):
-    """Where a tower's weights come from, and which of them are trained.
+    """Source of a tower's weights, and which of them are trained.
 
-    weights: file or folder of pretrained weights, or a run of this project; the tower has its sizes, heads and
-        activation; none = random weights
-    trained_blocks: how many of the last Blocks are trained, with what follows them; 0 = none, a frozen tower;
-        -1 = the whole tower
-    lr_factor: learning rate of this tower, as a share of the rest's
+    weights: file or folder of pretrained weights, or a run of this project, which also gives the tower its sizes,
+        heads and activation; none = random weights
+    trained_blocks: train this many of the last Blocks, and the layers after them; 0 = freeze the tower; -1 = train
+        the whole tower
+    lr_factor: factor of this tower's learning rate
     """
 
     weights: str | None = None
@@ -26,23 +26,26 @@ class TowerConfig(Bounded):
 
 
 class Tower(nn.Module):
-    """A network with a TowerConfig, whose first part may be frozen.
+    """A network with a TowerConfig whose first part may be frozen.
 
-    What is frozen gets no gradient and stays in evaluation mode, whatever train() says: its weights, its
-    BatchNorm statistics and what it computes do not change (dropout is off).
+    Frozen parts get no gradient and stay in evaluation mode: their weights, their BatchNorm statistics and their
+    outputs do not change, and dropout is off.
     """
 
-    config: TowerConfig
+    width: int  # of the features
 
-    def freeze(self, blocks: Sequence[nn.Module], *after: nn.Module) -> None:
-        """Freeze what config.trained_blocks says; a tower calls it at the end of its constructor.
+    def freeze(self, config: TowerConfig, blocks: Iterable[nn.Module], *after: nn.Module) -> None:
+        """Freeze all but the last config.trained_blocks Blocks; called at the end of a tower's constructor.
 
-        blocks: in the order they run; after: what runs after the last. Raises ValueError for too few blocks.
+        blocks: in the order they run; after: modules that run after the last Block. Raises ValueError if there are
+        fewer Blocks than trained_blocks.
         """
-        count = self.config.trained_blocks
+        blocks, count = list(blocks), config.trained_blocks
         if count > len(blocks):
             raise ValueError(f"trained_blocks={count}, but this tower has {len(blocks)}; -1 trains all of it")
-        self.trained_parts = [*list(blocks)[len(blocks) - count :], *after] if count > 0 else []
+        self.trained_blocks = count
+        self.lr_factor = config.lr_factor  # read by minlm/training/optim.py
+        self.trained_parts = [*blocks[len(blocks) - count :], *after] if count > 0 else []
         if count >= 0:
             self.requires_grad_(False)
         for part in self.trained_parts:
@@ -51,16 +54,12 @@ class Tower(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        """Whether nothing of the tower is trained."""
-        return self.config.trained_blocks == 0
-
-    @property
-    def lr_factor(self) -> float:
-        """Read by minlm/training/optim.py."""
-        return self.config.lr_factor
+        """True if no part of the tower is trained."""
+        return self.trained_blocks == 0
 
     def train(self, mode: bool = True) -> "Tower":
-        super().train(mode and self.config.trained_blocks == -1)
+        """Set training mode for the trained parts only."""
+        super().train(mode and self.trained_blocks == -1)
         for part in self.trained_parts:
             part.train(mode)
         return self

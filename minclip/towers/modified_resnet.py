@@ -1,6 +1,6 @@
-"""The residual network of CLIP's paper: a deeper stem, pooling in place of strides, attention as the pooling.
+"""CLIP's residual network: a deeper stem, average pooling in place of strides, and attention pooling.
 
-Radford et al. 2021, section 2.4. Shapes: B batch, C channels, h w pixels, T places of the last feature map,
+Radford et al. 2021, section 2.4. Shapes: B batch, C channels, h w pixels, T positions of the last feature map,
 D features, H heads, K = D / H head size.
 """
 
@@ -18,10 +18,10 @@ from minlm.training.bounds import at_least
 
 @dataclass(frozen=True, kw_only=True)
 class ModifiedResNetConfig(TowerConfig):
-    """CLIP's ResNet, of bottleneck blocks. RN50: depths 3,4,6,3, d_model 64, n_heads 32; RN101: 3,4,23,3.
+    """CLIP's ResNet of bottleneck blocks. RN50: depths 3,4,6,3, d_model 64, n_heads 32. RN101: depths 3,4,23,3.
 
     image_size: height,width in pixels; multiples of the network's stride (32 for four stages)
-    depths: blocks in each stage; a stage halves the picture's sides (but for the first) and doubles the width
+    depths: blocks per stage; each stage but the first halves height and width and doubles the channels
     d_model: width of the first stage
     n_heads: heads of the attention pooling; must divide the features' width, d_model * 2^(stages - 1) * 4
     """
@@ -44,12 +44,12 @@ class ModifiedResNetConfig(TowerConfig):
 
     @property
     def stride(self) -> int:
-        """Pixels of the picture to one place of the last feature map, along each side."""
+        """Pixels per position of the last feature map, along each side."""
         return 4 * 2 ** (len(self.depths) - 1)
 
     @property
     def n_places(self) -> int:
-        """Places of the last feature map."""
+        """Number of positions of the last feature map."""
         return (self.image_size[0] // self.stride) * (self.image_size[1] // self.stride)
 
     @property
@@ -57,40 +57,44 @@ class ModifiedResNetConfig(TowerConfig):
         """Width of the features."""
         return self.d_model * 2 ** (len(self.depths) - 1) * 4
 
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return sum(self.depths)
+
 
 class AntialiasedBlock(nn.Module):
-    """A bottleneck whose stride is a mean over stride x stride places, before the last convolution and in the
-    shortcut: no place is skipped unseen (Zhang 2019, Making Convolutional Networks Shift-Invariant Again).
+    """Bottleneck with average pooling in place of strides, in the branch and in the shortcut.
+
+    No position is skipped (Zhang 2019, Making Convolutional Networks Shift-Invariant Again).
     """
 
     def __init__(self, c_in: int, width: int, stride: int):
         super().__init__()
+        last = convolution(width, 4 * width, 1, relu=False)
         self.branch = nn.Sequential(
-            convolution(c_in, width, 1),
-            convolution(width, width, 3),
-            nn.AvgPool2d(stride),
-            convolution(width, 4 * width, 1, relu=False),
+            convolution(c_in, width, 1), convolution(width, width, 3), nn.AvgPool2d(stride), last
         )
-        nn.init.zeros_(self.branch[-1][1].weight)  # as CLIP: each block starts out as its shortcut
+        nn.init.zeros_(last.get_parameter("1.weight"))  # as in CLIP, each block starts as its shortcut
         self.shortcut = nn.Identity()
         if stride != 1 or c_in != 4 * width:
             self.shortcut = nn.Sequential(nn.AvgPool2d(stride), convolution(c_in, 4 * width, 1, relu=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, C, h, w) -> (B, C', h / stride, w / stride)."""
+        """Map x (B, C, h, w) to (B, C', h / stride, w / stride)."""
         return torch.relu(self.branch(x) + self.shortcut(x))  # (B, C', h', w')
 
 
 class AttentionPooling(nn.Module):
-    """The mean of the places asks, the mean and every place answer: one query of multi-head attention.
+    """Multi-head attention with one query, the mean of all positions; keys are the mean and every position.
 
-    Without the output projection, which in CLIP maps to the joint space: it is CLIP.image_projection here.
+    The output projection, which in CLIP maps to the joint space, is CLIP.image_projection here.
     """
 
     def __init__(self, n_places: int, width: int, n_heads: int):
         super().__init__()
         self.n_heads = n_heads
-        self.positions = nn.Parameter(torch.randn(n_places + 1, width) * width**-0.5)  # the mean's is first
+        self.positions = nn.Parameter(torch.randn(n_places + 1, width) * width**-0.5)  # the mean comes first
         self.q_proj = nn.Linear(width, width)
         self.k_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)
@@ -99,7 +103,7 @@ class AttentionPooling(nn.Module):
             nn.init.zeros_(projection.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (B, T, D) -> (B, D)."""
+        """Pool positions x (B, T, D) to (B, D)."""
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1) + self.positions  # (B, 1 + T, D)
         query, key, value = (
             projected.unflatten(-1, (self.n_heads, -1)).transpose(1, 2)  # (B, H, 1 or 1 + T, K)
@@ -113,7 +117,7 @@ class ModifiedResNet(Tower):
 
     def __init__(self, config: ModifiedResNetConfig):
         super().__init__()
-        self.config, width = config, config.d_model
+        self.config, self.width, width = config, config.width, config.d_model
         self.stem = nn.Sequential(
             convolution(3, width // 2, 3, 2),
             convolution(width // 2, width // 2, 3),
@@ -128,22 +132,17 @@ class ModifiedResNet(Tower):
                 c_in = 4 * width * 2**stage
         self.blocks = nn.Sequential(*blocks)
         self.attention_pooling = AttentionPooling(config.n_places, config.width, config.n_heads)
-        self.freeze(self.blocks, self.attention_pooling)
-
-    @property
-    def width(self) -> int:
-        return self.config.width
+        self.freeze(config, self.blocks, self.attention_pooling)
 
     def forward_tokens(self, images: Tensor) -> Tensor:
-        """images (B, C, h, w) -> last feature map, row by row, (B, T, D). ValueError for another image size."""
+        """Compute the last feature map (B, T, D) of images (B, C, h, w), row by row."""
         if tuple(images.shape[-2:]) != self.config.image_size:
             raise ValueError(
-                f"images of {tuple(images.shape[-2:])} pixels, but this tower takes {self.config.image_size}: "
-                f"resize the images"
+                f"images {tuple(images.shape)} must be of size {self.config.image_size}: resize them"
             )
         x = self.stem(images.contiguous(memory_format=torch.channels_last))  # (B, d_model, h / 4, w / 4)
         return self.blocks(x).flatten(2).transpose(1, 2)  # (B, T, D)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, C, h, w) -> features (B, D)."""
+        """Compute features (B, D) of images (B, C, h, w)."""
         return self.attention_pooling(self.forward_tokens(images))  # (B, D)

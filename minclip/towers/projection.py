@@ -1,7 +1,4 @@
-"""Heads: from a tower's features to the joint space, before the embeddings are brought to unit length.
-
-D width of the features, E embed_dim.
-"""
+"""Heads that map a tower's features to the joint space, before normalisation. D width of the features, E embed_dim."""
 
 from math import isqrt
 from typing import Literal
@@ -13,9 +10,9 @@ Projection = Literal["linear", "linear_norm", "residual", "ndlinear", "low_rank"
 
 
 def make_projection(kind: Projection, width: int, embed_dim: int, bias: bool = False) -> nn.Module:
-    """The head of that name, (..., D) -> (..., E). bias: of the linear head alone; CLIP's ResNets have one.
+    """Build a head that maps (..., D) to (..., E). bias: for the linear head only; CLIP's ResNets have one.
 
-    Every head keeps the deviation of its input at first, or gives deviation 1 where a LayerNorm closes it.
+    At initialisation every head preserves the std of its input, or gives std 1 if it ends in a LayerNorm.
     """
     match kind:
         case "linear":
@@ -31,7 +28,7 @@ def make_projection(kind: Projection, width: int, embed_dim: int, bias: bool = F
 
 
 def linear(c_in: int, c_out: int, bias: bool = True) -> nn.Linear:
-    """Weights normal with deviation c_in^-1/2, as CLIP's projections; biases zero."""
+    """Build a linear layer with weights drawn normal, std c_in^-1/2 as in CLIP's projections, and zero biases."""
     layer = nn.Linear(c_in, c_out, bias)
     nn.init.normal_(layer.weight, std=c_in**-0.5)
     if bias:
@@ -40,19 +37,19 @@ def linear(c_in: int, c_out: int, bias: bool = True) -> nn.Linear:
 
 
 class LinearNorm(nn.Module):
-    """norm(W x + b)."""
+    """Linear head with LayerNorm: norm(W x + b)."""
 
     def __init__(self, width: int, embed_dim: int):
         super().__init__()
         self.linear, self.norm = linear(width, embed_dim), nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) -> (..., E)."""
+        """Map x (..., D) to (..., E)."""
         return self.norm(self.linear(x))  # (..., E)
 
 
 class ResidualHead(nn.Module):
-    """norm(y + dropout(fc2(gelu(y)))) with y = fc1(x): a linear head and a correction that it learns."""
+    """Linear head with a learned correction: norm(y + dropout(fc2(gelu(y)))), y = fc1(x)."""
 
     def __init__(self, width: int, embed_dim: int, dropout: float = 0.1):
         super().__init__()
@@ -60,36 +57,36 @@ class ResidualHead(nn.Module):
         self.dropout, self.norm = nn.Dropout(dropout), nn.LayerNorm(embed_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) -> (..., E)."""
+        """Map x (..., D) to (..., E)."""
         y = self.fc1(x)  # (..., E)
         return self.norm(y + self.dropout(self.fc2(F.gelu(y))))
 
 
 class NdLinear(nn.Module):
-    """One linear map with bias along each axis in turn, no activation between (arXiv 2503.17353).
+    """A linear map with bias along each axis in turn, without activations between them (arXiv 2503.17353).
 
         y = (W_n ... (W_2 (W_1 x + b_1) + b_2) ...) + b_n,   W_k along axis k
 
-    Over the flattened axes that is a dense layer whose weight is the Kronecker product of W_1 ... W_n; it has
-    sum_k (in_k + 1) out_k parameters where a dense one has (prod in + 1) prod out.
+    Over the flattened axes this is a dense layer whose weight is the Kronecker product of W_1 ... W_n. It has
+    sum_k (in_k + 1) out_k parameters; a dense layer has (prod in + 1) prod out.
 
-    Initialisation: W_k normal with deviation in_k^-1/2, biases zero: the product then has the deviation
-    (prod in)^-1/2 of a dense head and keeps that of its input. torch.nn.Linear's own weights, of variance
-    1 / (3 in_k), give a dense layer 3^-1/2 of its input's deviation and n axes 3^-n/2: each axis costs 0.58.
+    W_k is drawn normal with std in_k^-1/2 and biases are zero, so that the product has the std (prod in)^-1/2 of a
+    dense head and preserves the std of its input. With torch.nn.Linear's initialisation, of variance 1 / (3 in_k),
+    each axis would multiply the std by 0.58.
     """
 
     def __init__(self, in_shape: tuple[int, ...], out_shape: tuple[int, ...]):
         super().__init__()
         if len(in_shape) != len(out_shape) or not in_shape or min(*in_shape, *out_shape) < 1:
             raise ValueError(
-                f"NdLinear maps {tuple(in_shape)} to {tuple(out_shape)}: as many axes on both sides, at least "
-                f"one, each of size 1 or more"
+                f"NdLinear maps {tuple(in_shape)} to {tuple(out_shape)}: both must have the same number of axes, at "
+                f"least one, each of size 1 or more"
             )
         self.in_shape, self.out_shape = tuple(in_shape), tuple(out_shape)
         self.axes = nn.ModuleList(linear(*sizes) for sizes in zip(in_shape, out_shape, strict=True))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., *in_shape) -> (..., *out_shape); ValueError for another shape."""
+        """Map x (..., *in_shape) to (..., *out_shape); ValueError for another shape."""
         n_axes = len(self.in_shape)
         if tuple(x.shape[-n_axes:]) != self.in_shape:
             raise ValueError(f"NdLinear takes (..., {str(self.in_shape)[1:-1]}), got {tuple(x.shape)}")
@@ -99,7 +96,7 @@ class NdLinear(nn.Module):
 
 
 def two_axes(width: int, embed_dim: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Both sizes as products of two: embed_dim as square as can be, the width's first factor nearest to its.
+    """Factor both sizes in two: embed_dim as evenly as possible, width with a first factor close to embed_dim's.
 
     (768, 256) -> (16, 48), (16, 16).
     """
@@ -110,21 +107,21 @@ def two_axes(width: int, embed_dim: int) -> tuple[tuple[int, int], tuple[int, in
 
 
 class NdLinearProjection(nn.Module):
-    """A head of two axes: 768 -> 256 as (16, 48) -> (16, 16), 1,056 parameters where a dense one has 196,608."""
+    """NdLinear head of two axes: 768 -> 256 as (16, 48) -> (16, 16), with 1,056 parameters instead of 196,608."""
 
     def __init__(self, width: int, embed_dim: int):
         super().__init__()
         self.nd_linear = NdLinear(*two_axes(width, embed_dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) -> (..., E)."""
+        """Map x (..., D) to (..., E)."""
         return self.nd_linear(x.unflatten(-1, self.nd_linear.in_shape)).flatten(-2)  # (..., E)
 
 
 class LowRank(nn.Module):
-    """up(down(x)), without biases, of as many parameters as NdLinearProjection: its rival at equal cost.
+    """Low-rank head up(down(x)) without biases, with about as many parameters as NdLinearProjection.
 
-    The rank is the one that comes nearest to that count, at least 1: 768 -> 256 affords rank 1.
+    The rank is the one closest to that number, at least 1; it is 1 for 768 -> 256.
     """
 
     def __init__(self, width: int, embed_dim: int):
@@ -134,5 +131,5 @@ class LowRank(nn.Module):
         self.down, self.up = linear(width, self.rank, bias=False), linear(self.rank, embed_dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., D) -> (..., E)."""
+        """Map x (..., D) to (..., E)."""
         return self.up(self.down(x))  # (..., E)

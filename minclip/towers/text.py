@@ -18,9 +18,9 @@ from minlm.transformer import Context, Transformer, TransformerConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(TransformerConfig, TowerConfig):
-    """What both text towers share.
+    """Fields of both text towers.
 
-    vocab_size: tokens of the vocabulary to train; afterwards those it has
+    vocab_size: tokens of the vocabulary to be trained; then set to the size of the vocabulary
     vocab_digest: SHA-256 of the vocabulary; set from the tokenizer
     context_length: longest text in tokens, start and end included
     """
@@ -34,7 +34,7 @@ class TextConfig(TransformerConfig, TowerConfig):
 class GPTTextConfig(TextConfig):
     """CLIP's text tower: GPT-2's layout, pooled at the end of text.
 
-    end_id: the token at whose first place a text is pooled; set from the tokenizer
+    end_id: end-of-text id; text is pooled at its first occurrence; set from the tokenizer
     """
 
     end_id: int = field(default=3, metadata={"set_from": "tokenizer"})
@@ -42,11 +42,11 @@ class GPTTextConfig(TextConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class BertTextConfig(TextConfig):
-    """BERT's encoder; at four layers of a few hundred wide, the mini-BERT; with pool first, DistilBERT.
+    """BERT's encoder; DistilBERT with pool first.
 
-    pool: what becomes the text's features: the first token ([CLS]), that token through one more layer (BERT's
+    pool: source of the text's features: the first token ([CLS]), that token through one more layer (BERT's
         pooler), or the mean over real tokens
-    token_types: size of BERT's table of sentence kinds, of which a caption is the first; 0 = no such table
+    token_types: size of BERT's token type table, of which captions use the first row; 0 = no such table
     """
 
     norm_first: bool = False
@@ -58,29 +58,25 @@ class BertTextConfig(TextConfig):
 class GPTTextEncoder(Tower):
     """Causal text tower, pooled at the *first* end-of-text token (Radford et al. 2021, section 2.4).
 
-    Being causal, it needs no mask for what follows the end: nothing before it can see that.
+    Padding needs no mask: it follows the end of the text, and causal attention ignores it there.
     """
 
     def __init__(self, config: GPTTextConfig):
         super().__init__()
-        self.config = config
+        self.config, self.width = config, config.d_model
         self.embedding = TextEmbedding(config.vocab_size, config.context_length, config.d_model)
         self.dropout = nn.Dropout(config.dropout)
         self.transformer = Transformer(config)
-        self.freeze(self.transformer.blocks, self.transformer.norm)
-
-    @property
-    def width(self) -> int:
-        return self.config.d_model
+        self.freeze(config, self.transformer.blocks, self.transformer.norm)
 
     def forward_tokens(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> last hidden states (B, T, D). ValueError past context_length."""
+        """Compute the last hidden states (B, T, D) of tokens (B, T); ValueError if T exceeds context_length."""
         positions = token_positions(tokens, self.config.context_length)
         x = self.dropout(self.embedding(tokens, positions))  # (B, T, D)
         return self.transformer(x, Context(causal=True))  # (B, T, D)
 
     def forward(self, tokens: Tensor, token_mask: Tensor | None = None) -> Tensor:
-        """tokens (B, T) -> features (B, D). ValueError where a row has no end-of-text token."""
+        """Compute features (B, D) of tokens (B, T); ValueError if a row has no end-of-text token."""
         is_end = tokens == self.config.end_id  # (B, T)
         if not is_end.any(dim=1).all():
             row = int((~is_end.any(dim=1)).nonzero()[0])
@@ -91,14 +87,14 @@ class GPTTextEncoder(Tower):
 
 
 class BertTextEncoder(Tower):
-    """Bidirectional text tower (Devlin et al. 2019): every token sees every real token.
+    """Bidirectional text tower (Devlin et al. 2019): every token attends to every real token.
 
-    The embeddings are normalised before the first Block, as in BERT.
+    As in BERT, a LayerNorm follows the embeddings.
     """
 
     def __init__(self, config: BertTextConfig):
         super().__init__()
-        self.config = config
+        self.config, self.width = config, config.d_model
         self.embedding = TextEmbedding(config.vocab_size, config.context_length, config.d_model)
         self.token_types = nn.Embedding(config.token_types, config.d_model) if config.token_types else None
         if self.token_types is not None:
@@ -111,24 +107,20 @@ class BertTextEncoder(Tower):
             self.pooler = nn.Linear(config.d_model, config.d_model)
             nn.init.normal_(self.pooler.weight, std=config.d_model**-0.5)
             nn.init.zeros_(self.pooler.bias)
-        self.freeze(self.transformer.blocks, self.transformer.norm, self.pooler)
-
-    @property
-    def width(self) -> int:
-        return self.config.d_model
+        self.freeze(config, self.transformer.blocks, self.transformer.norm, self.pooler)
 
     def forward_tokens(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """tokens (B, T), token_mask (B, T) True = real -> last hidden states (B, T, D).
+        """Compute the last hidden states (B, T, D) of tokens (B, T) with token_mask (B, T), True = real.
 
-        ValueError past context_length.
+        Raises ValueError if T exceeds context_length.
         """
         x = self.embedding(tokens, token_positions(tokens, self.config.context_length))  # (B, T, D)
         if self.token_types is not None:
-            x = x + self.token_types.weight[0]  # a caption is one sentence, of the first kind
+            x = x + self.token_types.weight[0]  # a caption is a single sentence, of type 0
         return self.transformer(self.dropout(self.norm(x)), Context(mask=key_mask(token_mask)))  # (B, T, D)
 
     def forward(self, tokens: Tensor, token_mask: Tensor) -> Tensor:
-        """tokens (B, T), token_mask (B, T) -> features (B, D); padding is neither seen nor pooled."""
+        """Compute features (B, D) of tokens (B, T); token_mask (B, T) excludes padding from attention and pooling."""
         x = self.forward_tokens(tokens, token_mask)  # (B, T, D)
         match self.config.pool:
             case "first":

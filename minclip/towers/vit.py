@@ -1,7 +1,7 @@
-"""The Vision Transformer: an image is cut into patches, and the patches are the tokens.
+"""Vision Transformer: the patches of an image are the tokens (Dosovitskiy et al. 2021).
 
-Dosovitskiy et al. 2021 (ViT). Shapes: B batch, C colour channels, h w pixels, P patch side, N patches, T tokens
-(N, and one more with a class token), N' and T' those that patch dropout leaves, D d_model.
+Shapes: B batch, C colour channels, h w pixels, P patch side, N patches, T tokens (N, or N + 1 with a class token),
+N' and T' after patch dropout, D d_model.
 """
 
 from dataclasses import dataclass
@@ -22,10 +22,10 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
 
     image_size: height,width in pixels
     patch_size: height,width of a patch; must divide image_size
-    pool: what becomes the image's features: a class token put before the patches, their mean, their mean with the
-        last LayerNorm after it instead of before (timm's fc_norm), or the last one
+    pool: source of the image's features: a class token before the patches, the mean of the patches, their mean
+        with the last LayerNorm after it instead of before (timm's fc_norm), or the last patch
     norm_input: LayerNorm before the first Block, as in CLIP
-    patch_dropout: share of the patches that training leaves out, others in each picture and step
+    patch_dropout: share of the patches that training drops, drawn anew for each image and step
     """
 
     image_size: Annotated[tuple[int, int], at_least(1)] = (64, 64)
@@ -55,7 +55,7 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Patches down and across."""
+        """Rows and columns of patches."""
         return self.image_size[0] // self.patch_size[0], self.image_size[1] // self.patch_size[1]
 
     @property
@@ -66,15 +66,14 @@ class VisionTransformerConfig(TransformerConfig, TowerConfig):
 class VisionTransformer(Tower):
     """Image tower: patches -> tokens + positions -> Transformer -> pooled features.
 
-    The patch embedding is a convolution whose stride is its kernel: unfold into patches, then one linear map
-    (Dosovitskiy et al. 2021, equation 1). Positions are learned, one for each token, and start with a deviation
-    of 0.5, near that of the embedded patches: from CLIP's D^-1/2, a tenth of it, a short run does not find out
-    where things are.
+    The patch embedding, a convolution with stride equal to its kernel, is a linear map of each patch (Dosovitskiy et
+    al. 2021, equation 1). Positions are learned, one per token, and drawn with std 0.5, near that of the embedded
+    patches. With CLIP's std of D^-1/2, a tenth of that, a short run learns no positions.
     """
 
     def __init__(self, config: VisionTransformerConfig):
         super().__init__()
-        self.config = config
+        self.config, self.width = config, config.d_model
         self.patch_embedding = nn.Conv2d(3, config.d_model, config.patch_size, stride=config.patch_size)
         self.class_token = None
         n_tokens = config.n_patches
@@ -90,55 +89,38 @@ class VisionTransformer(Tower):
         self.norm_mean = nn.Identity()
         if config.pool == "mean_norm":
             self.norm_mean, self.transformer.norm = self.transformer.norm, self.norm_mean
-        self.freeze(self.transformer.blocks, self.transformer.norm, self.norm_mean)
-
-    @property
-    def width(self) -> int:
-        """Width of the features."""
-        return self.config.d_model
+        self.freeze(config, self.transformer.blocks, self.transformer.norm, self.norm_mean)
 
     def forward_tokens(self, images: Tensor) -> Tensor:
-        """images (B, C, h, w) -> last hidden states (B, T, D), the class token first where there is one.
-
-        Raises ValueError for another image size than the config's.
-        """
+        """Compute the last hidden states (B, T, D) of images (B, C, h, w), the class token first if there is one."""
         if tuple(images.shape[-2:]) != self.config.image_size:
             raise ValueError(
-                f"images of {tuple(images.shape[-2:])} pixels, but this tower takes {self.config.image_size}: "
-                f"resize the images, or the tower's positions with resize_positions()"
+                f"images {tuple(images.shape)} must be of size {self.config.image_size}: resize them"
             )
         x = self.patch_embedding(images).flatten(2).transpose(1, 2)  # (B, N, D)
         if self.class_token is not None:
             x = torch.cat([self.class_token.expand(len(x), 1, -1), x], dim=1)  # (B, T, D)
         x = x + self.positions
         if self.training and self.config.patch_dropout:
-            x = drop_patches(
-                x, self.config.patch_dropout, n_extra=x.shape[1] - self.config.n_patches
-            )  # (B, T', D)
-        x = self.dropout(self.norm_input(x))
-        return self.transformer(x)  # (B, T or T', D)
+            x = drop_patches(x, self.config.patch_dropout, x.shape[1] - self.config.n_patches)  # (B, T', D)
+        return self.transformer(self.dropout(self.norm_input(x)))  # (B, T or T', D)
 
     def forward(self, images: Tensor) -> Tensor:
-        """images (B, C, h, w) -> features (B, D)."""
-        return self.pool(self.forward_tokens(images))  # (B, D)
-
-    def pool(self, x: Tensor) -> Tensor:
-        """Last hidden states (B, T, D) -> features (B, D)."""
+        """Compute features (B, D) of images (B, C, h, w)."""
+        x = self.forward_tokens(images)  # (B, T or T', D)
         match self.config.pool:
             case "class":
                 return x[:, 0]  # (B, D)
-            case "mean":
-                return x.mean(dim=1)  # (B, D)
-            case "mean_norm":
+            case "mean" | "mean_norm":
                 return self.norm_mean(x.mean(dim=1))  # (B, D)
             case "last":
                 return x[:, -1]  # (B, D)
 
 
 def drop_patches(x: Tensor, share: float, n_extra: int) -> Tensor:
-    """Leave out `share` of the patches, another choice for each picture (Li et al. 2023, FLIP, section 3.1).
+    """Drop a share of the patches, drawn for each image (Li et al. 2023, FLIP, section 3.1).
 
-    x (B, T, D) with n_extra tokens (class) first, which stay -> (B, T', D): at least one patch is left.
+    x: (B, T, D). The first n_extra tokens (class) and at least one patch are kept. Returns (B, T', D).
     """
     n_patches = x.shape[1] - n_extra
     n_kept = max(1, round(n_patches * (1 - share)))
@@ -150,13 +132,12 @@ def drop_patches(x: Tensor, share: float, n_extra: int) -> Tensor:
 def resize_positions(
     positions: Tensor, old_grid: tuple[int, int], new_grid: tuple[int, int], antialias: bool = False
 ) -> Tensor:
-    """Position vectors for another grid of patches (Dosovitskiy et al. 2021, section 3.2).
+    """Interpolate position vectors to another grid of patches (Dosovitskiy et al. 2021, section 3.2).
 
-    positions (T, D) for old_grid (rows, columns), with any extra tokens (class) first -> (T', D) for new_grid.
-    Bicubic in float32; the extra tokens are kept; the identity where the grids are equal. antialias: as in timm and
-    open_clip, which average what they shrink and take Keys' cubic with a = -0.5; without, as in Hugging Face's
-    models, each new position comes from its 16 nearest old ones, with a = -0.75.
-    Raises ValueError where the table is smaller than the old grid.
+    positions: (T, D) for old_grid (rows, columns), extra tokens (class) first; these are kept. Returns (T', D) for
+    new_grid. Bicubic, in float32. antialias: as timm and open_clip, with a low-pass filter when shrinking and Keys'
+    cubic with a = -0.5; otherwise as Hugging Face, from the 16 nearest old positions with a = -0.75.
+    Raises ValueError if there are fewer positions than patches in old_grid.
     """
     n_extra = len(positions) - old_grid[0] * old_grid[1]
     if n_extra < 0:

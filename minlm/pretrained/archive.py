@@ -1,8 +1,8 @@
 """TorchScript archives read as data: the form in which OpenAI published CLIP.
 
 Such a .pt file is a zip of code, a pickle of the module's attributes (data.pkl) and the tensors' bytes (data/0, ...).
-torch.jit.load runs it. Here only data.pkl is read, by an unpickler that knows tensors, containers and empty objects,
-and the code is never looked at.
+torch.jit.load runs it. Here only data.pkl is read, by an unpickler that knows tensors, containers and empty objects;
+the code is never read.
 
 Zip files, and the pickles in any file, are checked before they are unpickled: a small file must not unfold into a
 large one, and a pickle must not be nested so deeply that the interpreter crashes.
@@ -32,19 +32,17 @@ STORAGES = {
     "ByteStorage": torch.uint8,
     "BoolStorage": torch.bool,
 }
-MAX_NESTING = (
-    200  # of a pickle's containers; hashing a tuple some 100,000 deep overflows the interpreter's stack
-)
+MAX_NESTING = 200  # of a pickle's containers; hashing a tuple 100,000 deep overflows the interpreter's stack
 # Opcodes that put objects into the container below them, which stays the same object.
 FILLING = {"APPEND", "APPENDS", "SETITEM", "SETITEMS", "ADDITEMS", "BUILD"}
 
 
 class ScriptObject:
-    """Stands for any class of the archive: its attributes and nothing else."""
+    """Placeholder for every class of the archive, with its attributes only."""
 
 
 def script_roots(archive: zipfile.ZipFile) -> list[str]:
-    """The archive's folders that hold a table of constants, as TorchScript modules do."""
+    """List the archive's folders with a table of constants, which only TorchScript modules have."""
     return [name.split("/")[0] for name in archive.namelist() if name.split("/")[1:] == ["constants.pkl"]]
 
 
@@ -73,7 +71,7 @@ def check_nesting(file: IO[bytes]) -> None:
     """
     stack: list[int] = []
     marks: list[int] = []  # lengths of the stack
-    memo: dict[int, int] = {}
+    memo: dict[Any, int] = {}
     for opcode, argument, _ in pickletools.genops(file):
         match opcode.name:
             case "MARK":
@@ -105,16 +103,16 @@ def check_nesting(file: IO[bytes]) -> None:
 
 
 def is_torchscript(path: Path) -> bool:
-    """Whether a zip file holds a TorchScript module. Raises zipfile.BadZipFile where it is no whole zip file."""
+    """Return whether a zip file holds a TorchScript module. Raises zipfile.BadZipFile if it is damaged."""
     with zipfile.ZipFile(path) as archive:
         return bool(script_roots(archive))
 
 
 def read_torchscript(path: Path) -> dict[str, Tensor]:
-    """{name: tensor}: parameters and buffers, those that a state dict leaves out too.
+    """Read {name: tensor}: all parameters and buffers, non-persistent ones too.
 
-    The archive has passed check_zip. Raises pickle.UnpicklingError where it asks for anything but tensors, and
-    anything where it is damaged.
+    The archive has passed check_zip. Raises pickle.UnpicklingError if it asks for anything but tensors, and any
+    exception if it is damaged.
     """
     with zipfile.ZipFile(path) as archive:
         module = TensorUnpickler(archive, script_roots(archive)[0]).load()
@@ -122,7 +120,7 @@ def read_torchscript(path: Path) -> dict[str, Tensor]:
 
 
 class TensorUnpickler(pickle.Unpickler):
-    """Reads root/data.pkl of an archive. What is not in this class is refused."""
+    """Unpickler of root/data.pkl in an archive; it refuses everything but the names below."""
 
     def __init__(self, archive: zipfile.ZipFile, root: str):
         super().__init__(io.BytesIO(archive.read(f"{root}/data.pkl")), encoding="utf-8")
@@ -130,7 +128,7 @@ class TensorUnpickler(pickle.Unpickler):
         self.storages: dict[str, Tensor] = {}
 
     def find_class(self, module_name: str, name: str) -> Any:
-        """What a name in the pickle stands for; UnpicklingError for all that an archive of weights does not need."""
+        """Map a name in the pickle to a class or function. Raises UnpicklingError for any other name."""
         if module_name == "torch" and name in STORAGES:
             return STORAGES[name]
         if (module_name, name) == ("collections", "OrderedDict"):
@@ -150,7 +148,7 @@ class TensorUnpickler(pickle.Unpickler):
         )
 
     def persistent_load(self, reference: Any) -> Tensor:
-        """("storage", dtype, key, device, count) -> all its numbers, from data/key."""
+        """Read the storage ("storage", dtype, key, device, count) from data/key."""
         kind, dtype, key, _, count = reference
         if kind != "storage" or not isinstance(dtype, torch.dtype):
             raise pickle.UnpicklingError(f"it refers to a {kind!r}, not to a tensor's numbers: refused")
@@ -165,14 +163,14 @@ class TensorUnpickler(pickle.Unpickler):
 
 
 def rebuild_tensor(storage: Tensor, offset: int, size: tuple, stride: tuple, *unused: Any) -> Tensor:
-    """What torch._utils._rebuild_tensor_v2 does, within the storage's bounds (as_strided checks them)."""
+    """Rebuild a tensor as torch._utils._rebuild_tensor_v2 does; as_strided checks the storage's bounds."""
     if prod(size) > len(storage):
         raise pickle.UnpicklingError(f"a tensor of {tuple(size)} with {len(storage)} numbers: refused")
     return torch.as_strided(storage, size, stride, offset)
 
 
 def named_tensors(value: Any, prefix: str, seen: set[int]) -> list[tuple[str, Tensor]]:
-    """Tensors among the attributes of script objects, under dotted names; an object met again is passed over."""
+    """Collect the tensors among the attributes of script objects under dotted names; each object once."""
     if isinstance(value, Tensor):
         return [(prefix, value)]
     if not isinstance(value, ScriptObject) or id(value) in seen:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from minlm.lm import LMConfig, TransformerLM
@@ -25,9 +24,9 @@ from minlm.pretrained.key_map import (
     prefixed,
 )
 from minlm.pretrained.options import agree, complete, expect, first_prefix, our_activation, their_activation
-from minlm.pretrained.weight_files import WeightFile, read_weights
+from minlm.pretrained.weight_files import WeightFile, read_weights, write_tensors
 from minlm.tokenizer import SPECIALS, BPETokenizer, CharTokenizer
-from minlm.training.checkpoint import replace_text
+from minlm.training.files import replace_text, write_json
 
 BLOCK = [
     *module("h.*.ln_1", "transformer.blocks.*.norm1"),
@@ -43,8 +42,8 @@ ENDS = [
     *module("ln_f", "transformer.norm"),
 ]
 HEAD = Row("lm_head.weight", "head.weight")
-IGNORED = {r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)": "the causal mask, which is no parameter"}
-# Options of config.json under which GPT-2 is another function.
+IGNORED = {r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)": "the causal mask, which is not a parameter"}
+# Values of config.json's options with which GPT-2 computes the same function as ours.
 WANTED = {
     "model_type": "gpt2",
     "scale_attn_weights": True,
@@ -62,17 +61,17 @@ HINT = " (GPT-2's own: activation='gelu_tanh' and n_heads=12, 16, 20 or 25)"
 
 
 def gpt2_rows(n_layers: int) -> list[Row]:
-    """GPT-2 without its head, as the names of a TransformerLM and of a GPTTextEncoder."""
+    """Return the table of GPT-2 without its head, for a TransformerLM and a GPTTextEncoder."""
     return [*ENDS, *layers(BLOCK, n_layers)]
 
 
 def gpt2_prefix(tensors: dict[str, Tensor]) -> str | None:
-    """What stands before GPT-2's names, "" or that of a task's model; None where this is no GPT-2."""
+    """Return the prefix of GPT-2's names, "" or that of a task's model; None if this is not a GPT-2."""
     return first_prefix(tensors, ("", "transformer."), "h.0.attn.c_attn.weight")
 
 
 def gpt2_facts(source: WeightFile, prefix: str) -> dict[str, Any]:
-    """Sizes from the tensors' shapes, the rest from config.json; None for what neither says."""
+    """Return sizes from the tensors' shapes and the rest from config.json; None for what neither shows."""
     config = source.read_json("config.json")
     expect(config, WANTED, source.path)
     vocab_size, d_model = source.shape(f"{prefix}wte.weight", 2)
@@ -91,16 +90,16 @@ def gpt2_facts(source: WeightFile, prefix: str) -> dict[str, Any]:
 
 
 def load_gpt2(path: str | Path, **given: Any) -> TransformerLM:
-    """The language model in a GPT-2 file or folder, in eval mode.
+    """Load the language model in a GPT-2 file or folder, in eval mode.
 
     given: options of LMConfig that the file does not say and no config.json beside it does (n_heads, activation),
-    or others in their stead (dropout). The head is tied where the file has none, or has the token embedding again.
-    Raises ValueError for files that are damaged, no GPT-2, or of another function, and lists leftover tensors.
+    or others to override (dropout). The head is tied if the file has none, or the token embedding again.
+    Raises ValueError for files that are damaged, not a GPT-2, or of another function, and lists leftover tensors.
     """
     source = read_weights(path)
     prefix = gpt2_prefix(source.tensors)
     if prefix is None:
-        raise ValueError(f"{source.path} is no GPT-2: it has no h.0.attn.c_attn.weight")
+        raise ValueError(f"{source.path} is not a GPT-2: it has no h.0.attn.c_attn.weight")
     facts = gpt2_facts(source, prefix)
     tied = HEAD.theirs not in source.tensors or torch.equal(
         source.tensors[HEAD.theirs], source.tensors[f"{prefix}wte.weight"]
@@ -115,7 +114,7 @@ def load_gpt2(path: str | Path, **given: Any) -> TransformerLM:
 
 
 def gpt2_options(config: Any) -> dict[str, Any]:
-    """Hugging Face's config.json for the sizes of an LMConfig, or of another config of GPT-2's layout."""
+    """Return Hugging Face's config.json for an LMConfig or another config of GPT-2's layout."""
     return {
         "model_type": "gpt2",
         "vocab_size": config.vocab_size,
@@ -135,8 +134,8 @@ def save_gpt2(
 ) -> None:
     """Write a Hugging Face GPT-2 folder: config.json, model.safetensors, and the vocabulary.
 
-    A BPE vocabulary is written as vocab.json and merges.txt, which characters have no form in, and any vocabulary as
-    this project's own file. Raises ValueError for a model that is no GPT-2 (rotary positions, say).
+    Every vocabulary is written as this project's own file, and a BPE also as vocab.json and merges.txt. Raises
+    ValueError for a model that is not a GPT-2 (rotary positions, say).
     """
     folder, config = Path(folder), model.config
     if config.positions != "learned" or not config.norm_first:
@@ -145,9 +144,8 @@ def save_gpt2(
             "and True: train one with --model.positions learned --model.norm_first true"
         )
     rows = prefixed(gpt2_rows(config.n_layers), theirs="transformer.")
-    weights = export_weights(model.state_dict(), rows if config.tied else [*rows, HEAD], "the model")
-    folder.mkdir(parents=True, exist_ok=True)
-    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    table = rows if config.tied else [*rows, HEAD]
+    write_tensors(folder / "model.safetensors", export_weights(model.state_dict(), table))
     options = gpt2_options(config) | {
         "architectures": ["GPT2LMHeadModel"],
         "tie_word_embeddings": config.tied,
@@ -157,11 +155,11 @@ def save_gpt2(
         tokenizer.save(folder)
     if isinstance(tokenizer, BPETokenizer):
         write_bpe(tokenizer, folder)
-    replace_text(folder / "config.json", json.dumps(options, indent=2) + "\n")
+    write_json(folder / "config.json", options)
 
 
 def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:
-    """vocab.json and merges.txt, the files of GPT-2's tokenizer."""
+    """Write vocab.json and merges.txt, the files of GPT-2's tokenizer."""
 
     def spell(token: bytes) -> str:
         return "".join(BYTE_CHARACTERS[byte] for byte in token)
@@ -174,7 +172,7 @@ def write_bpe(tokenizer: BPETokenizer, folder: Path) -> None:
 
 
 def parents(token: bytes, ranks: dict[bytes, int]) -> list[bytes]:
-    """The two tokens that were merged into this one: what its bytes merge to before the last step."""
+    """Return the two tokens merged into this one: the state of its bytes before the last merge."""
     parts = [bytes([byte]) for byte in token]
     while len(parts) > 2:
         joined = [ranks.get(first + second, len(ranks)) for first, second in pairwise(parts)]

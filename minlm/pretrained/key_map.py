@@ -1,14 +1,13 @@
 """One table for two layouts of the same weights, used in both directions.
 
-A row names tensors of theirs, tensors of ours, and what turns one into the other and back. Import and export are
-strict: every tensor is used or listed as ignored with a reason, every parameter is filled, every shape agrees, every
-number is one.
+A row names their tensors, our tensors, and the transform between them. Import and export are strict: every tensor is
+used or listed as ignored with a reason, every parameter is filled, every shape agrees, every value is finite.
 """
 
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,22 +15,24 @@ from torch import Tensor, nn
 from minlm.training.checkpoint import require_numbers
 
 Tensors = list[Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 
 @dataclass(frozen=True)
 class Transform:
-    """What turns a row's tensors of theirs into ours, and its inverse. Neither raises: wrong shapes show later."""
+    """Function from a row's tensors of theirs to ours, and its inverse. Neither raises: shapes are checked later."""
 
     to_ours: Callable[[Tensors], Tensors]
     to_theirs: Callable[[Tensors], Tensors]
 
 
 def transpose(tensors: Tensors) -> Tensors:
+    """Transpose matrices; other tensors stay."""
     return [x.mT if x.dim() == 2 else x for x in tensors]
 
 
 def join(tensors: Tensors) -> Tensors:
-    """One tensor below the other; where they have no common shape the first, which has not the shape of all."""
+    """Concatenate tensors of one shape. If shapes differ, return the first, whose shape is refused later."""
     if not tensors[0].dim() or len({x.shape for x in tensors}) > 1:
         return tensors[:1]
     kinds = [x.dtype for x in tensors if not x.is_floating_point()] or [tensors[0].dtype]  # the odd one shows
@@ -49,7 +50,7 @@ TOKEN = Transform(lambda x: [x[0].flatten()], lambda x: [x[0][None, None]])  # (
 
 @dataclass(frozen=True)
 class Row:
-    """theirs, ours: names, each with at most one {a,b,c} for several tensors in order, and * for the layer."""
+    """One line of the table. Names may hold one {a,b,c} for several tensors in order, and * for the layer."""
 
     theirs: str
     ours: str
@@ -58,9 +59,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Plan:
-    """What a file of theirs is in our terms.
+    """A published file in our terms.
 
-    config: of the model that it fills. rows: the table. ignored: {pattern of a whole name: why it is not needed}.
+    config: of the model to fill. rows: the table. ignored: {pattern of a whole name: why it is not needed}.
     """
 
     config: Any
@@ -69,19 +70,19 @@ class Plan:
 
 
 def spread(name: str) -> list[str]:
-    """ "q.{a,b}.weight" -> ["q.a.weight", "q.b.weight"]."""
+    """Expand a name: "q.{a,b}.weight" -> ["q.a.weight", "q.b.weight"]."""
     head, brace, rest = name.partition("{")
     middle, _, tail = rest.partition("}")
     return [f"{head}{part}{tail}" for part in middle.split(",")] if brace else [name]
 
 
 def module(theirs: str, ours: str, transform: Transform = SAME, leaves: str = "weight bias") -> list[Row]:
-    """A row for each tensor of a layer."""
+    """Return one row per tensor of a layer."""
     return [Row(f"{theirs}.{leaf}", f"{ours}.{leaf}", transform) for leaf in leaves.split()]
 
 
 def layers(rows: Iterable[Row], count: int) -> list[Row]:
-    """The rows once for each layer, with its number for the *."""
+    """Repeat the rows per layer, with its number for the *."""
     table = list(rows)
     return [
         replace(row, theirs=row.theirs.replace("*", str(i)), ours=row.ours.replace("*", str(i)))
@@ -91,21 +92,22 @@ def layers(rows: Iterable[Row], count: int) -> list[Row]:
 
 
 def prefixed(rows: Iterable[Row], theirs: str = "", ours: str = "") -> list[Row]:
+    """Put prefixes before the rows' names."""
     return [replace(row, theirs=theirs + row.theirs, ours=ours + row.ours) for row in rows]
 
 
 def count_layers(tensors: dict[str, Tensor], pattern: str) -> int:
-    """How many numbers stand at the group of `pattern` (the beginning of a name) among the tensors' names."""
+    """Count the distinct values of the group in `pattern`, which matches the beginning of names."""
     return len({found[1] for name in tensors if (found := re.match(pattern, name))})
 
 
 def import_weights(
     tensors: dict[str, Tensor], plan: Plan, expected: dict[str, Tensor], where: Any
 ) -> dict[str, Tensor]:
-    """{our name: float32 tensor of its own memory} from theirs.
+    """Return {our name: float32 tensor of its own memory} from theirs.
 
     expected: the state dict to fill, for its names and shapes. Raises one ValueError that lists what is left over
-    on either side, and shapes that disagree; another for numbers that are none (`require_numbers`).
+    on either side, and shapes that disagree; another for NaN and infinite values (`require_numbers`).
     """
     result, used = {}, set()
     for row in plan.rows:
@@ -126,8 +128,10 @@ def import_weights(
     return result
 
 
-def export_weights(weights: dict[str, Tensor], rows: Iterable[Row], where: Any) -> dict[str, Tensor]:
-    """{their name: tensor} from ours. Raises ValueError where a tensor of ours has no row, or a row no tensor."""
+def export_weights(
+    weights: dict[str, Tensor], rows: Iterable[Row], where: Any = "the model"
+) -> dict[str, Tensor]:
+    """Return {their name: tensor} from ours. Raises ValueError for a tensor without a row or a row without a tensor."""
     result, used, absent = {}, set(), []
     for row in rows:
         ours = spread(row.ours)
@@ -141,6 +145,7 @@ def export_weights(weights: dict[str, Tensor], rows: Iterable[Row], where: Any) 
 
 
 def shape_differences(weights: dict[str, Tensor], expected: dict[str, Tensor]) -> list[str]:
+    """Describe the shapes that disagree."""
     return [
         f"{name} {tuple(weights[name].shape)} where {tuple(value.shape)} is needed"
         for name, value in expected.items()
@@ -149,7 +154,7 @@ def shape_differences(weights: dict[str, Tensor], expected: dict[str, Tensor]) -
 
 
 def complain(where: Any, unused: Iterable[str], unfilled: Iterable[str], shapes: list[str]) -> None:
-    """One ValueError with every leftover of both sides, or nothing."""
+    """Raise one ValueError with every leftover of both sides, if there are any."""
     parts = []
     for text, names in (("not used", sorted(unused)), ("not filled", sorted(unfilled)), ("shapes", shapes)):
         if names:
@@ -159,18 +164,18 @@ def complain(where: Any, unused: Iterable[str], unfilled: Iterable[str], shapes:
 
 
 def own(value: Tensor) -> Tensor:
-    """A contiguous copy that shares memory with nothing; floating-point numbers as float32, to train on."""
+    """Copy into contiguous memory of its own, floating-point values as float32 for training."""
     kind = torch.float32 if value.is_floating_point() else value.dtype
     return torch.empty(value.shape, dtype=kind).copy_(value)
 
 
-def on_meta(make: Callable[[], nn.Module]) -> nn.Module:
-    """The model with shapes and without memory: nothing is initialised only to be overwritten."""
+def on_meta(make: Callable[[], Model]) -> Model:
+    """Make a model with shapes but no memory, so that nothing is initialised only to be overwritten."""
     with torch.device("meta"):
         return make()
 
 
-def filled(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """The model on_meta, with these weights, in eval mode; what its config freezes stays frozen."""
+def filled(model: Model, weights: dict[str, Tensor]) -> Model:
+    """Fill a model made by on_meta with weights, in eval mode; what its config freezes stays frozen."""
     model.load_state_dict(weights, assign=True)
     return model.eval()

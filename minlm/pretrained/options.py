@@ -1,4 +1,4 @@
-"""What a file of tensors cannot say (heads, activation, epsilon): from its config, or given, never guessed."""
+"""Facts that tensors cannot show (heads, activation, epsilon): from a config or the caller, never guessed."""
 
 from collections.abc import Iterable
 from dataclasses import fields
@@ -8,7 +8,7 @@ from minlm.training.config import checked, from_dict
 from minlm.transformer import TransformerConfig
 
 DECISIVE = {"n_heads", "activation"}
-# {Hugging Face's name: ours}; the first name of a function is the one that is written.
+# {Hugging Face's name: ours}; of several names for a function the first is written.
 HF_ACTIVATIONS = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -19,24 +19,27 @@ HF_ACTIVATIONS = {
 
 
 def option(options: dict[str, Any], name: str, kind: Any, where: Any, default: Any = None) -> Any:
-    """A config file's option; the default where it has none, or null. ValueError where it is of another kind."""
+    """Return a config file's option, or the default if it is absent or null. Raises ValueError for another type."""
     value = options.get(name)
     return default if value is None else checked(kind, value, f"{where}: the option {name}")
 
 
 def our_activation(name: Any, where: Any) -> str | None:
-    """Our name for Hugging Face's; None stays None. ValueError for a function that the Transformer lacks."""
-    if name is None or (isinstance(name, str) and name in HF_ACTIVATIONS):
-        return HF_ACTIVATIONS.get(name)
+    """Translate Hugging Face's name of an activation; None stays None. Raises ValueError for unknown ones."""
+    if name is None:
+        return None
+    if isinstance(name, str) and name in HF_ACTIVATIONS:
+        return HF_ACTIVATIONS[name]
     raise ValueError(f"{where} asks for the activation {name!r}: there are {', '.join(HF_ACTIVATIONS)}")
 
 
 def their_activation(name: str) -> str:
+    """Translate our name of an activation to Hugging Face's."""
     return next(theirs for theirs, ours in HF_ACTIVATIONS.items() if ours == name)
 
 
 def hf_options(config: TransformerConfig) -> dict[str, Any]:
-    """A Transformer's options in the words that most of Hugging Face's configs share."""
+    """Return a Transformer's options under the names that most of Hugging Face's configs share."""
     return {
         "hidden_size": config.d_model,
         "num_hidden_layers": config.n_layers,
@@ -48,13 +51,13 @@ def hf_options(config: TransformerConfig) -> dict[str, Any]:
 
 
 def expect(options: dict[str, Any], wanted: dict[str, Any], where: Any) -> None:
-    """ValueError where an option that changes the function has another value than the one that ours is built for."""
+    """Raise ValueError if an option is present with another value than the wanted one."""
     for name, value in wanted.items():
         if options.get(name) not in (None, value):
             raise ValueError(f"{where} has {name}={options[name]!r}: only {value!r} can be loaded")
 
 
-# Sizes as most of Hugging Face's configs call them.
+# {size in most of Hugging Face's configs: ours}
 HF_SIZES = {
     "hidden_size": "d_model",
     "num_hidden_layers": "n_layers",
@@ -66,9 +69,9 @@ HF_SIZES = {
 
 
 def agree(options: dict[str, Any], facts: dict[str, Any], names: dict[str, str], where: Any) -> None:
-    """ValueError where a config says another size than the tensors have: one of the two is of another model.
+    """Raise ValueError if a config and the tensors disagree on a size: one of them is of another model.
 
-    names: {a size in the options: the same one in the facts}.
+    names: {a size's name in the options: in the facts}.
     """
     for name in names:
         value = facts.get(names[name])
@@ -80,29 +83,28 @@ def agree(options: dict[str, Any], facts: dict[str, Any], names: dict[str, str],
 
 
 def known(options: dict[str, Any], names: Iterable[str], where: Any) -> None:
-    """ValueError where a config has options that are neither used nor known to change nothing."""
+    """Raise ValueError if a config has options that are neither used nor known to have no effect."""
     strangers = sorted(name for name in options.keys() - set(names) if options[name] is not None)
     if strangers:
         raise ValueError(
-            f"{where} has options that are not known: {', '.join(strangers)}; remove what changes nothing"
+            f"{where} has options that are not known: {', '.join(strangers)}; remove those without effect"
         )
 
 
 def complete(
     config_class: type, facts: dict[str, Any], given: dict[str, Any], where: Any, hint: str = ""
 ) -> Any:
-    """The config of these facts, and of what was given in their stead.
+    """Make the config from facts of a file, overridden by those given.
 
-    Raises ValueError where a fact is None in both, naming all of them, for names that are no option, for values of
-    another kind or out of range, and where a given DECISIVE one is another than the file says: the weights would be
-    another function.
+    Raises ValueError, naming the options, if a fact is None in both, if an option is unknown, of another type or out
+    of range, or if a given DECISIVE one contradicts the file: the weights would compute another function.
     """
     for name in DECISIVE & given.keys():
         if facts.get(name) not in (None, given[name]):
             raise ValueError(f"{where} says {name}={facts[name]!r}, not {given[name]!r}: the two must agree")
     strangers = given.keys() - {field.name for field in fields(config_class)}
     if strangers:
-        raise ValueError(f"{sorted(strangers)} are no options of {config_class.__name__}")
+        raise ValueError(f"{sorted(strangers)} are not options of {config_class.__name__}")
     values = facts | given
     unknown = [name for name, value in values.items() if name in facts and value is None]
     if unknown:
@@ -117,6 +119,6 @@ def complete(
 
 
 def first_prefix(names: Iterable[str], prefixes: Iterable[str], anchor: str) -> str | None:
-    """The prefix under which the tensor `anchor` stands, or None."""
+    """Return the first prefix with which the tensor `anchor` is among the names, or None."""
     known = set(names)
     return next((prefix for prefix in prefixes if prefix + anchor in known), None)

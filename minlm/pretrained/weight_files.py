@@ -1,10 +1,9 @@
-"""Weights from files, told apart by their content and read as data: no code of a file is ever run.
+"""Weights and JSON files, read and written. Files are recognised by their content; no code in them is ever run.
 
 safetensors; PyTorch's zip and older pickle files through the unpickler that builds tensors only; TorchScript archives
 (minlm/pretrained/archive.py); shards with their index.
 """
 
-import json
 import pickle
 import re
 import warnings
@@ -14,12 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from minlm.pretrained.archive import check_nesting, check_zip, is_torchscript, read_torchscript
+from minlm.training.files import read_object
 
-# What a folder's weights are called, Hugging Face's names and open_clip's; the first that is there is read.
+# Names of a folder's weights, Hugging Face's and open_clip's; the first that exists is read.
 FILE_NAMES = (
     "model.safetensors",
     "model.safetensors.index.json",
@@ -32,22 +32,23 @@ ENDINGS = (".safetensors", ".bin", ".pt", ".pth")
 WRAPPERS = ("state_dict", "model_state_dict", "model")
 MAX_DEPTH = 4  # of wrappers in wrappers
 MAX_MESSAGE = 300  # characters of another library's error
-MAX_REUSE = 2  # tensors that share numbers, as tied heads do, have at most this many times the file's bytes
+MAX_REUSE = 2  # tensors that share memory, as tied heads do, have at most this many times the file's bytes
 
 
 @dataclass(frozen=True)
 class WeightFile:
-    """A file's tensors under their plain names, and the folder where its config may lie."""
+    """A file's tensors under their plain names, and the folder where its config may be."""
 
     path: Path
     tensors: dict[str, Tensor]
 
     @property
     def folder(self) -> Path:
+        """The folder of the file."""
         return self.path.parent
 
     def shape(self, name: str, n_axes: int) -> torch.Size:
-        """A tensor's shape. ValueError where it is missing, or has another number of axes."""
+        """Return a tensor's shape. Raises ValueError if it is missing or has another number of axes."""
         if name not in self.tensors:
             raise ValueError(f"{self.path} has no {name}: it is incomplete, or of another layout")
         if self.tensors[name].dim() != n_axes:
@@ -57,16 +58,16 @@ class WeightFile:
         return self.tensors[name].shape
 
     def read_json(self, name: str) -> dict[str, Any]:
-        """The JSON object in the file `name` beside the weights; empty where there is no such file."""
-        return read_object(self.folder / name) if (self.folder / name).is_file() else {}
+        """Read the JSON object in the file `name` beside the weights; {} if there is none."""
+        return read_object(self.folder / name, missing_ok=True)
 
 
 def read_weights(path: str | Path) -> WeightFile:
-    """The weights in a file, or in a folder that holds one such file or a known name.
+    """Read the weights in a file, or in a folder with one such file or one of a known name.
 
     Wrappers such as {"state_dict": ...} and the prefixes that torch.compile (_orig_mod.) and
-    DistributedDataParallel (module.) leave are taken off. Raises ValueError in one line for what is missing, damaged,
-    no weights, or would run code.
+    DistributedDataParallel (module.) leave are removed. Raises ValueError in one line for files that are missing,
+    damaged, not weights, or would run code.
     """
     path = find_file(Path(path))
     sharded = path.name.endswith(".index.json")
@@ -75,7 +76,7 @@ def read_weights(path: str | Path) -> WeightFile:
 
 
 def find_file(path: Path) -> Path:
-    """The file of weights meant by a file or a folder. ValueError where there is none, or more than one."""
+    """Find the weights file of a path. Raises ValueError if there is none, or more than one."""
     if path.is_file():
         return path
     if not path.is_dir():
@@ -93,7 +94,7 @@ def find_file(path: Path) -> Path:
 
 
 def read_file(path: Path) -> Any:
-    """What a weights file holds: for safetensors and TorchScript a dictionary of tensors."""
+    """Read a weights file: for safetensors and TorchScript, a dictionary of tensors."""
     with path.open("rb") as file:
         head = file.read(64)
     try:
@@ -106,17 +107,15 @@ def read_file(path: Path) -> Any:
         if head.startswith(b"\x80"):
             check_pickles(path)
             return read_pickle(path)
-    except Exception as error:  # a damaged or hostile file makes the readers raise anything
+    except Exception as error:  # a damaged or hostile file can raise anything
         raise ValueError(f"{path} cannot be read: {reason(error)}") from None
     if head.startswith(b"version https://git-lfs"):
-        raise ValueError(
-            f"{path} is a Git LFS pointer of {path.stat().st_size} bytes: fetch the file it stands for"
-        )
+        raise ValueError(f"{path} is a Git LFS pointer of {path.stat().st_size} bytes: fetch the file itself")
     raise ValueError(f"{path} is neither safetensors nor a file of PyTorch: it begins with {head[:12]!r}")
 
 
 def check_pickles(path: Path) -> None:
-    """check_nesting for the five pickles that a file of PyTorch before 1.6 begins with."""
+    """Check the nesting of the five pickles at the beginning of a file of PyTorch before 1.6."""
     with path.open("rb") as file:
         for _ in range(5):
             if file.peek(1):  # a bare pickle ends after one
@@ -124,26 +123,26 @@ def check_pickles(path: Path) -> None:
 
 
 def read_pickle(path: Path) -> Any:
-    """torch.load that builds tensors and containers and nothing else."""
-    # Given a path, torch.load would look at its ending; it warns of protocols that torch.save does not write.
+    """Load a pickle with torch.load, which here builds tensors and containers only."""
+    # Given a path, torch.load would go by its ending; it warns of protocols that torch.save does not write.
     with path.open("rb") as file, warnings.catch_warnings(action="ignore"):
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def reason(error: Exception) -> str:
-    """Why a weights file cannot be read, in one line."""
+    """Say in one line why a weights file cannot be read."""
     asked = re.search(r"GLOBAL ([\w.]+\w)", str(error))
     if asked:  # by torch.load
         return f"it asks to run {asked[1]}, which tensors do not need: refused"
     if "Unsupported operand" in str(error):
-        return "it is no pickle of tensors: refused"
+        return "it is not a pickle of tensors: refused"
     if isinstance(error, pickle.UnpicklingError) and "Weights only load failed" not in str(error):
         return first_line(error)
     return f"it is cut short or damaged ({type(error).__name__}: {first_line(error)}): fetch it again"
 
 
 def read_shards(index: Path) -> dict[str, Tensor]:
-    """The tensors of the files that an index names; ValueError where one names another folder or lacks a tensor."""
+    """Read the files that an index names. Raises ValueError if one is of another folder or lacks a tensor."""
     places = read_object(index).get("weight_map", {})
     names = list(places.values()) if isinstance(places, dict) else []
     if not names or any(not isinstance(name, str) or Path(name).name != name or not name for name in names):
@@ -160,7 +159,7 @@ def read_shards(index: Path) -> dict[str, Tensor]:
 
 
 def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
-    """The state dict inside of wrappers. ValueError where there are several, or anything that is no tensor."""
+    """Return the state dict inside wrappers. Raises ValueError for several, or for values that are not tensors."""
     for _ in range(MAX_DEPTH):
         if not isinstance(loaded, Mapping):
             raise ValueError(f"{path} holds a {type(loaded).__name__}, not tensors by name")
@@ -176,7 +175,9 @@ def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
         if not (isinstance(name, str) and name.isprintable() and is_plain(value))
     ]
     if strangers or not loaded:
-        raise ValueError(f"{path} is no state dict: not tensors by name are {strangers or 'all 0 entries'}")
+        raise ValueError(
+            f"{path} is not a state dict: not tensors by name are {strangers or 'all 0 entries'}"
+        )
     size, limit = sum(value.numel() * value.itemsize for value in loaded.values()), path.stat().st_size
     if size > MAX_REUSE * limit:
         raise ValueError(f"{path} has {limit} bytes for tensors of {size} in all: refused")
@@ -184,7 +185,7 @@ def unwrap(loaded: Any, path: Path) -> dict[str, Tensor]:
 
 
 def is_plain(value: Any) -> bool:
-    """Whether this is a tensor of numbers in memory: not sparse, quantised, complex or on the meta device."""
+    """Return whether this is a dense tensor in memory: not sparse, quantised, complex or on the meta device."""
     return (
         isinstance(value, Tensor)
         and value.layout == torch.strided
@@ -194,7 +195,7 @@ def is_plain(value: Any) -> bool:
 
 
 def plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
-    """Without torch.compile's _orig_mod. anywhere, and without a module. that every name begins with."""
+    """Remove torch.compile's _orig_mod. anywhere, and a module. with which every name begins."""
     names = [re.sub(r"(?:^|(?<=\.))(?:_orig_mod\.)+", "", name) for name in tensors]
     while all(name.startswith("module.") for name in names):
         names = [name.removeprefix("module.") for name in names]
@@ -205,18 +206,13 @@ def plain_names(tensors: dict[str, Tensor], path: Path) -> dict[str, Tensor]:
     return dict(zip(names, tensors.values(), strict=True))
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """A JSON object from a file; ValueError where it is something else."""
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not JSON ({first_line(error)})") from None
-    if not isinstance(value, dict):
-        raise ValueError(f"{path} holds a {type(value).__name__} where an object of options is needed")
-    return value
+def write_tensors(path: Path, tensors: dict[str, Tensor]) -> None:
+    """Write a safetensors file and the folder around it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_file(tensors, path, {"format": "pt"})
 
 
 def first_line(error: Exception) -> str:
-    """What an error says in its first line; of torch.load's many lines, the one about the file."""
+    """Return an error's first line; of torch.load's many lines, the one about the file."""
     lines = str(error).splitlines() or [type(error).__name__]
     return next((line.strip() for line in lines if "Unpickler error" in line), lines[0])[:MAX_MESSAGE]

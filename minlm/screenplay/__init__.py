@@ -1,1 +1,1 @@
-"""Movie scripts: the built-in one, whose exact entropy is known, and the parser of those found in the wild."""
+"""Movie scripts: the built-in script, whose exact entropy is known, and a parser for scripts from other sources."""

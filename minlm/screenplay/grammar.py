@@ -1,27 +1,27 @@
-"""Probabilistic state machines whose every text has exactly one derivation.
+"""Probabilistic state machines in which every text has exactly one derivation.
 
 A grammar is a function `moves(state)`: the moves open in a state, each with a probability, a pattern of text
-and the state that follows. A text is what a walk from `start` to `None` writes. At every state the patterns are
-distinguishable (no text of one begins a text of another), so a text tells its walk, and
+and the next state. A text is written by a walk from `start` to `None`. In every state the patterns are
+distinguishable (no text of one is a prefix of a text of another), so a text determines its walk, and
 
     p(text) = product over the walk of  p(move) * product over the pattern of 1 / (number of fillings)
 
-is the text's exact probability. `sample` draws a text, `parse` finds the walk of a given one, `expectations` sums
-over all walks: the three read the same `moves` and `fillings`, so they cannot disagree about the distribution.
+is the text's exact probability. `sample` draws a text, `parse` finds the walk of a given text, `expectations` sums
+over all walks. All three use the same `moves` and `fillings`, so they agree about the distribution.
 
-A pattern mixes three things:
+A pattern has three kinds of parts:
 
-    "{H} hands the {X} to {R}."   capital in braces: a variable, drawn once a text, then remembered ({h}: title case)
-    "{C:new} enters."             the place where a variable is drawn: uniform over what its pool has left
-    "a <adj> <thing>"             a word of that list, drawn afresh each time, uniform (<Adj>: capitalised)
+    "{H} hands the {X} to {R}."   capital in braces: a variable, drawn once per text, then fixed ({h}: title case)
+    "{C:new} enters."             the place where a variable is drawn, uniformly from the unused values of its pool
+    "a <adj> <thing>"             a word of that list, drawn uniformly each time (<Adj>: capitalised)
 
-Variables carry long-range facts at no cost to the exact sums: moves may depend on which variables are held, present
-or promised (that is in the state) but never on their values, so the sums run over states and not over names.
+Variables carry long-range facts while the sums stay exact: moves may depend on which variables are drawn, present
+or promised (all part of the state) but never on their values, so the sums run over states and not over names.
 """
 
 import math
 import re
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
@@ -32,18 +32,18 @@ MARK = re.compile(r"(\{[A-Za-z](?::new)?\}|<[A-Za-z]+>)")
 
 
 class Variable(NamedTuple):
-    """A place in a pattern where a remembered value stands."""
+    """A variable in a pattern. new: it is drawn here; title: it is written in title case."""
 
     name: str
     new: bool
     title: bool
 
 
-Part = str | tuple[str, ...] | Variable  # a fixed text, a list of words, or a variable
+Part = str | tuple[str, ...] | Variable  # fixed text, list of words, or variable
 
 
 class Move(NamedTuple):
-    """One choice at a state. `next_state` is None where the text ends."""
+    """One choice in a state. `next_state` is None at the end of the text."""
 
     probability: float
     pattern: tuple[Part, ...]
@@ -52,10 +52,9 @@ class Move(NamedTuple):
 
 @dataclass(frozen=True)
 class Grammar:
-    """A state machine over texts; see the module's docstring.
+    """A state machine over texts, as described in the module's docstring.
 
-    `pools` maps a pool's variables, in the order in which they are drawn, to its values, {"AB": ("ADA", "IRIS", ...)};
-    no value stands in two pools.
+    pools: variables, in drawing order -> their values, {"AB": ("ADA", "IRIS", ...)}; no two pools share a value
     """
 
     start: Hashable
@@ -63,14 +62,14 @@ class Grammar:
     pools: dict[str, tuple[str, ...]]
 
     def pool(self, name: str) -> tuple[int, tuple[str, ...]]:
-        """How many values of the variable's pool are taken before it is drawn, and the pool's values."""
+        """Return (number of values in use when the variable is drawn, all values) of a variable's pool."""
         for variables, values in self.pools.items():
             if name in variables:
                 return variables.index(name), values
-        raise ValueError(f"no pool holds the variable {name!r}: pools are for {sorted(self.pools)}")
+        raise ValueError(f"no pool has the variable {name!r}: use one of {', '.join(self.pools)}")
 
     def fillings(self, part: Part, bound: dict[str, str]) -> tuple[str, ...]:
-        """The texts that may stand for a part, all equally likely, given the variables drawn so far."""
+        """Return the texts that a part can become, all equally likely, given the variables drawn so far."""
         if isinstance(part, str):
             return (part,)
         if not isinstance(part, Variable):
@@ -83,17 +82,17 @@ class Grammar:
 
 
 def check_words(name: str, words: tuple[str, ...]) -> None:
-    """Raises ValueError where one word begins another: the text would not tell which was drawn."""
+    """Raise ValueError if a word is a prefix of another: a text would not determine the word drawn."""
     ordered = sorted(words)
     for word, following in pairwise(ordered):
         if following.startswith(word):
             raise ValueError(
-                f"list {name!r}: {word!r} begins {following!r}, so a text would not tell them apart"
+                f"list {name!r}: {word!r} is a prefix of {following!r}, so a text could be ambiguous: change one"
             )
 
 
 def read_pattern(text: str, words: dict[str, tuple[str, ...]], **roles: str) -> tuple[Part, ...]:
-    """The parts of "{S} <acts> the {X}."; with S="A", the variable S is A. Unnamed variables keep their name."""
+    """Split "{S} <acts> the {X}." into parts. S="A" renames the variable S to A; others keep their names."""
     parts: list[Part] = []
     for piece in MARK.split(text):
         if piece.startswith("{"):
@@ -108,13 +107,13 @@ def read_pattern(text: str, words: dict[str, tuple[str, ...]], **roles: str) -> 
     return tuple(parts)
 
 
-def uniform(choices: list[tuple[tuple[Part, ...], Hashable | None]]) -> tuple[Move, ...]:
-    """(pattern, next state) pairs as equally likely moves."""
+def uniform(choices: Sequence[tuple[tuple[Part, ...], Hashable | None]]) -> tuple[Move, ...]:
+    """Make (pattern, next state) pairs equally likely moves."""
     return tuple(Move(1 / len(choices), pattern, state) for pattern, state in choices)
 
 
 def mixture(*groups: tuple[float, tuple[Move, ...]]) -> tuple[Move, ...]:
-    """Groups of moves in the given proportions; a group without a move drops out, its share goes to the others."""
+    """Join groups of moves with the given weights; the share of an empty group goes to the others."""
     total = sum(weight for weight, moves in groups if moves)
     return tuple(
         m._replace(probability=m.probability * weight / total) for weight, moves in groups for m in moves
@@ -122,7 +121,7 @@ def mixture(*groups: tuple[float, tuple[Move, ...]]) -> tuple[Move, ...]:
 
 
 def sample(grammar: Grammar, rng: Random) -> tuple[str, float]:
-    """One text and its log-probability in nats."""
+    """Sample a text; return it with its log-probability in nats."""
     pieces, bound, log_p, state = [], {}, 0.0, grammar.start
     while state is not None:
         moves = grammar.moves(state)
@@ -139,8 +138,10 @@ def sample(grammar: Grammar, rng: Random) -> tuple[str, float]:
     return "".join(pieces), log_p
 
 
-def match(grammar: Grammar, pattern: tuple[Part, ...], bound: dict[str, str], text: str, at: int):
-    """(log-probability of the fillings, end, variables) where the pattern stands at text[at:], else None."""
+def match(
+    grammar: Grammar, pattern: tuple[Part, ...], bound: dict[str, str], text: str, at: int
+) -> tuple[float, int, dict[str, str]] | None:
+    """Match a pattern at text[at:]: (log-probability of the fillings, end, variables), or None."""
     log_p, bound = 0.0, dict(bound)
     for part in pattern:
         options = grammar.fillings(part, bound)
@@ -155,10 +156,9 @@ def match(grammar: Grammar, pattern: tuple[Part, ...], bound: dict[str, str], te
 
 
 def parse(grammar: Grammar, text: str, at: int = 0) -> tuple[float, int]:
-    """The log-probability (nats) and the end of the grammar's one text at text[at:]; -inf where there is none.
+    """Return (log-probability in nats, end) of the grammar's text at text[at:]; (-inf, end) if there is none.
 
-    In the second case the end is the last place that some walk reaches: what stands there, no move could write.
-    Raises ValueError where two moves fit: such a grammar is ambiguous.
+    In the second case, end is the position that no move matches. Raises ValueError for an ambiguous grammar.
     """
     bound, log_p, state = {}, 0.0, grammar.start
     while state is not None:
@@ -170,7 +170,9 @@ def parse(grammar: Grammar, text: str, at: int = 0) -> tuple[float, int]:
         if not fits:
             return -math.inf, at
         if len(fits) > 1:
-            raise ValueError(f"ambiguous grammar: {len(fits)} moves of {state} fit {text[at : at + 40]!r}")
+            raise ValueError(
+                f"ambiguous grammar: {len(fits)} moves of {state} match {text[at : at + 40]!r}; use distinct patterns"
+            )
         move, (filling, at, bound) = fits[0]
         log_p += math.log(move.probability) + filling
         state = move.next_state
@@ -178,10 +180,10 @@ def parse(grammar: Grammar, text: str, at: int = 0) -> tuple[float, int]:
 
 
 def pattern_sums(grammar: Grammar, pattern: tuple[Part, ...]) -> tuple[float, float]:
-    """Entropy (nats) and mean length (characters) of a pattern's fillings.
+    """Compute the entropy (nats) and mean length (characters) of a pattern's fillings.
 
-    A variable's value is uniform over its pool whatever the walk (it is drawn without replacement, and no move looks
-    at it), so its mean length is the pool's mean, at its first place and at every later one.
+    On every walk a variable's value is uniform over its pool: it is drawn without replacement, and no move depends
+    on it. So its mean length, at every occurrence, is the pool's mean.
     """
     nats = characters = 0.0
     for part in pattern:
@@ -196,7 +198,7 @@ def pattern_sums(grammar: Grammar, pattern: tuple[Part, ...]) -> tuple[float, fl
 
 
 def reachable(grammar: Grammar) -> list[Hashable]:
-    """All states, in the order of a breadth-first walk from the start."""
+    """Return all states in breadth-first order from the start."""
     states, seen = [grammar.start], {grammar.start}
     for state in states:
         for move in grammar.moves(state):
@@ -207,17 +209,17 @@ def reachable(grammar: Grammar) -> list[Hashable]:
 
 
 def expectations(grammar: Grammar, tolerance: float = 1e-13) -> tuple[float, float]:
-    """Entropy (nats) and expected length (characters) of one text, over all texts of the grammar.
+    """Compute the entropy (nats) and expected length (characters) of one text, over all texts of the grammar.
 
         H(s) = sum over moves p * (-log p + H(pattern) + H(next))
         L(s) = sum over moves p * (L(pattern) + L(next))
 
-    Each text has one walk, so H(start) is the entropy of the text itself. States may return to earlier ones (a text
-    may have no longest length): the linear equations are solved by sweeps in place (Gauss-Seidel), later states
-    first, until no value changes by more than `tolerance` of its size.
+    Each text has one walk, so H(start) is the entropy of the text itself. States may recur, and texts may have any
+    length: the linear equations are solved by Gauss-Seidel sweeps, later states first, until no value changes by more
+    than `tolerance`, relatively.
     """
     sums = cache(lambda pattern: pattern_sums(grammar, pattern))
-    rows = {}
+    rows: dict[Hashable, tuple[float, float, dict[Hashable, float]]] = {}
     for state in reachable(grammar):
         nats = characters = 0.0
         onward: dict[Hashable, float] = {}
@@ -227,24 +229,19 @@ def expectations(grammar: Grammar, tolerance: float = 1e-13) -> tuple[float, flo
             characters += p * pattern_characters
             if next_state is not None:
                 onward[next_state] = onward.get(next_state, 0.0) + p
-        rows[state] = nats, characters, list(onward.items())
+        rows[state] = nats, characters, onward
     entropy, length = dict.fromkeys(rows, 0.0), dict.fromkeys(rows, 0.0)
     change = math.inf
     while change > tolerance:
         change = 0.0
         for state in reversed(rows):
             nats, characters, onward = rows[state]
-            stay = 1.0
-            for next_state, p in onward:
-                if next_state == state:
-                    stay -= p
-                else:
+            for next_state, p in onward.items():
+                if next_state != state:
                     nats += p * entropy[next_state]
                     characters += p * length[next_state]
-            nats, characters = (
-                nats / stay,
-                characters / stay,
-            )  # a move back to the same state, solved for directly
+            leaving = 1 - onward.get(state, 0.0)  # moves back to the same state are solved for directly
+            nats, characters = nats / leaving, characters / leaving
             change = max(change, abs(characters - length[state]) / max(characters, 1.0))
             change = max(change, abs(nats - entropy[state]) / max(nats, 1.0))
             entropy[state], length[state] = nats, characters

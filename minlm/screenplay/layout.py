@@ -1,9 +1,9 @@
 """Lines of a screenplay -> labelled pieces: heading, action, cue, parenthetical, dialogue, mark or margin.
 
-The layout of a file is learned once: how far names stand to the right of their speech or, where nothing is
-indented, how names are written (ANNA, Anna, `Anna:` or `Anna: speech`). A line is a cue if it is such a name and
-stands so above its speech; these are distances, not columns, so that pages may have other margins. Speech goes on
-in the column of its first line until another column, a paragraph of action or another cue ends it.
+The layout of a file is learned once: the distance of names to the right of their speech or, if nothing is indented,
+the style of names (ANNA, Anna, `Anna:` or `Anna: speech`). A line is a cue if it is such a name at such a distance
+from the speech below it. Distances, unlike columns, survive pages with other margins. Speech continues in the column
+of its first line until another column, a paragraph of action or another cue ends it.
 """
 
 import re
@@ -12,27 +12,22 @@ from typing import NamedTuple
 
 from minlm.screenplay.rows import (
     HEADING,
-    TRANSITION,
+    SENTENCE_END,
     Row,
     character_name,
-    end_of_gesture,
-    is_gesture,
+    end_of_parenthetical,
     is_name,
+    is_parenthetical,
     read_rows,
     single_spaced,
+    split_cue,
     uncentred,
 )
 
-SHOT = re.compile(
-    r"(?:ANGLE|CLOSE|CLOSER|WIDE|WIDER|MED|INSERT|REVERSE|POV|SUPER|TITLE)\b|.*\bSHOT\b|.* --? "
-)
 CONTINUED = re.compile(r"(?:\d+\w? )?\(?(?:CONTINUED|CONT['’]?D|MORE)\)?:?(?: \(\d+\))?(?: \d+\w?)?")
 PAGE_NUMBER = re.compile(r"-? ?(?:Page )?\d{1,3} ?[.-]?", re.IGNORECASE)
 NO_TEXT = re.compile(f"{CONTINUED.pattern}|{PAGE_NUMBER.pattern}", re.IGNORECASE)
-COLON = re.compile(r"([^:()[\]]{1,40}(?:(?:\([^()]*\)|\[[^][]*\]) ?)*:)(?: (.+))?")
 EXTENSION = re.compile(r".*\((?:O\.? ?[SC]|V\.? ?O|CONT)\b", re.IGNORECASE)
-SENTENCE_END = re.compile(r"(?<!\b[A-Z])(?<!\b[JSDM]R)\.$|[,;!?-]$")  # but JOHN JR. and ERNESTO S.
-TITLE_CASE = re.compile(r"[A-Z][\w'’.-]*(?: (?:[A-Z][\w'’.-]*|#?\d+)){0,2}(?: \(.*\))?")
 PAGE_WIDTH = 90  # characters; longer lines are whole paragraphs
 MAX_GAP = 2  # blank lines between a name and its speech
 
@@ -46,16 +41,16 @@ class Piece(NamedTuple):
 
 
 class Layout(NamedTuple):
-    """How names and speeches stand in a file.
+    """Positions and style of names and speech in a file.
 
-    offsets: how far names stand to the right of their speech, commonest first; empty where nothing is indented
-    depth: how far speech stands to the right of action; 0 where they share a column
+    offsets: columns from speech to the names above it, commonest first; empty if nothing is indented
+    depth: columns from action to speech; 0 if they share a column
     action: the usual column of action
-    style: how names are written where nothing is indented: capitals, title, colon or inline
+    style: style of names if nothing is indented: capitals, title, colon or inline
     cast: names that recur
-    spaced: whether a blank line usually stands below a name
-    tight: whether none usually stands above it
-    width: of a line of speech, where only its width tells it from the action right below; else 0
+    spaced: whether names usually have a blank line below
+    tight: whether names usually have no blank line above
+    width: maximal width of a line of speech, if wider lines right below it are action; else 0
     """
 
     offsets: tuple[int, ...] = ()
@@ -77,21 +72,21 @@ def label(lines: list[str]) -> list[Piece]:
     marks = {row.line for i, row in enumerate(rows) if _is_mark(rows, i, layout)}
     body = [row for row in rows if row.line not in marks]
     labels = {row.line: [("mark", row.text)] for row in rows}
-    speaking, column, gesture_end = False, None, 0  # rows before gesture_end belong to an open parenthesis
+    speaking, column, aside_end = False, None, 0  # rows before aside_end are in a parenthesis
     for i, row in enumerate(body):
         is_heading = HEADING.match(row.text)
         cue = None if is_heading else _cue(body, i, layout)
         goes_on = speaking and not is_heading and _goes_on(body, i, column, layout, marks)
         speaking = bool(cue or goes_on)
         if cue:
-            column = row.indent if cue[1] else None  # None where speech has yet to begin
+            column = row.indent if cue[1] else None  # None before speech begins
             labels[row.line] = [("cue", cue[0]), ("dialogue", cue[1])]
             continue
         if speaking:
-            gesture_end = max(gesture_end, end_of_gesture(body, i))
-        if speaking and i >= gesture_end and column is None:
+            aside_end = max(aside_end, end_of_parenthetical(body, i))
+        if speaking and i >= aside_end and column is None:
             column = row.indent
-        spoken = "parenthetical" if i < gesture_end else "dialogue"
+        spoken = "parenthetical" if i < aside_end else "dialogue"
         labels[row.line] = [("heading" if is_heading else spoken if speaking else "action", row.text)]
     return [
         Piece(kind, text, row.line)
@@ -102,9 +97,9 @@ def label(lines: list[str]) -> list[Piece]:
 
 
 def learn_layout(rows: list[Row]) -> Layout:
-    """Learn how names and speeches stand: indented if most names are, else flat."""
+    """Learn the layout: columns if most names are indented, else flat."""
     single = single_spaced(uncentred(rows))
-    found = Counter()  # how far a name stands to the right of the speech below it
+    found = Counter()  # columns from speech to the name above it -> names
     for i, row in enumerate(single):
         k = _speech_below(single, i) if is_name(row.text) else None
         if k is not None and single[k].indent < row.indent:
@@ -120,7 +115,7 @@ def learn_layout(rows: list[Row]) -> Layout:
 
 
 def _learn_columns(rows: list[Row], offsets: tuple[int, ...]) -> Layout:
-    """Learn how far speech stands from action, who recurs, and whether blank lines stand below names."""
+    """Learn the distance of speech from action, the cast, and the spacing below names."""
     speeches = {}  # name row -> speech row
     for i, row in enumerate(rows):
         k = _speech_below(rows, i) if is_name(row.text) else None
@@ -133,7 +128,7 @@ def _learn_columns(rows: list[Row], offsets: tuple[int, ...]) -> Layout:
         if i in speeches:
             column, below = rows[speeches[i]].indent, speeches[i] + 1
             columns[column] += 1
-        elif i < below or row.left or is_gesture(row) or is_name(row.text):
+        elif i < below or row.left or is_parenthetical(row) or is_name(row.text):
             continue
         cut_by_page = i > 0 and row.line - row.gap - 1 > rows[i - 1].line  # speech may go on here
         if (row.gap and not cut_by_page) or row.indent < column - 1:
@@ -152,12 +147,11 @@ def _learn_columns(rows: list[Row], offsets: tuple[int, ...]) -> Layout:
 
 
 def _learn_flat(rows: list[Row]) -> Layout:
-    """Learn how names are written, who recurs, and whether blank lines stand above and below names."""
+    """Learn the style of names, the cast, and the spacing above and below names."""
     layouts = []
     for style in ("capitals", "colon", "inline", "title"):
-        at_all = {
-            i: character_name(cue[0]) for i, row in enumerate(rows) if (cue := _written(row.text, style))
-        }
+        cues = {i: split_cue(row.text, style) for i, row in enumerate(rows)}
+        at_all = {i: character_name(cue[0]) for i, cue in cues.items() if cue}
         set_off = {i: name for i, name in at_all.items() if rows[i].gap}
         tight = style != "inline" and 2 * len(_recurring(set_off, style)) < len(_recurring(at_all, style))
         cast = frozenset(_recurring(at_all if tight or style == "inline" else set_off, style).values())
@@ -168,57 +162,32 @@ def _learn_flat(rows: list[Row]) -> Layout:
 
 
 def _recurring(names: dict[int, str], style: str) -> dict[int, str]:
-    """Of the names of rows, those that recur; `Title Case` is so common that it must do so more often."""
+    """Keep the names that recur; in `Title Case`, which is common, they must recur more often."""
     count = Counter(names.values())
     return {i: name for i, name in names.items() if count[name] >= (3 if style == "title" else 2)}
 
 
-def _written(text: str, style: str) -> tuple[str, str] | None:
-    """(cue, speech on the same line) where a line begins as names of that style do."""
-    match = COLON.fullmatch(text)
-    if style == "inline" and match and match[2] and not SHOT.match(text):
-        short = len(character_name(match[1]).split()) <= 4 and not text[0].islower()
-        return (match[1], match[2]) if is_name(match[1]) or short else None
-    if style == "colon" and match and not match[2]:
-        named = text[0].isupper() and len(text.split()) <= 5 and not TRANSITION.match(text)
-        return (text, "") if named else None
-    if style == "capitals":
-        named = (
-            is_name(text)
-            and not (match and match[2])
-            and not SHOT.match(text)
-            and not SENTENCE_END.search(text)
-        )
-        return (text, "") if named else None
-    if style == "title":
-        named = (
-            TITLE_CASE.fullmatch(text) and not is_name(text) and not HEADING.match(text) and text[-1] != "."
-        )
-        return (text, "") if named else None
-    return None
-
-
 def _cue(rows: list[Row], i: int, layout: Layout) -> tuple[str, str] | None:
-    """(cue, speech on the same line) where a row is a name that stands as the layout has it."""
+    """Return (cue, speech on the same line) if a row is a cue in this layout, else None."""
     if layout.offsets:
         return (rows[i].text, "") if _is_column_cue(rows, i, layout) else None
     row, below = rows[i], rows[i + 1] if i + 1 < len(rows) else None
-    inline = _written(row.text, "inline")
+    inline = split_cue(row.text, "inline")
     if inline:
         known = layout.style == "inline" and character_name(inline[0]) in layout.cast
         return inline if known or is_name(inline[0]) else None
     if below is None or HEADING.match(below.text):
         return None
-    known = _written(row.text, layout.style) and character_name(row.text) in layout.cast
+    known = split_cue(row.text, layout.style) and character_name(row.text) in layout.cast
     above = row.gap > 0 or layout.tight
-    if known and (not below.gap or (above and (layout.spaced or is_gesture(below)))):
+    if known and (not below.gap or (above and (layout.spaced or is_parenthetical(below)))):
         return row.text, ""
     set_off = row.gap > 0 and not below.gap
-    return _written(row.text, "capitals") or _written(row.text, "colon") if set_off else None
+    return split_cue(row.text, "capitals") or split_cue(row.text, "colon") if set_off else None
 
 
 def _is_column_cue(rows: list[Row], i: int, layout: Layout) -> bool:
-    """A name as far to the right of its speech as others are, or anywhere, set off, above some speech."""
+    """Return whether a row is a name at a usual distance from its speech, or at another one but set off."""
     row = rows[i]
     if not is_name(row.text) or i + 1 == len(rows) or HEADING.match(rows[i + 1].text):
         return False
@@ -226,8 +195,8 @@ def _is_column_cue(rows: list[Row], i: int, layout: Layout) -> bool:
     speech = below if k is None else rows[k]
     offset = row.indent - speech.indent
     known = character_name(row.text) in layout.cast or EXTENSION.match(row.text)
-    deep = speech.indent > layout.action + 1  # no action stands there, unless other pages have other margins
-    may_be_apart = layout.depth > 0 or layout.spaced or known or is_gesture(below)
+    deep = speech.indent > layout.action + 1  # no action is there, unless other pages have other margins
+    may_be_apart = layout.depth > 0 or layout.spaced or known or is_parenthetical(below)
     near = not below.gap or (below.gap <= MAX_GAP and may_be_apart)
     usual = offset in layout.offsets if k is not None else 0 < offset <= max(layout.offsets)
     if near and (usual or (known and offset > 0)) and (deep or known or not layout.depth):
@@ -239,45 +208,45 @@ def _is_column_cue(rows: list[Row], i: int, layout: Layout) -> bool:
 
 
 def _goes_on(rows: list[Row], i: int, column: int | None, layout: Layout, marks: set[int]) -> bool:
-    """Whether a row carries on the speech above it, whose column is None before its first line."""
+    """Return whether a row continues the speech above it, whose column is None before its first line."""
     row, above = rows[i], rows[i - 1]
     cut_by_page = any(line in marks for line in range(above.line + 1, row.line))
     unfinished = cut_by_page and re.search(r"[\w,;:-]$", above.text)
     if unfinished and row.text[0].islower():  # the next page may have another margin
         return True
-    if column is None:  # right below the cue, or below its gesture
+    if column is None:  # right below the cue or its parenthetical
         return row.gap <= MAX_GAP or bool(unfinished)
     if not layout.offsets:
         return (row.gap == 0 and not _ends_above(rows, i, layout)) or bool(unfinished)
-    if is_gesture(row) and row.gap <= 1 and row.indent > column + 1:
+    if is_parenthetical(row) and row.gap <= 1 and row.indent > column + 1:
         return True
     if row.gap == 0:
         return 2 * (column - row.indent) < max(layout.depth, 2) and not _ends_above(rows, i, layout)
     level = abs(row.indent - column) <= 1
-    after_gesture = row.gap <= 1 and above.text.endswith((")", "]")) and above.indent > column + 1
-    return level and (layout.depth > 0 or after_gesture or bool(unfinished))
+    after_aside = row.gap <= 1 and above.text.endswith((")", "]")) and above.indent > column + 1
+    return level and (layout.depth > 0 or after_aside or bool(unfinished))
 
 
 def _ends_above(rows: list[Row], i: int, layout: Layout) -> bool:
-    """Whether a line of speech was the last: the next is too wide, or would have begun on that line."""
+    """Return whether speech ends above a row: the row is too wide, or its first word fits on the line above."""
     row, above = rows[i], rows[i - 1]
     finished = re.search(r"[.!?…\"”*-]\)?$", above.text) and not row.text[0].islower()
-    if not (layout.width and finished) or is_gesture(row) or is_gesture(above):
+    if not (layout.width and finished) or is_parenthetical(row) or is_parenthetical(above):
         return False
     return len(row.text) > layout.width or len(above.text) + len(row.text.split()[0]) + 3 < layout.width
 
 
 def _width(rows: list[Row], layout: Layout) -> int:
-    """The width of a line of speech if wider lines often stand right below it, in its column; else 0.
+    """Compute the width of speech if wider lines often follow right below it, in its column; else 0.
 
-    Where names and speeches share lines, it is that of the widest line if lines are whole paragraphs.
+    In the inline style: the width of the widest line if lines are whole paragraphs, else 0.
     """
     if layout.style == "inline":
         widest = max((len(row.text) for row in rows), default=0)
         return widest if widest > PAGE_WIDTH else 0
     cues = [i for i in range(len(rows) - 1) if (cue := _cue(rows, i, layout)) and not cue[1]]
-    first = sorted(len(rows[i + 1].text) for i in cues if not is_gesture(rows[i + 1]))
-    if len(first) < 10:  # too few to tell
+    first = sorted(len(rows[i + 1].text) for i in cues if not is_parenthetical(rows[i + 1]))
+    if len(first) < 10:  # too few to measure
         return 0
     width = first[(len(first) - 1) * 9 // 10] + 2
     n_wide = 0
@@ -290,10 +259,10 @@ def _width(rows: list[Row], layout: Layout) -> int:
 
 
 def _speech_below(rows: list[Row], i: int) -> int | None:
-    """The first row of speech below a name: gestures are skipped, and single blank lines."""
+    """Return the index of the first row of speech below a name, past parentheticals; None without one."""
     k = i + 1
     while k < len(rows) and rows[k].gap <= MAX_GAP:
-        end = end_of_gesture(rows, k)
+        end = end_of_parenthetical(rows, k)
         if end == k:
             return None if HEADING.match(rows[k].text) else k
         k = end
@@ -301,7 +270,7 @@ def _speech_below(rows: list[Row], i: int) -> int | None:
 
 
 def _is_mark(rows: list[Row], i: int, layout: Layout) -> bool:
-    """CONTINUED and the like, and page numbers: a number that is set off, or stands in no speech's column."""
+    """Return whether a row is CONTINUED, MORE or a page number: a number set off, or outside the column of speech."""
     row = rows[i]
     if CONTINUED.fullmatch(row.text):
         return True

@@ -1,9 +1,9 @@
-"""The plot and the words of one scene of the built-in script: a grammar in the sense of `grammar.py`.
+"""Plot and words of one scene of the built-in script, as a grammar (see `grammar.py`).
 
-A scene is a walk over `State`: heading, setting, opening, then beats. A beat is an action, or a cue and what is
-said. The facts are in the state and last: who is on stage (only they speak or are spoken to), who holds the thing (it
-is handed on, laid down, picked up, carried off), who has promised whom. What was promised is kept or called in before
-the scene may end. Names are the grammar's variables, so the plot never depends on them.
+A scene is a walk over `State`: heading, setting, opening, then beats. A beat is an action, or a cue with its speech.
+The state contains the facts, which last: the characters on stage (only they speak or are addressed), the holder of the
+thing (it is handed on, laid down, picked up, carried off), the promise made. A scene ends only after its promise is
+kept or called in. Names are the grammar's variables, so the plot never depends on them.
 """
 
 from functools import cache
@@ -11,10 +11,10 @@ from typing import NamedTuple
 
 from minlm.screenplay.grammar import Grammar, Move, Part, check_words, mixture, read_pattern, uniform
 
-# Variables: A, B, C the cast in the order of their entrance; X the thing; P what is promised.
+# Variables: A, B, C the cast in order of entrance; X the thing; P the thing promised.
 POOLS = {
-    "ABC": tuple(["ADA", "BRUNO", "CLEMENT", "DELPHINE", "FELIX", "IRIS", "MARLOW", "TOBIAS"]),
-    "X": tuple(["lantern", "violin", "letter", "teapot", "parrot", "telescope", "umbrella", "map"]),
+    "ABC": ("ADA", "BRUNO", "CLEMENT", "DELPHINE", "FELIX", "IRIS", "MARLOW", "TOBIAS"),
+    "X": ("lantern", "violin", "letter", "teapot", "parrot", "telescope", "umbrella", "map"),
     "P": (
         "the last waltz",
         "a trip to the moon",
@@ -26,7 +26,7 @@ POOLS = {
         "the window seat",
     ),
 }
-WORDS = {
+WORD_LINES = {
     "adj": "bald bitter brave clumsy crooked damp dizzy dusty foggy gentle golden greedy grumpy hollow humble "
     "jealous lazy lonely merry modest nervous noisy pale patient plump polite purple quiet rusty shy silver sleepy "
     "sour stubborn tender tiny velvet wicked witty wooden",
@@ -46,7 +46,7 @@ WORDS = {
     "time": "DAWN DAY DUSK EVENING NIGHT",
     "cut": "CUT TO:,DISSOLVE TO:,FADE OUT.",
 }
-WORDS = {name: tuple(line.split("," if "," in line else None)) for name, line in WORDS.items()}
+WORDS = {name: tuple(line.split("," if "," in line else None)) for name, line in WORD_LINES.items()}
 for _name, _words in (WORDS | POOLS).items():
     check_words(_name, _words)
 
@@ -110,7 +110,7 @@ CARRIED_OFF = [  # H has left with the thing
     "{h} has the {X} now, and <adj> <noun>s,\nand a <adj> <noun>.",
     "Without the {X} I am <adj>, <adj>\nand <adj>. May {h} <do> <noun>s!",
 ]
-LEFT_LYING = [  # nobody holds the thing
+LEFT_LYING = [  # no character holds the thing
     "Nobody holds the {X}. It smells\nof <goods>, <goods> and <adj> <noun>s.",
     "Who will pick up the {X}? A <adj>\n<noun> or a <adj> <noun>?",
 ]
@@ -118,7 +118,7 @@ PROMISES = [
     "I promise you {P:new}, {l},\nbefore <when>, by my <adj> <noun>.",
     "You shall have {P:new}, {l},\nas <adj> <noun>s have <adj> <noun>s.",
 ]
-# D has promised E: said by D or by E, while the other is on stage (True) or away (False).
+# D has promised E: (speaker, whether the other is on stage) -> line.
 REMINDERS = {
     ("D", True): "You will have {P}, {e},\nonce I <do> the <adj>, <adj> <noun>.",
     ("D", False): "I still owe {e} {P}\nand <goods>, and a <adj> <noun>.",
@@ -135,43 +135,44 @@ SETTLED = {
 
 
 class State(NamedTuple):
-    """All that the rest of a scene depends on: what is written next, and the facts so far (variables, not names)."""
+    """Next node of a scene and the facts so far, in terms of variables, not names."""
 
-    node: str  # heading, setting, opening, beat, cue (a parenthetical or a line follows) or line
+    node: str  # heading, setting, opening, beat, cue (a parenthetical or line follows) or line
     on_stage: str = ""
-    away: str = ""  # who has been on stage and left
-    holder: str = ""  # who has the thing, on stage or away; "" where it lies about
-    speaker: str = ""  # who spoke last, or speaks now
-    listeners: str = ""  # whom the speaker may address
-    question: str = ""  # the kind of question that waits for its answer
-    promise: str = ""  # "", "AB" where A has promised B, or "settled"
+    away: str = ""  # the character who has left the stage
+    holder: str = ""  # the character who has the thing, on stage or away; "" if it has been laid down
+    speaker: str = ""  # the last or present speaker
+    listeners: str = ""  # the characters that the speaker may address
+    question: str = ""  # the kind of the unanswered question
+    promise: str = ""  # "", "AB" after A has promised B, or "settled"
 
 
 @cache
 def pattern(text: str, **roles: str) -> tuple[Part, ...]:
+    """Read a pattern over this scene's words."""
     return read_pattern(text, WORDS, **roles)
 
 
 def moves_to(state: State, texts: list[str], **roles: str) -> tuple[Move, ...]:
-    """Equally likely paragraphs that lead to one state."""
+    """Return equally likely paragraphs, all followed by one state."""
     return uniform([(pattern(f"{text}\n\n", **roles), state) for text in texts])
 
 
 def either(choices: list[tuple[Move, ...]]) -> tuple[Move, ...]:
-    """Equally likely alternatives, each a group of moves."""
+    """Join groups of moves as equally likely alternatives."""
     return mixture(*((1.0, choice) for choice in choices))
 
 
 @cache
 def scene_moves(state: State) -> tuple[Move, ...]:
-    """What may be written in a state, how likely, and the state that follows."""
+    """Return the moves open in a state."""
     if state.node == "heading":
         return moves_to(state._replace(node="setting"), HEADINGS)
     if state.node == "setting":
         return moves_to(state._replace(node="opening"), SETTINGS)
     if state.node == "opening":
         return moves_to(State("beat", on_stage="AB", holder="A"), OPENINGS)
-    if state.node == "beat" and state.question:  # the one who was asked answers
+    if state.node == "beat" and state.question:  # the character asked answers
         return cue(state, speaker=state.listeners, listeners=state.speaker)
     if state.node == "beat":
         ending = uniform([(pattern(f"{'':20}<cut>\n\n"), None)]) if state.promise == "settled" else ()
@@ -181,18 +182,19 @@ def scene_moves(state: State) -> tuple[Move, ...]:
 
 
 def cue(state: State, speaker: str, listeners: str) -> tuple[Move, ...]:
+    """Return the cue of one speaker."""
     spoken = state._replace(node="cue", speaker=speaker, listeners=listeners)
     return uniform([(pattern(f"{'':10}{{S}}\n", S=speaker), spoken)])
 
 
 def cues(state: State) -> tuple[Move, ...]:
-    """Someone on stage speaks who did not speak last."""
+    """Return cues of all on stage but the last speaker."""
     able = [who for who in state.on_stage if who != state.speaker]
     return either([cue(state, who, state.on_stage.replace(who, "")) for who in able])
 
 
 def parentheticals(state: State) -> tuple[Move, ...]:
-    """How it is said, or to whom; in the second case nobody else is addressed."""
+    """Return parentheticals: a manner of speaking, or the only listener addressed."""
     line = state._replace(node="line")
     manner = uniform([(pattern(f"{'':7}(<ing>)\n"), line)])
     to_whom = [
@@ -203,12 +205,13 @@ def parentheticals(state: State) -> tuple[Move, ...]:
 
 
 def actions(state: State) -> tuple[Move, ...]:
+    """Return gestures, errands, entrances and exits."""
     gestures = either([moves_to(state, GESTURES, S=who) for who in state.on_stage])
     return mixture((0.4, gestures), (0.3, errands(state)), (0.3, entrances_and_exits(state)))
 
 
 def errands(state: State) -> tuple[Move, ...]:
-    """The thing is handed on, laid down or picked up; nothing happens to it where it was carried off."""
+    """Return actions that hand on, lay down or pick up the thing; none if it was carried off."""
     if not state.holder:
         return either([moves_to(state._replace(holder=who), PICKED_UP, S=who) for who in state.on_stage])
     if state.holder in state.away:
@@ -221,7 +224,7 @@ def errands(state: State) -> tuple[Move, ...]:
 
 
 def entrances_and_exits(state: State) -> tuple[Move, ...]:
-    """With two on stage the third enters; with three one leaves, and takes along what is in hand."""
+    """Return the third character's entrance; with three on stage, exits. The thing leaves with its holder."""
     if len(state.on_stage) == 2:
         everyone = state._replace(on_stage="ABC", away="")
         return moves_to(everyone, RETURNS if state.away else ENTERS, S=state.away)
@@ -233,7 +236,7 @@ def entrances_and_exits(state: State) -> tuple[Move, ...]:
 
 
 def lines_to(state: State, texts: list[str], listeners: str = "", **roles: str) -> tuple[Move, ...]:
-    """Lines of dialogue; where a line addresses someone ({l}), every listener is as likely."""
+    """Return lines of dialogue; a line with an addressee ({l}) goes to each listener equally often."""
     said = []
     for text in texts:
         indented = ["    " + text.replace("\n", "\n    ")]
@@ -243,12 +246,13 @@ def lines_to(state: State, texts: list[str], listeners: str = "", **roles: str) 
 
 
 def answers(state: State) -> tuple[Move, ...]:
+    """Return answers to the state's question."""
     after = state._replace(node="beat", listeners="", question="")
     return lines_to(after, ANSWERS[state.question], state.listeners)
 
 
 def remarks(state: State) -> tuple[Move, ...]:
-    """What the speaker may say: of nothing much, of the thing, of a promise; or a question."""
+    """Return lines other than answers: small talk, questions, remarks on the thing or the promise."""
     after = state._replace(node="beat", listeners="")
     talk = lines_to(after, TALK, state.listeners)
     questions = []
@@ -264,6 +268,7 @@ def remarks(state: State) -> tuple[Move, ...]:
 
 
 def thing_lines(state: State) -> list[str]:
+    """Return the texts about the thing that are true of its holder."""
     if not state.holder:
         return LEFT_LYING
     if state.holder in state.away:
@@ -274,7 +279,7 @@ def thing_lines(state: State) -> list[str]:
 
 
 def promise_lines(state: State, after: State) -> tuple[Move, ...]:
-    """A promise is made once a scene; while it is open, its giver and taker recall or settle it."""
+    """Return lines that make the scene's one promise or, while it is open, recall or settle it."""
     if state.promise == "settled":
         return ()
     if not state.promise:

@@ -1,4 +1,4 @@
-"""Movie scripts as found in the wild -> scenes, turns of dialogue, and (line, reply) pairs.
+"""Movie scripts from any source -> scenes, turns of dialogue, and (line, reply) pairs.
 
 `layout.py` labels every line; here the labelled pieces become scenes and turns. The words of all pieces, in order,
 are those of the text: a wrong label misplaces a line but never loses it.
@@ -14,12 +14,12 @@ from pathlib import Path
 from minlm.screenplay.layout import Piece, label
 from minlm.screenplay.rows import character_name
 
-CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")  # none is white space
+CONTROL = re.compile(rb"[\x00-\x08\x0e-\x1f\x7f]")  # control characters other than white space
 
 
 @dataclass(frozen=True)
 class Turn:
-    """What one character says in one go; `scene` is the scene's index. A mere gesture has the line ""."""
+    """One character's speech; scene: the scene's index. The line is "" if there are only parentheticals."""
 
     character: str
     line: str
@@ -29,8 +29,11 @@ class Turn:
 
 @dataclass(frozen=True)
 class Scene:
-    """heading: without scene numbers, "" for what comes before the first; elements: turns, and paragraphs of
-    action as plain strings; text: the scene's lines as they stand.
+    """One scene of a script.
+
+    heading: without scene numbers; "" for text before the first heading
+    elements: turns, and paragraphs of action as strings
+    text: the scene's lines, unchanged
     """
 
     heading: str
@@ -40,23 +43,27 @@ class Scene:
 
 @dataclass(frozen=True)
 class Script:
-    """The scenes, whose texts joined by line ends are the whole text; pieces: every word of it, labelled."""
+    """A parsed script. The scenes' texts, joined by line ends, are the whole text; pieces: its labelled words."""
 
     scenes: tuple[Scene, ...]
     pieces: tuple[Piece, ...]
 
     @property
     def turns(self) -> list[Turn]:
+        """All turns, in order."""
         return [element for scene in self.scenes for element in scene.elements if isinstance(element, Turn)]
 
 
 def read_script(path: str | Path) -> str:
-    """The text of a file in UTF-8 or, failing that, Windows-1252; what was encoded twice is put right."""
+    """Read a text file as UTF-8 or, failing that, Windows-1252; undo double encoding.
+
+    Raises ValueError if the file is missing or binary.
+    """
     if not Path(path).is_file():
-        raise ValueError(f"no such script: {path} is not a file; name a script or any plain text")
+        raise ValueError(f"no such script: {path} is not a file; pass the path of a script or any plain text")
     data = Path(path).read_bytes()
     if b"\0" in data or len(CONTROL.findall(data)) > 1 + len(data) // 100:
-        raise ValueError(f"{path} holds NUL or many control characters: is it a text file in UTF-8?")
+        raise ValueError(f"{path} has NUL or many control characters: convert it to text in UTF-8")
     try:
         text = data.decode("utf-8")
     except UnicodeDecodeError:
@@ -65,7 +72,7 @@ def read_script(path: str | Path) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Without byte-order mark, carriage returns, form feeds and tabs; of a web page, what its <pre> holds."""
+    """Remove byte-order marks, carriage returns, form feeds and tabs; of a web page, keep the text in <pre>."""
     text = re.sub(r"\r\n?|\f", "\n", text.replace("\ufeff", ""))
     if re.search(r"<(?:html|body|pre)\b", text, re.IGNORECASE):
         text = _of_page(text)
@@ -73,26 +80,28 @@ def plain_text(text: str) -> str:
 
 
 def parse_script(text: str) -> Script:
-    """Scenes and turns of a script. ValueError where the text is empty or nobody speaks in it.
+    """Parse a script into scenes and turns. Raises ValueError if the text is empty or has no dialogue.
 
-    The law: the words of `Script.pieces`, in order, are those of `plain_text(text)`.
+    The words of `Script.pieces`, in order, are always those of `plain_text(text)`.
     """
     lines = plain_text(text).split("\n")
     if not any(line.strip() for line in lines):
-        raise ValueError("the script is empty: give a text file with scene headings, names and speeches")
+        raise ValueError("the script is empty: pass a text with scene headings, names and speech")
     pieces = label(lines)
     script = Script(_gather(pieces, lines), tuple(pieces))
     if not any(turn.line for turn in script.turns):
         raise ValueError(
-            f"no dialogue found in {len(lines)} lines: looked for names in capitals with speech below, "
-            "indented or not (INT. ROOM - DAY / ANNA / Hello.), and for ANNA: Hello. A text that is no screenplay can "
-            "be continued, not answered: --preset script-lm"
+            f"no dialogue found in {len(lines)} lines: dialogue is a name in capitals above its speech "
+            "(ANNA / Hello.) or a name and a colon (ANNA: Hello.); for other texts use --preset script-lm"
         )
     return script
 
 
 def reply_pairs(script: Script) -> list[tuple[str, str]]:
-    """(line, reply) of neighbours in one scene; what one says before and after an action is one line."""
+    """Return (line, reply) pairs of consecutive speakers in one scene.
+
+    Consecutive turns of one character, interrupted only by action, are one line.
+    """
     speeches = []  # (scene, character, line)
     for turn in script.turns:
         if turn.line and speeches and speeches[-1][:2] == (turn.scene, turn.character):
@@ -103,7 +112,7 @@ def reply_pairs(script: Script) -> list[tuple[str, str]]:
 
 
 def _of_page(text: str) -> str:
-    """The text of a web page: what stands between its first <pre> and its last </pre>, if there are any."""
+    """Extract the text of a web page, from its first <pre> to its last </pre> if it has them."""
     text = without_hidden(text)
     start, ends = re.search(r"(?i)<pre\b[^<>]*>", text), [m.start() for m in re.finditer(r"(?i)</pre>", text)]
     text = text[start.end() if start else 0 : ends[-1] if ends else None]
@@ -112,9 +121,9 @@ def _of_page(text: str) -> str:
 
 
 def without_hidden(text: str) -> str:
-    """A web page without its comments, scripts, styles and head. One that has no end is kept.
+    """Remove a web page's comments, scripts, styles and head; keep those that are never closed.
 
-    An end that is not found is not looked for again: a page of openings alone takes linear time.
+    A missing end is searched only once, so that even a page of openings takes linear time.
     """
     kept, done, endless = [], 0, set()
     for opening in re.finditer(r"(?i)<!--|<(script|style|head)\b", text):
@@ -131,13 +140,13 @@ def without_hidden(text: str) -> str:
 
 
 def find_end(closing: str, text: str, start: int) -> int | None:
-    """The place behind the first `closing` from `start` on, in capitals or not; None where there is none."""
+    """Return the end of the first `closing` after `start`, ignoring case; None without one."""
     found = re.compile(closing, re.IGNORECASE).search(text, start)
     return found.end() if found else None
 
 
 def _decoded_again(run: str) -> str:
-    """UTF-8 read as Latin-1 or Windows-1252 and encoded once more leaves runs that decode again."""
+    """Decode a run of UTF-8 bytes that were read as Latin-1 or Windows-1252; return other runs unchanged."""
     try:
         return b"".join(c.encode("latin-1" if c < "\u0100" else "cp1252") for c in run).decode("utf-8")
     except UnicodeError:
@@ -145,7 +154,7 @@ def _decoded_again(run: str) -> str:
 
 
 def _gather(pieces: list[Piece], lines: list[str]) -> tuple[Scene, ...]:
-    """Cuts the text at its headings; a scene number in the left margin belongs to its heading."""
+    """Cut the text at its headings; a scene number in the left margin belongs to its heading."""
     starts = [piece.line for piece in pieces if piece.kind == "heading"]
     if not starts or starts[0] > pieces[0].line:
         starts.insert(0, 0)
@@ -158,22 +167,25 @@ def _gather(pieces: list[Piece], lines: list[str]) -> tuple[Scene, ...]:
 
 
 def _elements(pieces: list[Piece], scene: int) -> list[str | Turn]:
-    """Paragraphs and turns; a speech cut by a page mark or (CONT'D) is one turn."""
-    elements, previous = [], Piece("", "", 0)
+    """Gather paragraphs and turns; a speech interrupted by a page mark or (CONT'D) is one turn."""
+    elements: list[str | Turn] = []
+    turn, previous = Turn("", "", (), scene), Piece("", "", 0)
     for piece in pieces:
         last = elements[-1] if elements else None
         if piece.kind == "cue":
             name = character_name(piece.text)
             goes_on = previous.kind == "mark" or "(CONT" in piece.text
-            if not (goes_on and isinstance(last, Turn) and last.character == name):
-                elements.append(Turn(name, "", (), scene))
+            if not (goes_on and last is turn and turn.character == name):
+                turn = Turn(name, "", (), scene)
+                elements.append(turn)
         elif piece.kind == "dialogue":
-            elements[-1] = replace(last, line=_joined(last.line, piece.text))
+            elements[-1] = turn = replace(turn, line=_joined(turn.line, piece.text))
         elif piece.kind == "parenthetical":
-            *closed, open_one = last.parentheticals or ("",)
+            *closed, open_one = turn.parentheticals or ("",)
             if open_one.count("(") == open_one.count(")"):
-                closed, open_one = last.parentheticals, ""
-            elements[-1] = replace(last, parentheticals=(*closed, _joined(open_one, piece.text)))
+                closed, open_one = turn.parentheticals, ""
+            asides = (*closed, _joined(open_one, piece.text))
+            elements[-1] = turn = replace(turn, parentheticals=asides)
         elif piece.kind == "action" and isinstance(last, str) and previous.line + 1 == piece.line:
             elements[-1] = _joined(last, piece.text)
         elif piece.kind == "action":
@@ -183,5 +195,5 @@ def _elements(pieces: list[Piece], scene: int) -> list[str | Turn]:
 
 
 def _joined(text: str, more: str) -> str:
-    """Two lines as one; a word that breaks at its hyphen is whole again."""
+    """Join two lines by a space, or by nothing if the first ends in a hyphenated word."""
     return text + more if not text or re.search(r"[^\W\d_]-$", text) else f"{text} {more}"

@@ -1,10 +1,8 @@
-"""The built-in script: an endless film of small scenes, of which the exact entropy is known.
+"""The built-in script: independent scenes drawn from a grammar, with exactly known entropy.
 
-Scenes (`scene.py`) have the form of a real screenplay and facts that last; each text has one derivation
-(`grammar.py`). So the log-probability of a text is exact, and so is the source's entropy: a model's loss on this text
-has a floor, and the distance to the floor is what the model has not understood. `floor_of(validation text)` is that
-floor for the text at hand, `entropy_rate()` its limit over all scenes. `continuity.py` tells which facts a model's
-scene gets wrong.
+Scenes (`scene.py`) look like a real screenplay and contain facts that hold to the end. Each text has exactly one
+derivation (`grammar.py`), so its log-probability and the entropy of the source are exact. They bound a model's loss
+from below: `floor_of(text)` is the loss of a perfect model on a given text, `entropy_rate()` its limit for long texts.
 """
 
 import math
@@ -20,11 +18,11 @@ from minlm.training.bounds import Bounded, at_least
 
 @dataclass(frozen=True, kw_only=True)
 class ScreenplayConfig(Bounded):
-    """Which part of the film to write.
+    """Size and seed of the built-in script.
 
-    seed: another seed, another script; equal in every process
-    n_scenes: how many scenes; a longer script begins with the shorter one of the same seed
-    validation_scenes: how many of the scenes that follow are for validation
+    seed: random seed; equal seeds give equal scripts in every process
+    n_scenes: training scenes; a longer script begins with the shorter one of the same seed
+    validation_scenes: scenes for validation; they follow the training scenes
     """
 
     seed: int = 0
@@ -32,7 +30,7 @@ class ScreenplayConfig(Bounded):
     validation_scenes: Annotated[int, at_least(1)] = 50
 
     def read(self) -> dict[str, str]:
-        """{"train", "validation"}: two texts of whole scenes."""
+        """Return the texts {"train", "validation"}, each of whole scenes."""
         longer = replace(self, n_scenes=self.n_scenes + self.validation_scenes)
         scenes = [text for text, _ in write_scenes(longer)]
         return {
@@ -41,7 +39,7 @@ class ScreenplayConfig(Bounded):
         }
 
     def entropy(self, text: str) -> dict[str, float]:
-        """The entropy of the film, and of this very text of it, in nats per character."""
+        """Return the entropy of the source and the floor of one of its texts, in nats per character."""
         return {
             "source_entropy_nats_per_character": entropy_rate(),
             "validation_floor_nats_per_character": floor_of(text),
@@ -49,17 +47,12 @@ class ScreenplayConfig(Bounded):
 
 
 def write_scenes(config: ScreenplayConfig) -> list[tuple[str, float]]:
-    """The script's scenes, each with its log-probability in nats."""
+    """Sample the script's scenes, each with its log-probability in nats. Scenes are independent."""
     return [sample(SCENE, Random(f"{config.seed}/{index}")) for index in range(config.n_scenes)]
 
 
-def write_screenplay(config: ScreenplayConfig) -> str:
-    """The script: its scenes one after another, independent of each other."""
-    return "".join(text for text, _ in write_scenes(config))
-
-
 def log_probability(text: str) -> float:
-    """log p of a text of whole scenes, in nats, given how many they are; -inf where the film cannot have it."""
+    """Compute log p of a text of whole scenes, in nats, given their number; -inf for an impossible text."""
     total, at = 0.0, 0
     while at < len(text) and total > -math.inf:
         log_p, at = parse(SCENE, text, at)
@@ -68,9 +61,9 @@ def log_probability(text: str) -> float:
 
 
 def floor_of(text: str) -> float:
-    """-log p(text) in nats a character: the loss of a model that knows the source; inf on an impossible text.
+    """Compute -log p(text) in nats per character: the loss of a model that knows the source.
 
-    The text starts and ends with whole scenes. Raises ValueError where it is empty.
+    The floor is infinite unless the text consists of whole scenes. Raises ValueError for an empty text.
     """
     if not text:
         raise ValueError("an empty text has no floor: pass at least 1 scene")
@@ -78,15 +71,10 @@ def floor_of(text: str) -> float:
 
 
 @cache
-def scene_expectations() -> tuple[float, float]:
-    """(entropy in nats, expected number of characters) of one scene: sums over all scenes, not an estimate."""
-    return expectations(SCENE)
-
-
 def entropy_rate() -> float:
-    """The source's entropy in nats a character: a scene's entropy over its expected length.
+    """Compute the source's entropy in nats per character: a scene's entropy over its expected length.
 
-    Scenes are independent, so this is the limit of `floor_of` a script as it grows (renewal-reward theorem).
+    Scenes are independent, so `floor_of` a script converges to it with the script's length (renewal-reward theorem).
     """
-    nats, characters = scene_expectations()
+    nats, characters = expectations(SCENE)
     return nats / characters

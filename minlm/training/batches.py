@@ -1,30 +1,32 @@
 """The order of the data: the batch is a function of (seed, step), whatever was drawn before.
 
-An epoch is one permutation of the items, without replacement; its last items that do not fill a batch are
-dropped (another permutation drops others). Resuming at step n starts the same sequence at its n-th batch. Of
-several processes, each draws an equal share of that batch.
+An epoch is one permutation of the items. Its last items are dropped if they do not fill a batch; each permutation
+drops others. Resuming at step n starts the same sequence at its n-th batch. Of several processes, each draws an equal
+share of the batch.
 """
 
 import random
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from math import lcm
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from minlm.training.state import TrainConfig
 
 Batch = dict[str, Tensor]
-Key = tuple[int, int]  # (epoch, index): what a dataset needs to draw an item again exactly
+Key = tuple[int, int]  # (epoch, index): the same key draws the same item, augmentation included
 
 
 def epoch_order(n_items: int, seed: int, epoch: int, neighbours: int = 1) -> list[int]:
-    """A permutation of the items in which runs of `neighbours` items stay together and begin at its multiples.
+    """Return a permutation of the items in which runs of `neighbours` items stay together.
 
-    Where `neighbours` does not divide n_items, the last run is short. Items of the run that comes last in the
-    permutation fill its place up, so that no other run is shifted over the border between two batches.
+    Each run begins at a multiple of `neighbours`. If `neighbours` does not divide n_items, one run is short; items
+    of the last run in the permutation fill it up, so that no other run is cut by the border between two batches.
     """
     starts = list(range(0, n_items, neighbours))
     random.Random(f"{seed}/{epoch}").shuffle(starts)
@@ -36,11 +38,10 @@ def epoch_order(n_items: int, seed: int, epoch: int, neighbours: int = 1) -> lis
 
 
 def fit_batch(config: TrainConfig, n_items: int, world_size: int = 1) -> TrainConfig:
-    """The config with a batch that `n_items` training items fill: a small set is one batch, in as many parts at most.
+    """Return the config with the batch size lowered, if necessary, to what `n_items` training items fill.
 
-    Where it is lowered, the batch stays a multiple of `neighbours` and of the `world` processes that share it. A run
-    that keeps the returned config in its folder draws the same batches when it is resumed. Raises ValueError where
-    not even one such batch can be filled, or where the processes cannot share the batch equally.
+    A lowered batch size is a multiple of `neighbours` and of `world_size`, the number of processes. Raises ValueError
+    if the items do not fill one such batch, or if the processes cannot share the batch equally.
     """
     if config.batch_size % world_size:
         raise ValueError(
@@ -60,16 +61,16 @@ def fit_batch(config: TrainConfig, n_items: int, world_size: int = 1) -> TrainCo
 
 
 class Batches:
-    """Batches of a dataset that is indexed by (epoch, index) and offers `collate(items)`.
+    """Batches of a dataset that has a length, is indexed by (epoch, index) and has a method `collate(items)`.
 
-    workers: processes that draw items ahead; 0 draws in the training process. The batches are the same.
-    neighbours: see `epoch_order`. rank, world: which process of how many this is; each draws an equal share of a
-    batch, and `fit_batch` sees to it that there is one.
+    workers: processes that draw items ahead; 0 = the training process itself. The batches are the same.
+    neighbours: see `epoch_order`. rank, world_size: this process's number and the number of processes; each draws an
+    equal share of a batch (see `fit_batch`).
     """
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Any,
         batch_size: int,
         seed: int,
         workers: int = 0,
@@ -81,44 +82,41 @@ class Batches:
         self.neighbours, self.rank, self.world_size = neighbours, rank, world_size
         self.share = batch_size // world_size
         self.steps_per_epoch = len(dataset) // batch_size
+        self._kept: tuple[int, list[int]] = (-1, [])  # an epoch and its order
 
     def keys(self, step: int) -> list[Key]:
-        """The items of one batch that are this process's."""
+        """Return the keys of this process's share of a batch."""
         epoch, place = divmod(step, self.steps_per_epoch)
         start = self._start(place)
         return [(epoch, i) for i in self._order(epoch)[start : start + self.share]]
 
     def _start(self, place: int) -> int:
-        """Where, in the epoch's order, this process's share of its batch number `place` begins."""
+        """Return the position in the epoch's order where this process's share of batch `place` begins."""
         return place * self.batch_size + self.rank * self.share
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_kept", (None,))[0] != epoch:
+        """Return the order of an epoch, which is kept until another is asked for."""
+        if self._kept[0] != epoch:
             self._kept = (epoch, epoch_order(len(self.dataset), self.seed, epoch, self.neighbours))
         return self._kept[1]
 
-    def _key_batches(self, step: int) -> Iterator[list[Key]]:
-        while True:
-            yield self.keys(step)
-            step += 1
-
-    def from_step(self, step: int) -> Iterator[dict]:
-        """Batch `step`, and those after it, without end."""
+    def from_step(self, step: int) -> Iterator[Batch]:
+        """Yield batch `step` and all that follow, without end."""
         return iter(
             DataLoader(
                 self.dataset,
-                batch_sampler=self._key_batches(step),
+                batch_sampler=map(self.keys, count(step)),
                 collate_fn=self.dataset.collate,
                 num_workers=self.workers,
-                # A generator of its own: the loader would otherwise draw its workers' seeds from the global
-                # one, and the model's dropout would depend on when the run was resumed.
+                # Without its own generator, the loader draws its workers' seeds from the global one, and the
+                # model's dropout depends on when the run was resumed.
                 generator=torch.Generator(),
             )
         )
 
 
 def split(batch: Batch, n_parts: int) -> Iterator[Batch]:
-    """Cut a batch into n_parts of about equal size, or as many as it has items."""
+    """Yield a batch in n_parts of about equal size, or in as many as it has items."""
     chunks = {name: value.chunk(n_parts) for name, value in batch.items()}
     for values in zip(*chunks.values(), strict=True):
         yield dict(zip(chunks, values, strict=True))

@@ -1,21 +1,17 @@
 """Checkpoints that are either whole or absent.
 
-A run folder holds `step-00000500/` folders; the newest is where the run continues. A checkpoint is written under
-another name, flushed to disk and renamed (os.replace): killed at any moment, the run has the old checkpoint or the
-new one, never half of one. `best/` holds the weights with the best dev metric so far, ready to use.
+A run folder holds `step-00000500/` folders; the run continues from the newest. A checkpoint is written under another
+name, flushed to disk and renamed (os.replace): a run killed at any moment has the old checkpoint or the new one, never
+a part. `best/` holds the weights with the best score so far, ready to use.
 
-    model.safetensors   the weights to use (the average, where one is kept); plus config and tokenizer files
-    training.pt         what resuming needs besides: own weights, optimizer, scaler, average, random states
+    model.safetensors   the weights to use (with ema_decay, the averaged ones), beside config and tokenizer files
+    training.pt         the rest of the training state: own weights, optimizer, scaler, average, random states
 """
 
-import json
-import math
 import os
-import pickle
 import random
 import shutil
 from collections.abc import Callable
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -26,35 +22,7 @@ from torch import Tensor, nn
 
 from minlm.training.files import flush_to_disk
 
-InferenceFiles = Callable[[Path], None]  # writes what makes weights usable (config, tokenizer) into a folder
-
-
-def replace_text(path: Path, text: str) -> None:
-    """Write a text file so that a reader sees the old or the new one, whole."""
-    temporary = path.with_name(path.name + ".new")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-
-
-def json_text(values: dict[str, Any], indent: int | None = None) -> str:
-    """An object as JSON, in which NaN and infinity, for which JSON has no form, are null."""
-
-    def finite(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: finite(item) for key, item in value.items()}
-        if isinstance(value, list | tuple):
-            return [finite(item) for item in value]
-        return None if isinstance(value, float) and not math.isfinite(value) else value
-
-    return json.dumps(finite(values), indent=indent, allow_nan=False) + "\n"
-
-
-def write_json(path: Path, values: dict[str, Any]) -> None:
-    """Write an object as `json_text`, whole or not at all."""
-    replace_text(path, json_text(values, indent=2))
+InferenceFiles = Callable[[Path], None]  # writes the files that weights need to be used: config, tokenizer
 
 
 def save_checkpoint(
@@ -65,10 +33,10 @@ def save_checkpoint(
     inference_files: InferenceFiles,
     keep: int = 2,
 ) -> Path:
-    """Write run/step-XXXXXXXX and remove all but the `keep` newest.
+    """Write the folder run/step-XXXXXXXX and remove all but the `keep` newest.
 
-    Raises OSError with the way out if it cannot be written, for example on a full disk: what was there before is
-    untouched. Raises ValueError if a weight is NaN or infinite.
+    Raises OSError if it cannot be written, for example on a full disk, and ValueError if a weight is NaN or infinite;
+    earlier checkpoints then stay as they are.
     """
     folder, temporary = run / f"step-{step:08d}", run / f".writing-{step:08d}"
     require_finite(weights, step)
@@ -94,13 +62,13 @@ def save_checkpoint(
 
 
 def require_finite(weights: dict[str, Tensor], step: int) -> None:
-    """ValueError if a weight to be saved is NaN or infinite: nothing good is overwritten by it."""
+    """Raise ValueError if a weight to be saved is NaN or infinite, before it overwrites a finite one."""
     if names := not_finite(weights):
         raise ValueError(f"{names[0]} has NaN or infinite values after step {step}: lower --train.lr")
 
 
 def cannot_write(path: Path, error: Exception) -> OSError:
-    """One line for weights that could not be written, with the way out."""
+    """Return the error for weights that cannot be written."""
     free = shutil.disk_usage(path.parent).free / 2**20
     reason = str(error).splitlines()[0]
     return OSError(
@@ -110,16 +78,16 @@ def cannot_write(path: Path, error: Exception) -> OSError:
 
 
 def contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as safetensors stores them."""
+    """Return the tensors detached and contiguous, as safetensors stores them."""
     return {name: value.detach().contiguous() for name, value in weights.items()}
 
 
 def save_best(
     run: Path, step: int, score: float, weights: dict[str, Tensor], inference_files: InferenceFiles
 ) -> None:
-    """Put weights into run/best, with their step and score in the file of weights itself.
+    """Write weights into run/best, with their step and score in the same file.
 
-    The weights are the only file that changes during a run, so replacing that one file replaces all.
+    Only this file changes during a run, so replacing it is atomic.
     """
     best = run / "best"
     new, path = best / "model.safetensors.new", best / "model.safetensors"
@@ -136,19 +104,19 @@ def save_best(
 
 
 def best_score(run: Path) -> float:
-    """The score of the weights in run/best; minus infinity if there are none."""
+    """Return the score of the weights in run/best; minus infinity if there are none."""
     path = run / "best" / "model.safetensors"
     if not path.is_file():
         return float("-inf")
     try:
         with safe_open(path, "pt") as file:
             return float(file.metadata()["score"])
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:
         raise ValueError(f"{path} cannot be read ({error}): delete the folder {path.parent}") from None
 
 
 def last_checkpoint(path: Path) -> Path:
-    """The checkpoint folder meant by a run folder, or by a checkpoint folder itself. ValueError if none."""
+    """Return the newest checkpoint of a run folder, or the path if it is a checkpoint; ValueError if there is none."""
     path = Path(path)
     if (path / "model.safetensors").is_file():
         return path
@@ -159,21 +127,21 @@ def last_checkpoint(path: Path) -> Path:
 
 
 def has_checkpoint(run: Path) -> bool:
-    """Tell if there is something to continue from."""
+    """Return True if a run has a checkpoint to continue from."""
     return any(run.glob("step-*/model.safetensors"))
 
 
 def load_weights(folder: Path) -> dict[str, Tensor]:
-    """The tensors of folder/model.safetensors; ValueError where it is truncated."""
+    """Read the tensors in folder/model.safetensors; ValueError if it is damaged."""
     path = Path(folder) / "model.safetensors"
     try:
         return load_file(path)
-    except (SafetensorError, OSError) as error:
+    except Exception as error:
         raise damaged(path, str(error)) from None
 
 
 def damaged(path: Path, reason: str) -> ValueError:
-    """One line for a file of a checkpoint that cannot be read, with the way out."""
+    """Return the error for a file of a checkpoint that cannot be read."""
     folder, reason = path.parent, reason.partition(". ")[0]  # torch's reasons are paragraphs
     others = sorted(other.name for other in folder.parent.glob("step-*") if other != folder)
     best = folder.parent / "best"
@@ -187,12 +155,12 @@ def damaged(path: Path, reason: str) -> ValueError:
 
 
 def check_depth(n_layers: int, folder: Path) -> None:
-    """ValueError where a config asks for more layers than a checkpoint has tensors: building them fills the memory."""
+    """Raise ValueError if a config has more layers than a checkpoint has tensors; building them fills the memory."""
     path = Path(folder) / "model.safetensors"
     try:
         with safe_open(path, "pt") as file:
             tensors = len(file.keys())
-    except (SafetensorError, OSError) as error:
+    except Exception as error:
         raise damaged(path, str(error)) from None
     if n_layers > tensors:
         raise ValueError(
@@ -202,30 +170,32 @@ def check_depth(n_layers: int, folder: Path) -> None:
 
 
 def load_into(model: nn.Module, folder: Path) -> nn.Module:
-    """The model, which may be on the meta device, with the weights of a checkpoint, in eval mode.
+    """Load the weights of a checkpoint into a model, which may be on the meta device, and return it in eval mode.
 
-    Raises ValueError where names, shapes or types of tensors are not the model's, or a number is not finite.
+    Raises ValueError if a name, shape or type of a tensor differs from the model's, or a value is not finite.
     """
     weights, expected = load_weights(folder), model.state_dict()
     if weights.keys() != expected.keys():
-        raise ValueError(f"{folder}: tensors {sorted(weights.keys() ^ expected.keys())} are on one side only")
+        names = sorted(weights.keys() ^ expected.keys())
+        raise ValueError(
+            f"{folder}: config.json and model.safetensors differ in the tensors {names}: put the run's own files back"
+        )
     for name, value in expected.items():
         if weights[name].shape != value.shape:
             raise ValueError(
-                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}"
+                f"{folder}: {name} is {tuple(weights[name].shape)}, config.json makes it {tuple(value.shape)}: put "
+                "the run's own config.json back"
             )
     require_numbers(weights, expected, folder)
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     model.load_state_dict(weights, assign=True)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(
-            name in trained
-        )  # what was assigned has no gradient, and a frozen tower keeps none
+        parameter.requires_grad_(name in trained)  # assigning cleared it
     return model.eval()
 
 
 def require_numbers(weights: dict[str, Tensor], expected: dict[str, Tensor], where: Any) -> None:
-    """ValueError where a tensor is of another type than is needed, or has numbers that are NaN or infinite."""
+    """Raise ValueError if a tensor has another type than the expected one, or NaN or infinite values."""
     for name, wanted in expected.items():
         value = weights.get(name, wanted)
         if value.dtype != wanted.dtype:
@@ -233,16 +203,16 @@ def require_numbers(weights: dict[str, Tensor], expected: dict[str, Tensor], whe
                 f"{where}: {name} is of {value.dtype}, {wanted.dtype} is needed: take another file"
             )
         if name in weights and not_finite({name: value}):
-            raise ValueError(f"{where}: {name} has numbers that are NaN or infinite: take another file")
+            raise ValueError(f"{where}: {name} has NaN or infinite values: take another file")
 
 
 def not_finite(weights: dict[str, Tensor]) -> list[str]:
-    """The names of the tensors that hold a NaN or an infinity."""
+    """Return the names of the tensors that have NaN or infinite values."""
     return [name for name, value in weights.items() if not value.isfinite().all()]
 
 
 def check_digest(digest: str, trained_with: str, folder: Path) -> None:
-    """ValueError where a vocabulary is another than the one the weights beside it were trained with."""
+    """Raise ValueError if a vocabulary is not the one that the weights beside it were trained with."""
     if digest != trained_with:
         raise ValueError(
             f"the vocabulary in {folder} has digest {digest[:12]}, the model was trained with "
@@ -250,25 +220,17 @@ def check_digest(digest: str, trained_with: str, folder: Path) -> None:
         )
 
 
-def check_same_data(run: Path, digest: str) -> None:
-    """Note which data a run learns from, the first time; ValueError where it is continued with other data."""
-    path = run / "data.sha256"
-    if not path.exists():
-        replace_text(path, digest + "\n")
-    elif path.read_text(encoding="utf-8").strip() != digest:
-        raise ValueError(f"the data is not what {run} began with: put it back, or start a new run")
-
-
 def load_training_state(folder: Path) -> dict[str, Any]:
+    """Read folder/training.pt; ValueError if it is damaged, or holds more than tensors and plain values."""
     path = Path(folder) / "training.pt"
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+    except Exception as error:
         raise damaged(path, (str(error).splitlines() or ["it is empty"])[0]) from None
 
 
 def random_states() -> dict[str, Any]:
-    """The states of the random generators this process draws from; of GPUs, the one it computes on."""
+    """Return the states of this process's random generators; of GPUs, only that of the current one."""
     states = {"torch": torch.get_rng_state(), "python": random.getstate()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -278,39 +240,10 @@ def random_states() -> dict[str, Any]:
 
 
 def restore_random_states(states: dict[str, Any]) -> None:
-    """Put the states back; those of a device that this machine lacks are left out."""
+    """Restore the states, except those of a device that this machine lacks."""
     torch.set_rng_state(states["torch"])
     random.setstate(states["python"])
     if "cuda" in states and torch.cuda.is_available():
         torch.cuda.set_rng_state(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
-
-
-def truncate_metrics(path: Path, step: int) -> None:
-    """Drop the lines a killed run wrote after the checkpoint of `step`, and lines that a kill or a full disk tore.
-
-    Without a checkpoint, at step 0, the whole log is kept under another name.
-    """
-    if not path.exists():
-        return
-    if step == 0:
-        kept_as = next(p for n in count(1) if not (p := path.with_name(f"metrics-{n}.jsonl")).exists())
-        path.rename(kept_as)
-        print(
-            f"{path.parent} has no checkpoint: training starts at step 1; the old log is kept as {kept_as.name}"
-        )
-        return
-    kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue  # blank or torn
-        if not isinstance(row, dict) or not isinstance(row.get("step"), int):
-            raise ValueError(
-                f"{path} has a line without a step, {line[:40]!r}: it is not this run's; move it away"
-            )
-        if row["step"] <= step:
-            kept.append(line + "\n")
-    replace_text(path, "".join(kept))

@@ -17,8 +17,7 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from minlm.training.checkpoint import replace_text
-from minlm.training.files import has_content
+from minlm.training.files import has_content, replace_text
 
 # An option that the configs of one kind of run have, and what to say where another kind is asked for.
 OWNERS = {

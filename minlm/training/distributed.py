@@ -1,16 +1,16 @@
-"""Several processes, one gradient: each computes its share of every batch, all take the same step.
+"""Several processes, one gradient: each computes its share of every batch, and all take the same step.
 
     torchrun --nproc-per-node 2 train_clip.py --preset flickr8k --data.root DIR
 
-Two rules, and no flags:
+Two rules:
 
 1. Gradients are averaged over the processes. A loss that is a sum over items is therefore divided by the mean number
-   of items per process, and its mean over the processes is the mean over all items.
-2. A loss that compares every item with every other sees the whole batch through `gather`. Each of W processes then
-   computes that same loss. gather's backward sums over the processes, and the average divides by W, so every
-   parameter's gradient, the towers' and logit_scale's alike, is the single process's.
+   of items per process; its mean over the processes is then the mean over all items.
+2. A loss that compares every item with every other gets the whole batch from `gather`, so each of W processes
+   computes the same loss. The backward pass of gather sums over the processes and the average divides by W, so the
+   gradient of every parameter equals that of a single process.
 
-Without torchrun there is one process, and every function here leaves its arguments as they are.
+Without torchrun there is one process, and the functions here return their arguments unchanged.
 """
 
 import os
@@ -23,16 +23,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-PATIENCE = timedelta(hours=2)  # process 0 evaluates and draws while the others wait
+PATIENCE = timedelta(hours=2)  # the others wait while process 0 evaluates
 
 
 def rank() -> int:
-    """Which process this is: 0 is the one that writes files and speaks."""
+    """Return the number of this process; process 0 writes the files and prints."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """How many processes there are."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
@@ -45,7 +45,7 @@ def processes() -> Iterator[None]:
     on_gpus = torch.cuda.is_available()
     if on_gpus:
         torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    # Each tensor goes the way of its device, so that --train.device cpu works beside GPUs too.
+    # One backend per device, so that --train.device cpu works on a machine with GPUs too.
     dist.init_process_group("cpu:gloo,cuda:nccl" if on_gpus else "gloo", timeout=PATIENCE)
     try:
         yield
@@ -54,7 +54,7 @@ def processes() -> Iterator[None]:
 
 
 class Gather(torch.autograd.Function):
-    """x_r of each process r -> all of them in order; the gradient of x_r is the sum of what all processes ask of it."""
+    """Concatenate the x of all processes; the gradient of an x is the sum of its gradients in all processes."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
@@ -63,19 +63,19 @@ class Gather(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        whole = gradient.clone(memory_format=torch.contiguous_format)
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        whole = gradients[0].clone(memory_format=torch.contiguous_format)
         dist.all_reduce(whole)
         return whole.chunk(world_size())[rank()]
 
 
 def gather(x: Tensor) -> Tensor:
-    """This process's rows (B, ...) -> those of all (W B, ...), in the order of the processes, with gradient."""
+    """Return the rows of all W processes in order, (B, ...) -> (W B, ...), with gradient."""
     return Gather.apply(x) if world_size() > 1 else x
 
 
 def mean_over_processes(x: Tensor) -> Tensor:
-    """Replace x by its mean over the processes, and return it."""
+    """Replace x by its mean over the processes and return it."""
     if world_size() > 1:
         dist.all_reduce(x)
         x /= world_size()
@@ -90,7 +90,7 @@ def average_gradients(model: nn.Module) -> None:
 
 
 def from_every_process(value: Any) -> list[Any]:
-    """The values of all processes, in their order: anything that can be pickled."""
+    """Return the values of all processes in order; a value is anything that can be pickled."""
     values = [value] * world_size()
     if world_size() > 1:
         dist.all_gather_object(values, value)
@@ -98,7 +98,7 @@ def from_every_process(value: Any) -> list[Any]:
 
 
 def from_first_process(make: Callable[[], Any]) -> Any:
-    """What make() gives in process 0, the only one that calls it, for all."""
+    """Call make() in process 0 and return its result in every process."""
     values = [make() if rank() == 0 else None]
     if world_size() > 1:
         dist.broadcast_object_list(values)
@@ -107,7 +107,7 @@ def from_first_process(make: Callable[[], Any]) -> Any:
 
 @contextmanager
 def first_process_first() -> Iterator[None]:
-    """Process 0 goes through the block before the others do: it writes a file, they find it there."""
+    """Let process 0 run the block before the others, which then find the files that it wrote."""
     if rank() > 0:
         dist.barrier()
     yield

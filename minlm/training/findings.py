@@ -1,4 +1,4 @@
-"""What a doctor says: findings of a level and a line, and those that any run's schedule gives."""
+"""Findings of the command `doctor`: each is a level and a line. Those on schedule, hardware and model are here."""
 
 import sys
 from collections.abc import Callable, Iterable, Iterator
@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from minlm.training.batches import fit_batch
-from minlm.training.hardware import check_hardware, choose_device
+from minlm.training.loop import check_hardware, choose_device
 from minlm.training.state import TrainConfig
 
 Finding = tuple[str, str]  # ("ok" | "note" | "problem", what was found)
 
 
 def examine_schedule(train: TrainConfig, n_items: int, name: str) -> Iterator[Finding]:
-    """Run length and warm-up, where there are `n_items` training items called `name`."""
+    """Report batch size, run length and warm-up for `n_items` training items, which are called `name`."""
     try:
         fitted = fit_batch(train, n_items)
     except ValueError as error:
@@ -39,7 +39,7 @@ def examine_schedule(train: TrainConfig, n_items: int, name: str) -> Iterator[Fi
 
 
 def examine_hardware(train: TrainConfig) -> Finding:
-    """Whether this machine has the device and the precision."""
+    """Report if this machine has the device and the precision."""
     try:
         check_hardware(train)
     except ValueError as error:
@@ -48,7 +48,7 @@ def examine_hardware(train: TrainConfig) -> Finding:
 
 
 def examine_model(make: Callable[[], nn.Module]) -> Finding:
-    """Whether the model can be made; it is made without memory."""
+    """Report if the model can be built, on the meta device, and its number of parameters."""
     try:
         with torch.device("meta"):
             model = make()
@@ -58,7 +58,7 @@ def examine_model(make: Callable[[], nn.Module]) -> Finding:
 
 
 def print_findings(findings: Iterable[Finding]) -> None:
-    """One line each; exit status 1 where one is a problem."""
+    """Print one line per finding and exit, with status 1 if one is a problem."""
     levels = []
     for level, text in findings:
         levels.append(level)

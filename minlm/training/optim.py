@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from math import cos, pi
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 Schedule = Literal["cosine", "linear", "inverse_sqrt"]
 
 
-def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Groups that partition the trainable parameters: matrices decay; vectors and scalars do not.
+def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:
+    """Partition the trainable parameters into optimizer groups: matrices decay; vectors and scalars do not.
 
     Gains, biases, the class token and logit_scale are not decayed (Radford et al. 2021, section 2.5).
     """
@@ -24,23 +24,23 @@ def parameter_groups(model: nn.Module, weight_decay: float) -> list[dict]:
     ]
 
 
-def by_lr_factor(model: nn.Module, parameters: list[nn.Parameter], **options: float) -> list[dict]:
-    """One optimizer group with these options for each learning-rate factor among the parameters.
+def by_lr_factor(model: nn.Module, parameters: list[nn.Parameter], **options: float) -> list[dict[str, Any]]:
+    """Return one optimizer group, with these options, per learning-rate factor among the parameters.
 
-    A module with an attribute `lr_factor` sets that of its parameters, as a share of the peak; others have 1.
+    A module's attribute `lr_factor` is that of its parameters, as a share of the peak learning rate; the default is 1.
     """
-    slowed = [module for module in model.modules() if hasattr(module, "lr_factor")]
+    slowed: list[Any] = [module for module in model.modules() if hasattr(module, "lr_factor")]
     factor = {id(p): module.lr_factor for module in slowed for p in module.parameters()}
-    groups = {1.0: []}
+    groups: dict[float, list[nn.Parameter]] = {1.0: []}
     for parameter in parameters:
         groups.setdefault(factor.get(id(parameter), 1.0), []).append(parameter)
     return [{"params": some, "lr_factor": factor, **options} for factor, some in groups.items()]
 
 
 def hidden_matrices(model: nn.Module) -> dict[int, list[nn.Parameter]]:
-    """The matrices and convolution kernels inside `blocks`: neither embeddings and stems nor projections.
+    """Return the matrices and convolution kernels in `blocks`, which excludes embeddings, stems and projections.
 
-    {how many matrices a parameter holds: parameters}: 3 in attention's in_proj (query, key, value), else 1.
+    The keys are the number of matrices in a parameter: 3 in attention's in_proj (query, key, value), else 1.
     """
     found: dict[int, list[nn.Parameter]] = {1: [], 3: []}
     for name, parameter in model.named_parameters():
@@ -50,14 +50,13 @@ def hidden_matrices(model: nn.Module) -> dict[int, list[nn.Parameter]]:
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose matrix is made orthogonal before it is applied (Jordan et al. 2024, Muon).
+    """Momentum, orthogonalised before it is applied (Jordan et al. 2024, Muon), with decoupled weight decay.
 
         M <- mu M + (1 - mu) G;   U = orthogonal((1 - mu) G + mu M);   W <- W - lr max(1, rows / columns)^1/2 U
 
-    Every direction of the update then has the same size, which a gradient, nearly of low rank, does not give.
-    For hidden matrices; a convolution's kernel counts as (outputs, the rest). A parameter that holds several
-    matrices one below the other, as in_proj does, has its group's `stacked` say how many: each is made orthogonal
-    by itself. Decoupled weight decay.
+    All directions of the update then have the same size, whereas a gradient is nearly of low rank. Muon is for hidden
+    matrices; a convolution kernel counts as (outputs, the rest). A group's `stacked` is the number of matrices in each
+    of its parameters, as in in_proj; each of them is orthogonalised separately.
     """
 
     def __init__(self, params: list, lr: float, weight_decay: float, momentum: float = 0.95):
@@ -65,13 +64,13 @@ class Muon(torch.optim.Optimizer):
         super().__init__(params, defaults)
 
     @torch.no_grad()
-    def step(self) -> None:
-        """One update of every parameter that has a gradient."""
+    def step(self) -> None:  # pyright: ignore[reportIncompatibleMethodOverride] (no closure)
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             lr, mu = group["lr"], group["momentum"]
             trained = [p for p in group["params"] if p.grad is not None]
-            # Matrices of one shape are made orthogonal together: a small one does not fill the processor.
-            ahead = {p: self.look_ahead(p, mu).flatten(1).chunk(group["stacked"]) for p in trained}
+            # Matrices of one shape are orthogonalised together: a small one does not fill the processor.
+            ahead = {p: self.look_ahead(p, p.grad, mu).flatten(1).chunk(group["stacked"]) for p in trained}
             for rows, columns in sorted({tuple(parts[0].shape) for parts in ahead.values()}):
                 alike = [p for p, parts in ahead.items() if parts[0].shape == (rows, columns)]
                 updates = orthogonalise(torch.stack([part for p in alike for part in ahead[p]]))
@@ -79,22 +78,20 @@ class Muon(torch.optim.Optimizer):
                     parameter.mul_(1 - lr * group["weight_decay"])
                     parameter.add_(update.reshape(parameter.shape), alpha=-lr * max(1, rows / columns) ** 0.5)
 
-    def look_ahead(self, parameter: Tensor, mu: float) -> Tensor:
-        """Nesterov's step: the gradient, moved towards the momentum that has just taken it in."""
+    def look_ahead(self, parameter: Tensor, gradient: Tensor, mu: float) -> Tensor:
+        """Update a parameter's momentum and return Nesterov's direction, a mean of gradient and momentum."""
         state = self.state[parameter]
         if not state:
             state["momentum"] = torch.zeros_like(parameter)
-        momentum = state["momentum"].lerp_(parameter.grad, 1 - mu)
-        return parameter.grad.lerp(momentum, mu)
+        momentum = state["momentum"].lerp_(gradient, 1 - mu)
+        return gradient.lerp(momentum, mu)
 
 
 def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
-    """U V^T of the singular value decomposition U S V^T of each of N matrices, (N, R, C) -> (N, R, C), roughly:
-    the singular values come out near 1.
+    """Approximate U V^T of the singular value decomposition U S V^T of N matrices, (N, R, C) -> (N, R, C).
 
-    Newton-Schulz iteration with the quintic of Jordan et al. 2024, X <- a X + (b A + c A A) X, A = X X^T; it
-    needs products only, and bfloat16 is enough. The factors make small singular values grow fast, at the
-    price of ending anywhere in about 0.7 to 1.2.
+    Newton-Schulz iteration of Jordan et al. 2024, X <- a X + (b A + c A A) X with A = X X^T; bfloat16 suffices. With
+    these factors small singular values grow fast, and all end between about 0.7 and 1.2.
     """
     a, b, c = 3.4445, -4.7750, 2.0315
     x = matrices.bfloat16()
@@ -109,10 +106,10 @@ def orthogonalise(matrices: Tensor, steps: int = 5) -> Tensor:
 
 
 def schedule(progress: float, warmup: float, shape: Schedule, floor: float) -> float:
-    """The factor on the peak learning rate at `progress` in [0, 1] of the run.
+    """Return the factor on the peak learning rate at `progress` in [0, 1] of the run.
 
-    It rises linearly over the first `warmup` share, then falls to `floor` along half a cosine or a line, or as
-    the inverse square root of the step (Vaswani et al. 2017, equation 3), which knows no end but the floor.
+    It rises linearly over the first `warmup` share, then falls to `floor` along half a cosine or a line, or as the
+    inverse square root of the step, bounded by `floor` (Vaswani et al. 2017, equation 3).
     """
     if progress < warmup:
         return progress / warmup
@@ -126,8 +123,8 @@ def schedule(progress: float, warmup: float, shape: Schedule, floor: float) -> f
 class AveragedWeights:
     """Exponential moving average of a model's parameters and buffers (Polyak & Juditsky 1992).
 
-    average <- d * average + (1 - d) * weights after every step, d = min(decay, (1 + n) / (10 + n)) at update
-    n, so that the random initial weights are soon forgotten.
+    average <- d * average + (1 - d) * weights after every step, with d = min(decay, (1 + n) / (10 + n)) at update n,
+    so that the random initial weights soon vanish from it.
     """
 
     def __init__(self, model: nn.Module, decay: float):
@@ -136,6 +133,7 @@ class AveragedWeights:
 
     @torch.no_grad()
     def update(self, model: nn.Module) -> None:
+        """Move the average towards the model's weights."""
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
         self.updates += 1
         for name, value in model.state_dict().items():
@@ -146,7 +144,7 @@ class AveragedWeights:
 
     @contextmanager
     def swapped_into(self, model: nn.Module) -> Iterator[None]:
-        """Inside, the model carries the average; afterwards its own weights again, bit for bit."""
+        """Give the model the averaged weights within the context, and its own again afterwards, bit for bit."""
         own = {name: value.detach().clone() for name, value in model.state_dict().items()}
         model.load_state_dict(self.average)
         try:
@@ -154,10 +152,8 @@ class AveragedWeights:
         finally:
             model.load_state_dict(own)
 
-    def state_dict(self) -> dict[str, int | dict[str, Tensor]]:
-        return {"updates": self.updates, "average": self.average}
-
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the number of updates and the averaged weights."""
         self.updates = state["updates"]
         for name, value in state["average"].items():
             self.average[name].copy_(value)

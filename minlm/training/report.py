@@ -1,30 +1,25 @@
-"""report.html: one page on a run, or on several side by side, complete in itself; it asks no other file or server.
+"""report.html: one page on a run, or on several side by side, which loads no other file.
 
-Metrics have their chance level below them: where a dictionary of result.json has a key "chance" that is a dictionary,
-it holds levels for the metrics beside it, under the same keys. run.json records how the run was started.
+Metrics are shown with their chance level below them: if an object in result.json has an object "chance", that holds
+the levels of the metrics beside it, under the same keys.
 """
 
 import base64
-import json
-import shlex
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from html import escape
 from math import prod
 from pathlib import Path
 from typing import Any
 
-import torch
 from PIL import Image
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 
-from minlm.training.checkpoint import damaged, has_checkpoint, last_checkpoint, replace_text, write_json
+from minlm.training.checkpoint import damaged, has_checkpoint, last_checkpoint
 from minlm.training.command import OneLineParser
-from minlm.training.config import check_file, files_beside_weights, load_config, save_config
-from minlm.training.distributed import rank, world_size
+from minlm.training.config import check_file
+from minlm.training.files import read_object, replace_text
 from minlm.training.log import read_metrics
-from minlm.training.loop import choose_device
+from minlm.training.record import is_finished, mark_finished, read_record
 
 FAILURES = ("failures", "confusion")  # ends of the names of images that are shown first
 STYLE = """
@@ -64,53 +59,9 @@ PAGE = """<!DOCTYPE html>
 """
 
 
-def begin_files(run: Path, config: Any, tokenizer: Any, resume: bool) -> None:
-    """Write config, vocabulary and run.json of a new run; of a continued one, only its limits can have changed."""
-    if resume:
-        save_config(config, run / "config.json")
-    else:
-        files_beside_weights(config, tokenizer)(run)
-    (run / "report.html").unlink(missing_ok=True)  # written last: a finished run has it
-    starts = read_object(run / "run.json").get("starts", []) if resume else []
-    write_json(run / "run.json", {"starts": [*starts, this_start(config)]})
-
-
-def this_start(config: Any) -> dict[str, Any]:
-    """The command line, date, device and versions of this process's run."""
-    device = choose_device(config.train.device)
-    name = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else f"threads: {torch.get_num_threads()}"
-    )
-    return {
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
-        "date": time.strftime("%Y-%m-%d %H:%M:%S"),
-        "device": f"{device.type}, {name}",
-        "processes": world_size(),
-        "torch": torch.__version__,
-        "python": sys.version.split()[0],
-    }
-
-
-def finished_result(run: Path, config: Any) -> dict:
-    """The result of a run that was trained to its end with this very config, which is said; {} otherwise."""
-    written = all((run / name).exists() for name in ("result.json", "report.html")) and is_finished(run)
-    if not written or load_config(type(config), run / "config.json") != config:
-        return {}
-    if rank() == 0:
-        print(f"{run} is already finished: to train it longer, add --steps, --epochs or --minutes")
-    return json.loads((run / "result.json").read_text(encoding="utf-8"))
-
-
-def is_finished(run: Path) -> bool:
-    """Tell if a run has come to its end since it was last started."""
-    return "finished" in read_object(run / "run.json")
-
-
 def write_report(run: Path) -> Path:
-    """Note in run.json that a run has come to its end, and write its page -> the page's path."""
-    run = Path(run)
-    finished = {"finished": time.strftime("%Y-%m-%d %H:%M:%S")}
-    write_json(run / "run.json", read_object(run / "run.json") | finished)
+    """Record that a run has finished and write its page -> the page's path."""
+    mark_finished(run)
     return write_page([run], run / "report.html")
 
 
@@ -121,9 +72,9 @@ def report_runs(
     draw: Callable[[Path], Any],
     compare: Callable[[Sequence[Path], Path], Any],
 ) -> None:
-    """The command `report`: draw the curves of one run, or of several over one another, and write the page.
+    """Run the command `report`: draw the curves of one run, or of several in one plot, and write the page.
 
-    draw(run) writes images of its curves into a run's folder; compare(runs, path) writes one image of all.
+    draw(run) writes plots of its curves into a run's folder; compare(runs, path) writes one plot of all runs.
     """
     parser = OneLineParser(prog=f"python -m {package} report", description=command.__doc__)
     parser.add_argument("runs", nargs="+", type=Path, metavar="RUN", help="a run's folder")
@@ -148,33 +99,29 @@ def report_runs(
 
 
 def check_run(run: Path) -> None:
+    """Raise ValueError if a folder is not that of a run."""
     if not (run / "config.json").is_file():
         raise ValueError(f"no run at {str(run)!r}: a run's folder has a config.json")
 
 
 def write_page(runs: Sequence[Path], out: Path, comparison: Path | None = None) -> Path:
-    """Write the page of a run, or of several, a column each -> its path.
+    """Write the page of a run, or of several with one column per run -> its path.
 
-    From run.json, result.json, config.json, metrics.jsonl, sample.txt and the images of each run. What a run does
-    not have yet is left out, and the page says so. comparison: an image of the curves of all, shown in place of
-    each run's own.
-    Raises ValueError where a folder has no config.json, or where a file of it is not JSON.
+    It shows run.json, result.json, config.json, metrics.jsonl, sample.txt and the images of each run, and says what a
+    run does not have yet. comparison: a plot of the curves of all runs, shown instead of each run's own.
+    Raises ValueError if a folder has no config.json, or if one of its files is not JSON.
     """
     for run in runs:
         check_run(run)
     names = [run.resolve().name for run in runs]
-    results, configs = (
-        [list(rows_of(read_object(run / name))) for run in runs] for name in ("result.json", "config.json")
-    )
+    results, configs = ([list(rows_of(read(run))) for run in runs] for read in (read_result, read_options))
     logged = [last_logged(run) for run in runs]
     parts = ["<h2>Run</h2>", tables([provenance(run) for run in runs], names), "<h2>Metrics</h2>"]
-    for run, name, result in zip(runs, names, results, strict=True):
-        if not result:
-            parts.append(f"<p>No result.json: {escape(name)} has not come to its end.</p>")
+    for run, name in zip(runs, names, strict=True):
+        if not (run / "result.json").is_file():
+            parts.append(f"<p>No result.json: {escape(name)} has not finished.</p>")
         elif not is_finished(run):
-            parts.append(
-                f"<p>{escape(name)} was continued after these metrics, or stopped before its end.</p>"
-            )
+            parts.append(f"<p>{escape(name)} was continued after these metrics, or stopped early.</p>")
     both = [result + last for result, last in zip(results, logged, strict=True)]
     parts += [tables(both, names), "<h2>Images</h2>", *images(runs, comparison)]
     for run, name in zip(runs, names, strict=True):
@@ -188,27 +135,23 @@ def write_page(runs: Sequence[Path], out: Path, comparison: Path | None = None) 
     return out
 
 
-def read_object(path: Path) -> dict[str, Any]:
-    """The object in a JSON file, {} where there is no file. ValueError for anything else."""
-    if not path.is_file():
-        return {}
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{str(path)!r} is not JSON ({error}): it is damaged; remove it") from None
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{str(path)!r} holds a {type(values).__name__}, not an object of metrics: remove it"
-        )
-    return values
+def read_result(run: Path) -> dict[str, Any]:
+    """Return the metrics in result.json; without the file, those known before training."""
+    known = read_record(run).get("known", {})
+    return read_object(run / "result.json", "remove it", missing_ok=True) or known
+
+
+def read_options(run: Path) -> dict[str, Any]:
+    """Return the options in config.json."""
+    return read_object(run / "config.json")
 
 
 Row = tuple[str, Any, Any]  # dotted name, value, its chance level or None
 
 
 def provenance(run: Path) -> list[Row]:
-    """How a run was started and how far it came, as rows of a table; parameters are counted in its checkpoint."""
-    record = read_object(run / "run.json")
+    """Return how and when a run was started, and its number of parameters, as rows of a table."""
+    record = read_record(run)
     starts = record.get("starts", [])
     rows: dict[str, Any] = {"folder": str(run)}
     if starts:
@@ -222,7 +165,7 @@ def provenance(run: Path) -> list[Row]:
 
 
 def last_logged(run: Path) -> list[Row]:
-    """The last value of everything in metrics.jsonl; also a stopped run has these."""
+    """Return the last value of each metric in metrics.jsonl."""
     last: dict[str, Any] = {}
     for row in read_metrics(run) if (run / "metrics.jsonl").is_file() else ():
         last |= row
@@ -230,18 +173,19 @@ def last_logged(run: Path) -> list[Row]:
 
 
 def count_weights(path: Path) -> int:
-    """How many numbers a file of weights holds, from its header."""
+    """Count the numbers in a file of weights from its header."""
     try:
         with safe_open(path, "pt") as file:
             return sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except Exception as error:
         raise damaged(path, str(error)) from None
 
 
 def rows_of(node: Mapping[str, Any], levels: Any = None, prefix: str = "") -> Iterator[Row]:
-    """The single values in a nested object as rows. levels: chance levels known from further out, by key.
+    """Yield the single values in a nested object as rows.
 
-    Lists within lists are left out: confusion matrices, which are drawn.
+    levels: chance levels from the enclosing objects, by key. Lists of lists, which are confusion matrices, are left
+    out: they are plotted.
     """
     levels = levels if isinstance(levels, Mapping) else {}
     if isinstance(node.get("chance"), Mapping):
@@ -255,7 +199,10 @@ def rows_of(node: Mapping[str, Any], levels: Any = None, prefix: str = "") -> It
 
 
 def tables(columns: Sequence[Sequence[Row]], names: Sequence[str], equal: bool = True) -> str:
-    """A table per part of dotted names, a row per last part, a column per run; equal: show rows that all share."""
+    """Return HTML with one table per part of the dotted names, one row per name and one column per run.
+
+    equal: show rows that are equal in all runs.
+    """
     found = [{name: (value, chance) for name, value, chance in rows} for rows in columns]
     parts: dict[str, list[str]] = {}
     for name in dict.fromkeys(name for rows in found for name in rows):
@@ -275,12 +222,12 @@ def tables(columns: Sequence[Sequence[Row]], names: Sequence[str], equal: bool =
 
 
 def words(name: str) -> str:
-    """A name of the code for people: "image_to_text" -> "image to text"."""
+    """Replace underscores by spaces and escape: "image_to_text" -> "image to text"."""
     return escape(name.replace("_", " "))
 
 
 def shown(value: Any) -> str:
-    """A value as HTML; numbers are rounded for the eye and whole in <data>."""
+    """Return a value as HTML; numbers are rounded, with the exact value in <data>."""
     if isinstance(value, bool) or value is None or isinstance(value, str):
         return escape("–" if value is None or value == "" else str(value))
     if isinstance(value, list):
@@ -292,17 +239,18 @@ def shown(value: Any) -> str:
 
 
 def cell(value: Any, chance: Any) -> str:
-    """A table's cell: the value, and under it its chance level in small where it has one."""
+    """Return a table cell with the value and, if there is one, its chance level below."""
     beside = "" if chance is None else f"<small>chance {shown(chance)}</small>"
     return f"<td>{shown(value)}{beside}</td>"
 
 
 def of(name: str, runs: Sequence[Path]) -> str:
+    """Return " of NAME" if there are several runs."""
     return f" of {escape(name)}" if len(runs) > 1 else ""
 
 
 def images(runs: Sequence[Path], comparison: Path | None) -> list[str]:
-    """Failures first, then the loss, then the other images; those of one name side by side."""
+    """Return HTML with failures first, then the loss, then the other images; equal names side by side."""
     stems = {path.stem for run in runs for path in run.glob("*.png")}
     stems -= {"loss", comparison.stem} if comparison else set()
     ordered = sorted(stems, key=lambda stem: (not stem.endswith(FAILURES), stem != "loss", stem))
@@ -315,12 +263,12 @@ def images(runs: Sequence[Path], comparison: Path | None) -> list[str]:
 
 
 def figure(path: Path, owner: str) -> str:
-    """An image whose bytes are in the page, with the description that the file holds, or else its name."""
+    """Return an image embedded in HTML, with its name and the description in the file."""
     try:
         with Image.open(path) as image:
             image.load()
             said = escape(image.info.get("Description", ""))
-    except OSError as error:
+    except Exception as error:
         raise ValueError(f"{str(path)!r} is not an image ({error}): remove it") from None
     name, content = words(path.stem).capitalize(), base64.b64encode(path.read_bytes()).decode()
     drawn = f'<img alt="{name}{owner}" src="data:image/png;base64,{content}">'

@@ -127,7 +127,7 @@ def test_loss_and_heads_are_the_configs(config, n, seed, loss, projection):
 
 
 @given(clip_configs, sizes, seeds)
-def test_a_batch_may_hold_features_in_place_of_what_they_are_of(config, n, seed):
+def test_a_batch_may_hold_features_in_place_of_images_or_texts(config, n, seed):
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     expected = batch_loss(model, batch)[0]
     image = {"image_features": model.image_tower(batch.pop("images"))}
@@ -144,7 +144,7 @@ def test_the_scale_starts_at_the_configs_temperature(config):
 
 
 @given(st.integers(1, 5000))
-def test_the_bias_starts_where_one_pair_in_a_batch_is_a_positive(batch_size):
+def test_the_initial_bias_expects_one_positive_pair_per_row(batch_size):
     model = CLIP(replace(SMALL, loss="sigmoid"))
     model.init_logit_bias(batch_size)
     same(model.logit_bias.sigmoid(), torch.tensor(1 / max(2, batch_size)))

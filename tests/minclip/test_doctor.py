@@ -1,4 +1,4 @@
-"""The doctor names each thing that will go wrong, and nothing where all is well."""
+"""The doctor names each problem of data and config, and none if there is none."""
 
 from dataclasses import replace
 from functools import partial
@@ -21,7 +21,7 @@ from minlm.training.state import TrainConfig
 
 @pytest.fixture
 def folder(tmp_path):
-    """Twenty different pictures, each with a caption of its own; the last five are `dev`."""
+    """Twenty different images, each with its own caption; the last five are `dev`."""
     rng = np.random.default_rng(0)
     lines = ["image,caption,split"]
     for i in range(20):
@@ -49,13 +49,13 @@ def rewrite(folder, old, new):
     path.write_text(path.read_text().replace(old, new))
 
 
-def test_nothing_is_wrong_with_good_data(folder):
+def test_good_data_has_no_problem(folder):
     found = findings(folder)
     assert {level for level, _ in found} == {"ok"}
     said = "\n".join(text for _, text in found)
     assert "split train: 15 images, 15 captions" in said
     assert "split dev: 5 images, 5 captions" in said
-    assert "0 pictures stand both in train and in dev" in said
+    assert "0 images are in both train and dev" in said
     assert "ln(5) = 1.609" in said
     assert "at most 100 steps, 33.3 epochs" in said  # of the fifteen
 
@@ -78,13 +78,13 @@ def test_one_damaged_image_of_twenty_is_a_note():
     assert list(examine_images({"train": train, "dev": train[3:4]})) == [
         ("note", "split train: 1 of 20 images cannot be decoded; 3.png is broken"),
         ("problem", "split dev: 1 of 1 images cannot be decoded; 3.png is broken"),
-        ("ok", "0 pictures stand both in train and in dev"),  # two broken ones are not the same picture
+        ("ok", "0 images are in both train and dev"),  # two damaged ones are not the same image
     ]
 
 
 @pytest.mark.parametrize("damaged", [None, 0, 39])
-def test_what_training_refuses_of_dev_is_a_problem(damaged):
-    """One damaged image of forty, which training would replace among its own."""
+def test_a_damaged_dev_image_is_a_problem_as_in_training(damaged):
+    """One damaged image of forty, which training would replace in train."""
 
     def image(i):
         if i == damaged:
@@ -103,9 +103,9 @@ def test_what_training_refuses_of_dev_is_a_problem(damaged):
     assert level == ("ok" if damaged is None else "note")
 
 
-def test_one_picture_in_two_splits_is_leakage(folder):
+def test_an_image_in_two_splits_is_a_problem(folder):
     (folder / "19.png").write_bytes((folder / "2.png").read_bytes())
-    assert problems(findings(folder)) == ["1 pictures stand both in train and in dev"]
+    assert problems(findings(folder)) == ["1 images are in both train and dev"]
 
 
 def test_captions_too_long_are_counted(folder):
@@ -136,20 +136,20 @@ def test_few_captions_too_long_are_a_note():
 
 
 @pytest.mark.parametrize(
-    "records, said",
+    "records, text",
     [
         (
             [captioned(0, "a dog", "a dog"), captioned(1, "a cat")],
-            "0 captions stand with more than one image",
+            "0 captions belong to more than one image",
         ),
         (
             [captioned(i, "a dog", group=0) for i in range(2)],
-            "2 captions stand with more than one image; the data groups them",
+            "2 captions belong to more than one image; the data groups them",
         ),
     ],
 )
-def test_captions_twice_of_one_image_or_of_one_group_are_right(records, said):
-    assert ("ok", said) in captions_examined(records, 32)
+def test_repeated_captions_of_one_image_or_group_are_no_problem(records, text):
+    assert ("ok", text) in captions_examined(records, 32)
 
 
 def test_captions_of_several_images_are_false_negatives(folder):
@@ -157,23 +157,25 @@ def test_captions_of_several_images_are_false_negatives(folder):
     [(level, text)] = [(level, text) for level, text in findings(folder) if "more than one image" in text]
     assert (level, text) == (
         "note",
-        "2 captions stand with more than one image; in one batch they are false negatives",
+        "2 captions belong to more than one image; in one batch they are false negatives",
     )
 
 
 def test_four_patches_are_too_few_and_sixteen_are_not(folder):
     image = VisionTransformerConfig(image_size=(32, 32), patch_size=(16, 16))
     [text] = problems(findings(folder, image=image))
-    assert text.startswith("the image tower sees 4 patches, too few to see much")
+    assert text.startswith("the image tower has 4 patches, fewer than 16: use a smaller patch_size")
     image = replace(image, patch_size=(8, 8))
-    assert ("ok", "the image tower sees 16 patches") in findings(folder, image=image)
+    assert ("ok", "the image tower has 16 patches") in findings(folder, image=image)
 
 
 @pytest.mark.parametrize("split", ["train", "dev"])
 def test_data_without_a_split_is_refused(folder, split):
     rewrite(folder, f",{split}\n", ",test\n")
     other = {"train", "dev"} - {split}
-    with pytest.raises(ValueError, match=rf"no split {split} to .*: there are .*{other.pop()}"):
+    with pytest.raises(
+        ValueError, match=rf"no split {split}, only .*{other.pop()}.*: train and dev are needed"
+    ):
         findings(folder)
 
 

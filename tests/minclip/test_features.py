@@ -1,4 +1,4 @@
-"""Features kept of frozen towers: the same pairs, and heads trained on them as with the towers run each step."""
+"""Precomputed features of frozen towers: the same pairs, and heads trained as with the towers run in each step."""
 
 import copy
 import itertools
@@ -14,9 +14,8 @@ from minclip.clip import CLIP, CLIPConfig, embed_batch
 from minclip.data.dataset import PairDataset
 from minclip.features import FeatureDataset, features_of_texts, with_features
 from minlm.training.batches import Batches
-from tests.drawing import LOSSES, backward
+from tests.drawing import IMAGES, LOSSES, TEXTS, backward
 from tests.minclip.data.test_dataset import TOKENIZER, make, make_records
-from tests.minclip.towers.test_freezing import IMAGES, TEXTS
 
 seeds = st.integers(0, 10**6)
 FIXED_VIEW = {"image_size": (16, 16)}
@@ -24,7 +23,7 @@ sides = st.sampled_from([("image",), ("text",), ("image", "text")])
 
 
 def model_of(frozen: tuple[str, ...], image=IMAGES[1], text=TEXTS[1], **fields) -> CLIP:
-    """A CLIP whose sides in `frozen` are frozen; without dropout, which two ways could not draw alike."""
+    """A CLIP whose sides in `frozen` are frozen; without dropout, whose masks would differ."""
     text = replace(text, vocab_size=TOKENIZER.vocab_size, context_length=12, dropout=0.0)
     if hasattr(text, "end_id"):
         text = replace(text, end_id=TOKENIZER.end_id)
@@ -83,7 +82,7 @@ def test_training_on_features_is_training_with_the_towers(
 
 @given(sides, st.sampled_from([(), (2,), (0, 1, 6)]), seeds, st.integers(0, 5))
 def test_a_batch_is_the_same_pairs(frozen, damaged, seed, epoch):
-    """The same pictures, captions and groups for the same keys, damaged images replaced alike."""
+    """The same images, captions and groups for the same keys, damaged images replaced by the same ones."""
     model, pairs = model_of(frozen), pairs_of(7, seed, damaged)
     features, keys = (
         with_features(pairs_of(7, seed, damaged), model, batch_size=3),
@@ -106,7 +105,7 @@ def test_a_batch_is_the_same_pairs(frozen, damaged, seed, epoch):
 
 @given(sides, st.integers(1, 5))
 def test_each_item_is_computed_once(frozen, batch_size):
-    """And never again: neither a tower runs nor a picture is opened when items are drawn."""
+    """And only once: no tower runs and no image is opened when items are drawn."""
     model, pairs, seen = model_of(frozen), pairs_of(6), {"image": 0, "text": 0}
 
     def count(side):
@@ -138,7 +137,7 @@ def test_equal_captions_are_computed_once():
 
 @given(st.integers(0, 3000))
 def test_features_share_the_memory_of_the_cache(cache_bytes):
-    """Images first, then captions, of which no more are looked at than fit; pictures may take what is left."""
+    """Images first, then captions, of which no more are read than fit; decoded images may use the rest."""
     model, pairs = model_of(("image", "text")), pairs_of(8)
     pairs.cache_bytes, looked_at = cache_bytes, []
     sizes = {"image": 4 * 8 * model.image_tower.width, "text": 4 * 40 * model.text_tower.width}
@@ -175,7 +174,7 @@ VIEWS = [{"crop_scale": (0.5, 1.0)}, {"flip": True}, {"color_jitter": 0.2}]
 
 
 @pytest.mark.parametrize("view", VIEWS, ids=lambda view: next(iter(view)))
-def test_where_pictures_are_drawn_anew_the_tower_sees_them_anew(view):
+def test_random_views_are_encoded_in_every_step(view):
     pairs = make(make_records(6), fields=FIXED_VIEW | view, cache_bytes=10**6)
     assert with_features(pairs, model_of(("image",))) is pairs
     both = with_features(pairs, model_of(("image", "text")))
@@ -183,7 +182,7 @@ def test_where_pictures_are_drawn_anew_the_tower_sees_them_anew(view):
     assert torch.equal(both[(3, 1)]["image"], pairs[(3, 1)]["image"])
 
 
-def test_without_a_frozen_tower_nothing_is_kept():
+def test_without_a_frozen_tower_there_are_no_features():
     pairs = pairs_of(6)
     assert with_features(pairs, model_of(())) is pairs
     partly = CLIPConfig(image=replace(IMAGES[1], trained_blocks=1), text=replace(TEXTS[1], trained_blocks=2))

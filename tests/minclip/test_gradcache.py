@@ -13,7 +13,7 @@ from minclip.clip import CLIP, CLIPConfig, contrastive_loss
 from minclip.losses import contrastive_metrics
 from minclip.towers.text import BertTextConfig
 from minlm.training.batches import split
-from minlm.training.hardware import Precision
+from minlm.training.loop import Precision
 from tests.drawing import (
     FLOAT32,
     LOSSES,
@@ -28,7 +28,7 @@ from tests.drawing import (
     pair_of,
     resnet_clip_configs,
 )
-from tests.laws import close
+from tests.laws import close, same_run
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(2, 9)
@@ -36,7 +36,6 @@ parts = st.integers(2, 9)
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 DEVICES = ["cpu", pytest.param("cuda", marks=needs_gpu)]
 # Embeddings in float32 round each gradient; in float64 the law holds to rounding.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
 
 
 def gradients(model: CLIP) -> dict[str, torch.Tensor]:
@@ -44,7 +43,7 @@ def gradients(model: CLIP) -> dict[str, torch.Tensor]:
 
 
 def run(model: CLIP, batch: dict, n_parts: int, precision: Precision = FLOAT32) -> tuple:
-    """(mean, count, figures, gradients) of one backward, from a clean model."""
+    """(mean, count, metrics, gradients) of one backward pass, without earlier gradients."""
     model.zero_grad(set_to_none=True)
     value, count, metrics = backward(model, batch, n_parts, precision)
     assert not value.requires_grad
@@ -60,27 +59,6 @@ def whole_batch(model: CLIP, batch: dict, slices: list[slice]) -> tuple:
     (total / count).backward()
     metrics = contrastive_metrics(images, texts, model.logit_scale, batch["groups"], model.logit_bias)
     return total.detach() / count, count, metrics, gradients(model)
-
-
-def same_run(found: tuple, expected: tuple, dtype: torch.dtype) -> None:
-    """Every gradient to the tolerance times the largest one: some are zero by symmetry (keys' biases)."""
-    tolerance = TOLERANCE[dtype]
-    close(found[0], expected[0], "the loss must be the whole batch's", atol=tolerance, rtol=tolerance)
-    assert found[1] == expected[1], "every pair must be counted once"
-    assert found[2].keys() == expected[2].keys()
-    for name, figure in expected[2].items():
-        if name == "top1":  # equal captions tie, and then the last bit decides
-            continue
-        law = f"{name} must be the whole batch's"
-        close(found[2][name], figure, law, atol=tolerance, rtol=tolerance)
-    assert found[3].keys() == expected[3].keys()
-    given_gradients = [gradient for gradient in expected[3].values() if gradient is not None]
-    largest = max(1.0, *(gradient.abs().max().item() for gradient in given_gradients))
-    for name, gradient in expected[3].items():
-        assert (found[3][name] is None) == (gradient is None), f"{name} must have a gradient unless frozen"
-        if gradient is not None:
-            law = f"the gradient of {name} must be the whole batch's, whatever the parts"
-            close(found[3][name], gradient, law, atol=tolerance * largest, rtol=0)
 
 
 def chunks(n: int, n_parts: int) -> list[slice]:
@@ -132,9 +110,7 @@ FROZEN = ["image_tower", "text_tower", "image_projection", "text_projection", "l
 @given(
     clip_configs, sizes, parts, seeds, st.sampled_from(LOSSES), st.sets(st.sampled_from(FROZEN), max_size=4)
 )
-def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
-    config, n, n_parts, seed, loss, frozen
-):
+def test_frozen_parts_get_no_gradient_and_the_others_the_whole_batchs(config, n, n_parts, seed, loss, frozen):
     """A tower, its head too, or both sides, whose embeddings then have no graph."""
     config = replace(config, loss=loss)
     model, batch = model_of(config, seed), batch_of(config, n, seed)
@@ -147,7 +123,7 @@ def test_what_is_frozen_gets_no_gradient_and_the_rest_the_whole_batchs(
 
 
 @given(clip_configs, sizes, parts, seeds, st.sampled_from(["image", "text", "both"]))
-def test_features_in_place_of_pictures_and_texts(config, n, n_parts, seed, kept):
+def test_features_in_place_of_images_and_texts(config, n, n_parts, seed, kept):
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     with torch.no_grad():
         if kept != "text":
@@ -160,7 +136,7 @@ def test_features_in_place_of_pictures_and_texts(config, n, n_parts, seed, kept)
 
 @given(clip_configs, sizes, parts, seeds)
 def test_a_loss_scale_multiplies_gradients_and_not_the_loss(config, n, n_parts, seed):
-    """As fp16's scaler asks; the scale is divided out again before the step."""
+    """As with fp16's scaler, which divides by the scale before the step."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     dtype = pair_of(model, batch)[0].dtype
     expected = run(model, batch, n_parts)
@@ -170,7 +146,7 @@ def test_a_loss_scale_multiplies_gradients_and_not_the_loss(config, n, n_parts, 
 
 @given(clip_configs, sizes, parts, seeds)
 def test_no_graph_is_wider_than_a_part(config, n, n_parts, seed):
-    """What it is for: each part is embedded without a graph, then once more with one."""
+    """Each part is embedded without a graph, then again with one."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     seen = {"image": [], "text": []}
     for name, tower in (("image", model.image_tower), ("text", model.text_tower)):
@@ -221,7 +197,7 @@ def test_under_autocast_every_parameter_still_gets_its_gradient(text):
 
 @pytest.mark.parametrize("seed", range(5))
 def test_plain_accumulation_is_another_gradient(seed):
-    """Each part compared with itself alone: smaller batches, not a larger one. So the laws above have teeth."""
+    """It compares the pairs of each part only: the laws above can fail."""
     model, batch = CLIP(SMALL).double(), batch_of(SMALL, 8, seed)
     batch["groups"] = torch.arange(8)
     expected, cached = (run(model, batch, n_parts) for n_parts in (1, 4))

@@ -8,34 +8,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.losses import clip_logits, clip_loss, contrastive_metrics, sigmoid_loss
+from tests.drawing import draw_pairs, unit
 from tests.laws import close
-from tests.minlm.test_transformer import normal
+from tests.minclip.scaled import TOLERANCE, log_scale, same, scales
+from tests.minlm.reference import normal
 
 seeds = st.integers(0, 10**6)
 sizes = st.integers(1, 7)
-scales = st.floats(0, math.log(100))
-# Logits of up to 100 in float32 are good to 1e-5; in float64 the same laws hold to rounding.
-TOLERANCE = {torch.float32: 1e-4, torch.float64: 1e-10}
-
-
-def same(found: torch.Tensor, expected: torch.Tensor | float, law: str = "") -> None:
-    expected = torch.as_tensor(expected, dtype=torch.float64)
-    tolerance = TOLERANCE[found.dtype]
-    close(found.double(), expected, law, atol=tolerance, rtol=tolerance)
-
-
-def unit(seed: int, n: int, embed_dim: int) -> torch.Tensor:
-    return F.normalize(normal(seed, n, embed_dim), dim=-1)
-
-
-def draw(seed: int, n: int, embed_dim: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Images, texts, and groups of which several have several members."""
-    groups = torch.randint(max(1, 2 * n // 3), (n,), generator=torch.Generator().manual_seed(seed))
-    return unit(seed, n, embed_dim), unit(seed + 1, n, embed_dim), groups
-
-
-def log_scale(scale: float) -> torch.Tensor:
-    return torch.tensor(scale, dtype=torch.float64)
 
 
 def written_out(images, texts, scale, groups) -> torch.Tensor:
@@ -52,7 +31,7 @@ def written_out(images, texts, scale, groups) -> torch.Tensor:
 
 @given(sizes, st.integers(1, 8), scales, seeds)
 def test_the_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     results = []
     for loss in (lambda *inputs: clip_loss(*inputs)[0], written_out):
         inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
@@ -69,7 +48,7 @@ def test_the_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, seed)
 
 @given(sizes, st.integers(1, 8), scales, seeds)
 def test_the_gradient_of_the_scale_is_the_slope_of_the_loss(n, embed_dim, scale, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     parameter, step = log_scale(scale).requires_grad_(), 1e-5
     clip_loss(images, texts, parameter, groups)[0].backward()
     above, below = (written_out(images, texts, log_scale(scale + d), groups) for d in (step, -step))
@@ -80,14 +59,14 @@ def test_the_gradient_of_the_scale_is_the_slope_of_the_loss(n, embed_dim, scale,
 
 @given(sizes, st.integers(1, 8), scales, seeds)
 def test_the_count_is_the_number_of_pairs(n, embed_dim, scale, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     assert clip_loss(images, texts, log_scale(scale), groups)[1] == n
     assert clip_loss(images, texts, log_scale(scale))[1] == n
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
-def test_the_loss_is_symmetric_and_sees_neither_order_nor_basis(n, embed_dim, scale, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+def test_the_loss_is_symmetric_and_invariant_to_order_and_rotation(n, embed_dim, scale, seed):
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     scale = log_scale(scale)
     value = clip_loss(images, texts, scale, groups)[0]
     same(clip_loss(texts, images, scale, groups)[0], value, "images and texts must be interchangeable")
@@ -106,7 +85,7 @@ def test_the_loss_is_symmetric_and_sees_neither_order_nor_basis(n, embed_dim, sc
 @given(sizes, st.integers(1, 8), scales, seeds)
 def test_unique_groups_are_plain_infonce(n, embed_dim, scale, seed):
     """Radford et al. 2021, figure 3; bit for bit."""
-    images, texts, _ = draw(seed, n, embed_dim)
+    images, texts, _ = draw_pairs(seed, n, embed_dim)
     scale = log_scale(scale)
     plain = clip_loss(images, texts, scale)[0]
     unique = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
@@ -120,7 +99,7 @@ def test_unique_groups_are_plain_infonce(n, embed_dim, scale, seed):
 @given(st.integers(2, 7), scales, seeds)
 def test_a_group_never_pushes_its_own_members_away(n, scale, seed):
     """With one-hot images, coordinate i of text j meets image i alone: its gradient is pair (i, j)'s."""
-    groups, scale = draw(seed, n, n)[2], log_scale(scale)
+    groups, scale = draw_pairs(seed, n, n)[2], log_scale(scale)
     for swapped in (False, True):
         one_hot, others = torch.eye(n, dtype=torch.float64), unit(seed, n, n).requires_grad_()
         pair = (others, one_hot) if swapped else (one_hot, others)
@@ -140,8 +119,8 @@ def test_a_group_never_pushes_its_own_members_away(n, scale, seed):
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
-def test_one_group_leaves_nothing_to_learn(n, embed_dim, scale, seed):
-    images, texts, _ = draw(seed, n, embed_dim)
+def test_one_group_has_loss_zero(n, embed_dim, scale, seed):
+    images, texts, _ = draw_pairs(seed, n, embed_dim)
     inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
     value = clip_loss(*inputs, torch.full((n,), 5))[0]
     value.backward()
@@ -153,7 +132,7 @@ def test_one_group_leaves_nothing_to_learn(n, embed_dim, scale, seed):
 @given(sizes, st.integers(1, 8), seeds)
 def test_without_temperature_the_loss_is_chance(n, embed_dim, seed):
     """exp(s) -> 0 makes all logits equal: ln B for unique groups, the mean of ln |N(i)| in general."""
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     scale = log_scale(-40.0)
     same(
         clip_loss(images, texts, scale)[0] / n, math.log(n), "chance must be ln B where all logits are equal"
@@ -184,9 +163,9 @@ def test_logits_are_scaled_cosines(n_images, n_texts, embed_dim, scale, seed):
 
 
 @given(sizes, st.integers(1, 8), scales, seeds, st.booleans())
-def test_figures_are_those_of_plain_loops(n, embed_dim, scale, seed, coarse):
+def test_metrics_equal_plain_loops(n, embed_dim, scale, seed, coarse):
     """Coarse: coordinates -1/4, 0, 1/4, whose products are exact and often tie; a tie is not a hit."""
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     if coarse:
         images, texts = (x.sign() * (x.abs() > 0.3) / 4 for x in (images, texts))
     metrics = contrastive_metrics(images.requires_grad_(), texts, log_scale(scale), groups)
@@ -213,7 +192,9 @@ def test_a_collapsed_model_has_no_hit(n, embed_dim, seed):
 @given(sizes, st.integers(1, 8), scales, seeds)
 def test_the_loss_is_the_same_under_autocast(n, embed_dim, scale, seed):
     """Its logits stay in float32: at scale 100, bfloat16 would round them to multiples of 1/2."""
-    images, texts, groups = (x.float() if x.is_floating_point() else x for x in draw(seed, n, embed_dim))
+    images, texts, groups = (
+        x.float() if x.is_floating_point() else x for x in draw_pairs(seed, n, embed_dim)
+    )
     inputs = (images, texts, log_scale(scale).float(), groups)
     with torch.autocast("cpu", torch.bfloat16):
         value, metrics = clip_loss(*inputs)[0], contrastive_metrics(*inputs)
@@ -237,7 +218,7 @@ def sigmoid_written_out(images, texts, scale, bias, groups) -> torch.Tensor:
 
 @given(sizes, st.integers(1, 8), st.floats(0, 2), biases, seeds)
 def test_the_sigmoid_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, bias, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     results = []
     for loss in (lambda *inputs: sigmoid_loss(*inputs)[0], sigmoid_written_out):
         inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale), log_scale(bias))]
@@ -250,8 +231,10 @@ def test_the_sigmoid_loss_and_its_gradients_are_the_equations(n, embed_dim, scal
 
 
 @given(sizes, st.integers(1, 8), scales, biases, seeds)
-def test_the_sigmoid_loss_is_symmetric_and_sees_neither_order_nor_names(n, embed_dim, scale, bias, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+def test_the_sigmoid_loss_is_symmetric_and_invariant_to_order_and_group_names(
+    n, embed_dim, scale, bias, seed
+):
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     learned = log_scale(scale), log_scale(bias)
     value = sigmoid_loss(images, texts, *learned, groups)[0]
     same(sigmoid_loss(texts, images, *learned, groups)[0], value)
@@ -264,7 +247,7 @@ def test_the_sigmoid_loss_is_symmetric_and_sees_neither_order_nor_names(n, embed
 @given(st.integers(1, 40), st.integers(1, 8), seeds)
 def test_the_sigmoid_losss_chance_is_the_best_that_a_bias_alone_can_do(n, embed_dim, seed):
     """About ln B + 1 for unique groups; 0 for one group, in which every pair compared is a positive."""
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     for some in (groups, torch.arange(n)):
         metrics = contrastive_metrics(images, texts, log_scale(0.0), some, log_scale(-3.0))
         assert metrics["bias"] == -3

@@ -1,4 +1,4 @@
-"""python -m minclip: each command on a trained folder, against the same figures computed here."""
+"""python -m minclip: each command on a trained run, compared with the same metrics computed here."""
 
 import json
 import shutil
@@ -23,17 +23,17 @@ from minlm.training.config import save_config
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
-    """A folder of three pictures."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """A folder of three images."""
+    folder = tmp_path_factory.mktemp("photos")
     (folder / "deeper").mkdir()
     records = ShapesConfig(train_size=3, dev_size=3).read()["train"]
     for record, name in zip(records, ("a.png", "b.jpg", "deeper/c.png"), strict=True):
         record.open().save(folder / name)
-    (folder / "notes.txt").write_text("not a picture")
+    (folder / "notes.txt").write_text("not an image")
     return folder
 
 
-def said_by(capsys, command, *arguments):
+def output_of(capsys, command, *arguments):
     COMMANDS[command]([str(argument) for argument in arguments])
     return capsys.readouterr().out.splitlines()
 
@@ -51,8 +51,8 @@ def images_in(files):
     return images([files / "a.png", files / "b.jpg", files / "deeper/c.png"])
 
 
-def test_classify_gives_the_softmax_over_the_labels(tiny_run, files, capsys):
-    said = said_by(
+def test_classify_prints_the_softmax_over_the_labels(tiny_run, files, capsys):
+    lines = output_of(
         capsys,
         "classify",
         "--checkpoint",
@@ -66,12 +66,12 @@ def test_classify_gives_the_softmax_over_the_labels(tiny_run, files, capsys):
     )
     scores, scale = cosines(tiny_run, images_in(files)[:1], ["a red circle", "a blue star"])
     expected = (scale * scores[0]).softmax(dim=0)
-    assert said[0] == "probability that the label is the right one of these; they sum to 1"
-    assert said[1] == str(files / "a.png")
-    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[2:]}
+    assert lines[0] == "probability that the label is the right one of these; they sum to 1"
+    assert lines[1] == str(files / "a.png")
+    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in lines[2:]}
     assert shown["red circle"] == pytest.approx(expected[0].item(), abs=1e-4)
     assert shown["blue star"] == pytest.approx(expected[1].item(), abs=1e-4)
-    percent = [float(line.split("%")[0]) for line in said[2:]]
+    percent = [float(line.split("%")[0]) for line in lines[2:]]
     assert percent == sorted(percent, reverse=True)
 
 
@@ -86,21 +86,19 @@ def sigmoid_checkpoint(tiny_run, tmp_path_factory):
     return folder
 
 
-def test_classify_gives_each_label_its_own_probability_after_the_sigmoid_loss(
-    sigmoid_checkpoint, files, capsys
-):
+def test_classify_prints_independent_probabilities_for_a_sigmoid_model(sigmoid_checkpoint, files, capsys):
     asked = ["--image", files / "a.png", "--labels", "red circle,blue star", "--templates", "a {}"]
-    said = said_by(capsys, "classify", "--checkpoint", sigmoid_checkpoint, *asked)
+    lines = output_of(capsys, "classify", "--checkpoint", sigmoid_checkpoint, *asked)
     scores, scale = cosines(sigmoid_checkpoint, images_in(files)[:1], ["a red circle", "a blue star"])
     expected = (scale * scores[0] - 1.5).sigmoid()
-    assert said[0] == "probability that the label fits the image, each label by itself"
-    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in said[2:]}
+    assert lines[0] == "probability that the label fits the image, independently for each label"
+    shown = {line.split(None, 1)[1]: float(line.split("%")[0]) / 100 for line in lines[2:]}
     assert shown["red circle"] == pytest.approx(expected[0].item(), abs=1e-4)
     assert shown["blue star"] == pytest.approx(expected[1].item(), abs=1e-4)
 
 
 @pytest.mark.parametrize("command", ["classify", "search", "caption"])
-def test_words_that_are_spelled_from_letters_are_named(command, tiny_run, files, capsys, recwarn, tmp_path):
+def test_words_without_a_token_of_their_own_are_named(command, tiny_run, files, capsys, recwarn, tmp_path):
     def ask(text):
         (tmp_path / "captions.txt").write_text(text)
         options = {
@@ -108,12 +106,21 @@ def test_words_that_are_spelled_from_letters_are_named(command, tiny_run, files,
             "search": ["--folder", files / "deeper", "--text", text],
             "caption": ["--image", files / "a.png", "--captions", tmp_path / "captions.txt"],
         }
-        said_by(capsys, command, "--checkpoint", tiny_run, *options[command])
+        output_of(capsys, command, "--checkpoint", tiny_run, *options[command])
         return [str(warning.message) for warning in recwarn]
 
     assert ask("red circle") == []
     (line,) = ask("red cat")
-    assert line.startswith("'cat': hardly ever, or never, in the captions that this model was trained with")
+    assert line.startswith("'cat': rare or absent in the captions that this model was trained with")
+
+
+@pytest.mark.parametrize("templates, named", [([], []), (["--templates", "a photo of a {}"], ["'photo'"])])
+def test_only_templates_of_the_command_line_are_checked_for_such_words(
+    templates, named, tiny_run, files, capsys, recwarn
+):
+    labels = ["--image", files / "a.png", "--labels", "red circle"]
+    output_of(capsys, "classify", "--checkpoint", tiny_run, *labels, *templates)
+    assert [str(warning.message).split(":")[0] for warning in recwarn] == named
 
 
 @pytest.mark.parametrize("command", ["classify", "evaluate"])
@@ -132,7 +139,7 @@ def test_texts_that_are_cut_are_named(command, tiny_run, files, capsys, recwarn,
         weights = load_file(checkpoint / "model.safetensors")
         name = "text_tower.embedding.positions.weight"
         save_file(weights | {name: weights[name][:4].clone()}, checkpoint / "model.safetensors")
-    said_by(capsys, command, "--checkpoint", checkpoint, *options[command])
+    output_of(capsys, command, "--checkpoint", checkpoint, *options[command])
     lines = [
         str(warning.message) for warning in recwarn if "are cut to context_length=" in str(warning.message)
     ]
@@ -146,8 +153,8 @@ class Moved(Exception):
 
 @pytest.mark.parametrize("command", ["classify", "search", "caption", "evaluate"])
 @pytest.mark.parametrize("device, gpu", [("auto", True), ("cuda", True), ("auto", False), ("cpu", True)])
-def test_the_model_runs_on_the_device_asked_for(command, device, gpu, tiny_run, files, monkeypatch, tmp_path):
-    """With the calls replaced that a GPU would answer: auto takes one where there is one."""
+def test_the_model_runs_on_the_given_device(command, device, gpu, tiny_run, files, monkeypatch, tmp_path):
+    """With the GPU calls replaced: auto uses a GPU if there is one."""
     moved = []
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
@@ -181,9 +188,9 @@ def test_a_label_is_never_empty(labels):
         COMMANDS["classify"](["--checkpoint", "nowhere", "--image", "x", f"--labels={labels}"])
 
 
-def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
+def test_search_ranks_the_images_of_a_folder(tiny_run, files, capsys, tmp_path):
     image = tmp_path / "found.png"
-    said = said_by(
+    lines = output_of(
         capsys,
         "search",
         "--checkpoint",
@@ -200,14 +207,14 @@ def test_search_ranks_the_folders_pictures(tiny_run, files, capsys, tmp_path):
     scores, _ = cosines(tiny_run, images_in(files), ["a red circle"])
     names = [str(files / "a.png"), str(files / "b.jpg"), str(files / "deeper/c.png")]
     best = scores[:, 0].argsort(descending=True)[:2].tolist()
-    assert said[:2] == [f"{scores[i, 0]:.4f}  {names[i]}" for i in best]
+    assert lines[:2] == [f"{scores[i, 0]:.4f}  {names[i]}" for i in best]
     assert image.stat().st_size > 5000
 
 
 def test_caption_ranks_the_given_captions(tiny_run, files, capsys, tmp_path):
     captions = ["a red circle", "a blue star", "a green ring"]
     (tmp_path / "captions.txt").write_text("\n\n".join(captions) + "\n\n", encoding="utf-8-sig")
-    said = said_by(
+    lines = output_of(
         capsys,
         "caption",
         "--checkpoint",
@@ -220,23 +227,25 @@ def test_caption_ranks_the_given_captions(tiny_run, files, capsys, tmp_path):
         3,
     )
     scores, _ = cosines(tiny_run, images_in(files)[1:2], captions)
-    assert said == [f"{scores[0, i]:.4f}  {captions[i]}" for i in scores[0].argsort(descending=True).tolist()]
+    assert lines == [
+        f"{scores[0, i]:.4f}  {captions[i]}" for i in scores[0].argsort(descending=True).tolist()
+    ]
 
 
-def test_evaluate_gives_the_figures_of_the_run(tiny_run, capsys, tmp_path):
-    said = said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--json", tmp_path / "metrics.json")
+def test_evaluate_gives_the_metrics_of_the_run(tiny_run, capsys, tmp_path):
+    lines = output_of(capsys, "evaluate", "--checkpoint", tiny_run, "--json", tmp_path / "metrics.json")
     metrics, result = (
         json.loads(path.read_text()) for path in (tmp_path / "metrics.json", tiny_run / "result.json")
     )
     for key in ("images", "captions", "image_to_text", "text_to_image", "chance"):
         assert metrics[key] == result[key]
-    assert said[0].startswith("image to text: recall@1")
-    assert "chance" in said[0]
-    assert "90 images, 450 captions" in said[0]
+    assert lines[0].startswith("image to text: recall@1")
+    assert "chance" in lines[0]
+    assert "90 images, 450 captions" in lines[0]
 
 
 def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
-    said_by(
+    output_of(
         capsys,
         "evaluate",
         "--checkpoint",
@@ -247,21 +256,21 @@ def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
         tmp_path / "metrics.json",
     )
     assert json.loads((tmp_path / "metrics.json").read_text())["images"] == 6
-    with pytest.raises(ValueError, match="no split 'test' in this data: there are train, dev, seen"):
-        said_by(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
+    with pytest.raises(ValueError, match="no split 'test' in this data: choose one of train, dev, seen"):
+        output_of(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
 
 
-def test_what_export_writes_classifies_and_is_evaluated_as_the_run(tiny_run, files, capsys, tmp_path):
+def test_an_exported_model_classifies_and_evaluates_like_the_run(tiny_run, files, capsys, tmp_path):
     out = tmp_path / "published"
-    said = said_by(capsys, "export", "--checkpoint", tiny_run, "--to", "open_clip", "--out", out)
-    assert said == [str(out)]
+    lines = output_of(capsys, "export", "--checkpoint", tiny_run, "--to", "open_clip", "--out", out)
+    assert lines == [str(out)]
     assert (out / "open_clip_config.json").is_file()
     asked = ["--image", files / "a.png", "--labels", "red circle,blue star,ring", "--templates", "a {}"]
     metrics = []
     for checkpoint in (tiny_run, out):
-        classified = said_by(capsys, "classify", "--checkpoint", checkpoint, *asked)
+        classified = output_of(capsys, "classify", "--checkpoint", checkpoint, *asked)
         sizes = ["--data.train_size", 64, "--data.dev_size", 90, "--data.image_size", 32]
-        said_by(
+        output_of(
             capsys,
             "evaluate",
             "--checkpoint",
@@ -277,13 +286,13 @@ def test_what_export_writes_classifies_and_is_evaluated_as_the_run(tiny_run, fil
     assert metrics[0] == metrics[1]
 
 
-def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
+def test_doctor_exits_with_status_one_if_there_is_a_problem(capsys):
     small = ["--data.train_size", "300", "--data.dev_size", "6"]
     with pytest.raises(SystemExit) as good:
-        said_by(capsys, "doctor", *small)
+        output_of(capsys, "doctor", *small)
     assert "     ok: " in capsys.readouterr().out
     with pytest.raises(SystemExit) as bad:
-        said_by(capsys, "doctor", *small, "--steps", "4")
+        output_of(capsys, "doctor", *small, "--steps", "4")
     assert (good.value.code, bad.value.code) == (0, 1)
     assert "problem: at most 4 steps, " in capsys.readouterr().out
 
@@ -304,7 +313,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         ),
         (
             ["evaluate", "--checkpoint", "BLANK"],
-            "no run .* names no data: say which with --preset, one of shapes",
+            "is not a run .* names no data: give --preset, one of shapes",
         ),
         (
             ["evaluate", "--checkpoint", "LANGUAGE"],
@@ -328,7 +337,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         ),
         (
             ["caption", "--checkpoint", "nowhere", "--image", "x.png", "--captions", "BLANK"],
-            "no caption in .*blank.txt: give one a line",
+            "no caption in .*blank.txt: write one per line",
         ),
         (
             ["caption", "--checkpoint", "nowhere", "--image", "x.png", "--captions", "BLANK", "--top", "-1"],
@@ -355,7 +364,7 @@ def test_doctor_ends_with_status_one_where_there_is_a_problem(capsys):
         (["paint"], "unknown command 'paint': there are classify, search, caption, evaluate, export, doctor"),
     ],
 )
-def test_bad_input_is_said_in_one_line(tiny_run, tmp_path, monkeypatch, arguments, message):
+def test_bad_input_is_reported_in_one_line(tiny_run, tmp_path, monkeypatch, arguments, message):
     (tmp_path / "blank.txt").write_text(" \n\n")
     places = {"RUN": str(tiny_run), "EMPTY": str(tmp_path), "BLANK": str(tmp_path / "blank.txt")}
     if "LANGUAGE" in arguments:
@@ -391,8 +400,8 @@ def test_the_module_runs_and_exits_with_two_on_bad_input(tmp_path):
 def test_help_names_every_command(monkeypatch, capsys):
     monkeypatch.setattr(sys, "argv", ["minclip"])
     main()
-    said = capsys.readouterr().out
-    assert all(f"minclip {command} " in said for command in COMMANDS)
+    lines = capsys.readouterr().out
+    assert all(f"minclip {command} " in lines for command in COMMANDS)
 
 
 def test_inference_needs_no_gradients(tiny_run):

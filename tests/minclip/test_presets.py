@@ -34,7 +34,7 @@ def test_the_tokenizers_facts_are_written_into_the_config(name, text):
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_the_transform_gives_what_the_tower_takes(name):
+def test_the_transform_has_the_towers_image_size(name):
     config = PRESETS[name]
     for train in (True, False):
         transform = config.image_transform(train)
@@ -64,6 +64,6 @@ def test_every_preset_has_a_line_for_help_and_the_option_of_its_data():
             assert (f"--data.{option} " in line) == (getattr(PRESETS[name].data, option, None) == ""), name
 
 
-def test_what_is_set_from_the_tokenizer_is_no_option():
+def test_fields_set_from_the_tokenizer_are_not_options():
     for config in PRESETS.values():
         assert not {"text.end_id", "text.vocab_digest"} & {option.name for option in options_of(config)}

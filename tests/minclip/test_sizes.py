@@ -43,7 +43,7 @@ def test_towers(side, config, published):
 
 
 def test_clips():
-    """A ViT's patch embedding has a bias here, which CLIP's has not: 768 parameters more."""
+    """The ViT's patch embedding has a bias here, unlike CLIP's: 768 more parameters."""
     vit = built(CLIPConfig(image=CLIP_VIT_B_32, text=CLIP_TEXT, embed_dim=512))
     assert n_parameters(vit) == 151_277_313 + 768
     resnet = built(CLIPConfig(image=ModifiedResNetConfig(), text=CLIP_TEXT, embed_dim=1024))
@@ -64,7 +64,7 @@ HEADS = {
 
 @pytest.mark.parametrize("name", FULL)
 def test_the_presets_at_full_size(name):
-    """They take pictures of 224 pixels and whole texts, and only their heads are beside the towers."""
+    """They have images of 224 pixels and whole texts, and differ from the towers by their heads only."""
     config = FULL[name]
     model = built(config)
     towers = n_parameters(model.image_tower) + n_parameters(model.text_tower)

@@ -1,4 +1,4 @@
-"""Soft targets: the mended loss and its laws, and the published formula with each of its faults shown."""
+"""Soft targets: the corrected loss and its laws, and each fault of the published formula."""
 
 import math
 
@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.losses import clip_loss, soft_target_loss
-from tests.minclip.test_losses import draw, log_scale, same, scales, seeds, sizes, unit
-from tests.minlm.test_transformer import normal
+from tests.drawing import draw_pairs, seeds, unit
+from tests.minclip.scaled import log_scale, same, scales
+from tests.minlm.reference import normal
+
+sizes = st.integers(1, 7)
 
 
 def published(images, texts, tau):
@@ -38,7 +41,7 @@ def written_out(images, texts, scale, groups):
 @given(sizes, st.integers(1, 8), scales, seeds)
 def test_the_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, seed):
     """In particular no gradient flows through the targets, and groups leave no NaN."""
-    images, texts, groups = draw(seed, n, embed_dim)
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     results = []
     for loss in (lambda *inputs: soft_target_loss(*inputs)[0], written_out):
         inputs = [x.clone().requires_grad_() for x in (images, texts, log_scale(scale))]
@@ -51,8 +54,8 @@ def test_the_loss_and_its_gradients_are_the_equations(n, embed_dim, scale, seed)
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
-def test_the_loss_is_symmetric_and_sees_neither_order_nor_basis(n, embed_dim, scale, seed):
-    images, texts, groups = draw(seed, n, embed_dim)
+def test_the_loss_is_symmetric_and_invariant_to_order_and_rotation(n, embed_dim, scale, seed):
+    images, texts, groups = draw_pairs(seed, n, embed_dim)
     scale = log_scale(scale)
     value = soft_target_loss(images, texts, scale, groups)[0]
     same(soft_target_loss(texts, images, scale, groups)[0], value)
@@ -68,7 +71,7 @@ def test_the_loss_is_symmetric_and_sees_neither_order_nor_basis(n, embed_dim, sc
 @given(st.integers(2, 40), st.integers(1, 8), scales, seeds)
 def test_chance_and_floor(n, embed_dim, scale, seed):
     """ln B without temperature; never below the targets' entropy, which equal images and texts reach."""
-    images, texts, _ = draw(seed, n, embed_dim)
+    images, texts, _ = draw_pairs(seed, n, embed_dim)
     same(soft_target_loss(images, texts, log_scale(-40.0))[0] / n, math.log(n))
     target = (math.exp(scale) * (images @ images.T + texts @ texts.T) / 2).softmax(dim=1)
     entropy = torch.special.entr(target).sum()
@@ -78,7 +81,7 @@ def test_chance_and_floor(n, embed_dim, scale, seed):
 
 
 @given(st.integers(2, 12), seeds)
-def test_where_a_batchs_pairs_are_unlike_it_is_infonce(n, seed):
+def test_orthogonal_pairs_give_infonce(n, seed):
     """Orthogonal pairs at the largest scale: the targets are the identity."""
     rotation, scale = torch.linalg.qr(normal(seed, n, n))[0], log_scale(math.log(100))
     same(soft_target_loss(rotation, rotation, scale)[0], clip_loss(rotation, rotation, scale)[0])
@@ -90,7 +93,7 @@ def layer_normed(seed: int, n: int = 32) -> torch.Tensor:
 
 
 @given(sizes, st.integers(1, 8), scales, seeds)
-def test_where_all_are_alike_there_is_nothing_to_learn(n, embed_dim, scale, seed):
+def test_equal_embeddings_have_no_gradient_to_learn_from(n, embed_dim, scale, seed):
     """Random towers: the targets are uniform and the loss is their entropy, its least; InfoNCE's least is zero."""
     image, text = unit(seed, 2, embed_dim)
     alike = image.expand(n, -1), text.expand(n, -1), log_scale(scale)
@@ -132,7 +135,7 @@ def test_fault_tau_multiplies_where_it_should_divide():
 
 
 def test_fault_the_rows_of_the_transposed_targets_do_not_sum_to_one():
-    """Where one pair is like all the others, which are unlike each other, its own target adds up to two."""
+    """A pair similar to all others, which are dissimilar to each other, has a target that sums to two."""
     basis = torch.eye(32, dtype=torch.float64)
     images = F.normalize(torch.cat([basis[:1], basis[:1] + basis[1:]]))
     _, targets = published(images, images, 8.0)

@@ -1,4 +1,4 @@
-"""PairTask: the gradients of the whole batch, and what is followed on dev."""
+"""PairTask: gradients of the whole batch, and metrics on dev."""
 
 from dataclasses import replace
 
@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from minclip.clip import contrastive_loss
 from minclip.evaluation.embed import embed_texts
+from minclip.evaluation.evaluate import evaluate_records
 from minclip.runs import load
 from minclip.task import PairTask
 from tests.drawing import LOSSES, backward, batch_loss, batch_of, clip_configs, model_of, seeds
@@ -38,10 +39,17 @@ def task(tiny_run, tiny_config):
     return PairTask(config, tokenizer, model, splits["train"], splits["dev"]), model
 
 
-def test_dev_is_judged_by_the_loss_of_whole_batches_and_recall(task):
+def test_dev_is_evaluated_by_the_loss_of_whole_batches_and_recall(task):
     task, model = task
     metrics = task.evaluate(model)
-    assert metrics.keys() == {"dev_loss", "dev_image_to_text_recall@10", "dev_text_to_image_recall@10"}
+    recalls = {f"dev_{way}_recall@{k}" for way in ("image_to_text", "text_to_image") for k in (1, 10)}
+    assert metrics.keys() == {"dev_loss", *recalls}
+    found = evaluate_records(
+        model, task.dev, task.config.image_transform(train=False), task.tokenizer
+    ).metrics
+    for way in ("image_to_text", "text_to_image"):
+        for k in (1, 10):
+            assert metrics[f"dev_{way}_recall@{k}"] == found[way][f"recall@{k}"]
     transform = task.config.image_transform(train=False)
     losses = []
     with torch.no_grad():
@@ -56,11 +64,12 @@ def test_dev_is_judged_by_the_loss_of_whole_batches_and_recall(task):
     assert metrics["dev_loss"] == pytest.approx(sum(losses) / len(losses), rel=1e-3)
 
 
-def test_the_score_is_recall_or_accuracy(task):
+def test_the_score_is_recall_at_10_or_accuracy(task):
     task, _ = task
     assert task.score({"dev_loss": 9.0, "dev_zero_shot_top1": 0.5}) == 0.5
-    both = {"dev_loss": 9.0, "dev_image_to_text_recall@10": 0.2, "dev_text_to_image_recall@10": 0.4}
-    assert task.score(both) == pytest.approx(0.3)
+    recalls = {"dev_image_to_text_recall@10": 0.2, "dev_text_to_image_recall@10": 0.4}
+    logged = {"dev_loss": 9.0, "dev_image_to_text_recall@1": 0.1, "dev_text_to_image_recall@1": 0.0}
+    assert task.score(logged | recalls) == pytest.approx(0.3)
 
 
 def test_the_scale_is_clamped_after_each_step(task):

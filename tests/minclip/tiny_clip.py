@@ -1,4 +1,4 @@
-"""What the tests of evaluation share: embeddings with ties, and the smallest model with CLIP's interface."""
+"""Embeddings with ties, and the smallest model with CLIP's interface, for the tests of evaluation."""
 
 import itertools
 from functools import partial
@@ -21,7 +21,7 @@ phrases = st.lists(st.sampled_from(WORDS), min_size=1, max_size=6).map(" ".join)
 
 
 def units_with_ties(rows, seed):
-    """Rows of the 24-cell: unit vectors whose dot products are -1, -1/2, 0, 1/2 or 1, so that ties abound."""
+    """Rows of the 24-cell: unit vectors whose dot products are -1, -1/2, 0, 1/2 or 1, so that there are many ties."""
     corners = torch.tensor(list(itertools.product((-0.5, 0.5), repeat=4)))
     axes = torch.cat([torch.eye(4), -torch.eye(4)])
     corners = torch.cat([corners, axes])
@@ -37,7 +37,7 @@ def dot(first, second):
 
 
 class TinyCLIP(nn.Module):
-    """The interface of CLIP around a table of words and a colour; its dropout shows the mode it is in."""
+    """The interface of CLIP around a table of words and a colour; its dropout shows the mode."""
 
     def __init__(self):
         super().__init__()
@@ -59,7 +59,7 @@ class TinyCLIP(nn.Module):
 
 
 def spied(monkeypatch, module, name):
-    """A list of what a function is given from now on; it does its work as before."""
+    """Record the arguments of a function's calls in the returned list."""
     calls, original = [], getattr(module, name)
     monkeypatch.setattr(module, name, lambda *given: calls.append(given) or original(*given))
     return calls

@@ -24,9 +24,9 @@ from minlm.generate import (
 from minlm.lm import LMConfig, TransformerLM
 from minlm.seq2seq import EncoderDecoder
 from minlm.training.config import field_help
+from tests.minlm.reference import randomise
 from tests.minlm.test_lm import lm_configs
 from tests.minlm.test_seq2seq import seq2seq_configs
-from tests.minlm.test_transformer import randomise
 
 seeds = st.integers(0, 10**6)
 short_contexts = st.integers(1, 7)

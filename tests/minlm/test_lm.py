@@ -13,7 +13,7 @@ from minlm.lm import LMConfig, TransformerLM
 from minlm.masks import causal_mask
 from minlm.training.config import field_help, from_dict, to_dict
 from minlm.transformer import record_attention
-from tests.minlm.test_transformer import randomise, torch_stack
+from tests.minlm.reference import randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
 POSITIONS = ("learned", "sinusoidal", "rotary")

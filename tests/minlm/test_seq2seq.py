@@ -13,8 +13,8 @@ from minlm.masks import causal_mask
 from minlm.seq2seq import EncoderDecoder, Seq2SeqConfig
 from minlm.training.config import field_help
 from minlm.transformer import record_attention
+from tests.minlm.reference import randomise, torch_stack
 from tests.minlm.test_lm import left_padded, same, words
-from tests.minlm.test_transformer import randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
 

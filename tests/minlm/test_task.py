@@ -15,7 +15,7 @@ from minlm.generate import SamplingConfig, beam_search
 from minlm.runs import load
 from minlm.screenplay.script import parse_script, reply_pairs
 from minlm.task import Continuation, Replies
-from minlm.training.hardware import Precision
+from minlm.training.loop import Precision
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Makes a torchvision that was built for another torch (with CUDA, say) importable for its Python parts.
+"""Import of a torchvision that was built for another torch (with CUDA, say), for its Python parts.
 
 Its import registers shapes for two compiled operators and fails where their library could not be loaded. Declaring
 the operators' schemas first is enough: the models and transforms that the tests compare with use neither.

@@ -13,7 +13,7 @@ TOLERANCE = {torch.float32: 1e-5, torch.float64: 1e-10}
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Every parameter and BatchNorm's statistics drawn, of sizes that keep activations near 1; in eval mode."""
+    """Draw every parameter and BatchNorm's statistics, at scales that keep activations near 1; set eval mode."""
     generator = torch.Generator().manual_seed(seed)
 
     def normal(shape):
@@ -38,7 +38,7 @@ def randomise(model: nn.Module, seed: int) -> nn.Module:
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
-    """Largest difference, in units of the largest value where that is above 1."""
+    """Return the largest difference, relative to the largest value if that is above 1."""
     assert ours.shape == theirs.shape
     return ((ours - theirs).abs().max() / theirs.abs().max().clamp(min=1)).item()
 
@@ -53,7 +53,7 @@ def agree(
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.float64),
     saved_names: Callable[[nn.Module], dict[str, Tensor]] = lambda model: dict(model.state_dict()),
 ) -> None:
-    """Outputs and gradients of two models are the same, in float32 and in float64.
+    """Check that outputs and gradients of two models agree, in float32 and in float64.
 
     run: dtype -> (outputs of ours, outputs of theirs); both models have that dtype. rows: the table between their
     parameters; their_prefix is what the table has and their parameters have not, our_prefix likewise.
@@ -74,7 +74,7 @@ def agree(
 
 
 def with_gradients(model: nn.Module) -> nn.Module:
-    """A copy of the model whose parameters are its gradients."""
+    """Copy the model with its gradients as parameters."""
     result = deepcopy(model)
     named = dict(model.named_parameters(remove_duplicate=False))
     for name, parameter in result.named_parameters(remove_duplicate=False):
@@ -86,7 +86,7 @@ def with_gradients(model: nn.Module) -> nn.Module:
 def compare_gradients(
     ours, other: dict[str, Tensor], rows: list[Row], our_prefix: str, tolerance: float
 ) -> None:
-    """other: {name in the table: gradient} of theirs."""
+    """Check our gradients against `other`, {name in the table: gradient} of theirs."""
     mine = {our_prefix + name: p.data for name, p in with_gradients(ours).named_parameters()}
     compared = 0
     for row in rows:
@@ -103,7 +103,7 @@ def compare_gradients(
 
 
 def assert_identity(ours: nn.Module, rows: list[Row], tensors: dict[str, Tensor]) -> None:
-    """Export gives back the very tensors that were imported, under their names."""
+    """Check that export returns the imported tensors under their names."""
     present = [row for row in rows if all(name in tensors for name in spread(row.theirs))]
     exported = export_weights(ours.state_dict(), present, "test")
     for name, value in exported.items():

@@ -7,7 +7,7 @@ import torch
 
 from minclip.data.tokenizer import WordPiece
 from minclip.pretrained import load_text_tower, save_text_tower
-from minclip.pretrained.towers import TEXT_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from tests.parity.drawing import agree, assert_identity, difference, randomise
 
 transformers = pytest.importorskip("transformers")
@@ -47,12 +47,12 @@ def distilbert_config(seed: int):
 
 
 def compare(folder, model, prefix: str, dtypes=BOTH) -> None:
-    """The file's tower equals the model's body, on real tokens; padding is hidden from both."""
+    """Compare the file's tower with the model's body on real tokens; padding is masked in both."""
     model.save_pretrained(folder)
     body = getattr(model, prefix.rstrip("."), model)
     ours = load_text_tower(folder)
     source = read_source(folder)
-    rows = plan_tower(source, TEXT_LAYOUTS, {}).rows
+    rows = plan_tower(source, "text tower", {}).rows
     assert_identity(ours, rows, source.tensors)
     tokens = torch.randint(1, model.config.vocab_size, (3, 8))  # 0 is padding, which gets no gradient there
     mask = torch.tensor([8, 3, 5])[:, None] > torch.arange(8)

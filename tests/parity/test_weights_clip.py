@@ -9,8 +9,7 @@ import torch
 from minclip.data.tokenizer import WordPiece
 from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.pretrained import export, load_clip, load_clip_model, load_image_tower, load_text_tower
-from minclip.pretrained.clips import plan_clip
-from minclip.pretrained.towers import read_source
+from minclip.pretrained.load import plan_clip, read_source
 from minlm.pretrained.weight_files import read_file
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 
@@ -21,7 +20,7 @@ MARKERS = ("input_resolution", "context_length", "vocab_size")
 
 
 def draw_options(seed: int, head_width: int = 16) -> dict:
-    """model_cfg of a small open_clip model: a ViT where the seed is even, else a ResNet."""
+    """Draw model_cfg of a small open_clip model: a ViT if the seed is even, else a ResNet."""
     rng = random.Random(f"clip/{seed}")
     if seed % 2:
         layers = [rng.randint(1, 2) for _ in range(4)]
@@ -43,14 +42,14 @@ def draw_options(seed: int, head_width: int = 16) -> dict:
 
 
 def draw_texts(vocab_size: int, length: int):
-    """Rows with the last id, the end of text, at different places, and ids after it."""
+    """Draw rows with the last id, the end of text, at different positions, and ids after it."""
     tokens = torch.randint(vocab_size - 1, (3, length))
     tokens[torch.arange(3), torch.tensor([2, length - 1, 4])] = vocab_size - 1
     return tokens, torch.ones_like(tokens, dtype=torch.bool)
 
 
 def compare(ours, theirs, source, encode_image, encode_text, given=None, dtypes=BOTH) -> None:
-    """Embeddings and gradients; encode_image, encode_text: those of theirs, of any length."""
+    """Compare embeddings and gradients; encode_image, encode_text: theirs, of any length."""
     rows = plan_clip(source, given or {}).rows
     assert_identity(ours, rows, source.tensors)
     images = torch.randn(3, 3, *ours.config.image.image_size)
@@ -95,7 +94,7 @@ def test_open_clip_with_a_text_tower_of_its_own_and_a_sigmoid_loss(seed, tmp_pat
 
 
 @pytest.mark.parametrize("side", [28, 56, 84])
-def test_another_size_is_what_open_clip_interpolates(side, tmp_path):
+def test_positions_are_interpolated_as_by_open_clip(side, tmp_path):
     """Positions for 14 x 14 patches, shrunk and enlarged."""
     options = draw_options(0)
     options["vision_cfg"] |= {"patch_size": 4, "image_size": 56}
@@ -113,7 +112,7 @@ def test_another_size_is_what_open_clip_interpolates(side, tmp_path):
 
 
 class Published(torch.nn.Module):
-    """What OpenAI traced: the parts of a CLIP at the top, and three numbers among its buffers."""
+    """The module that OpenAI traced: the parts of a CLIP at the top, and three numbers among its buffers."""
 
     def __init__(self, clip, numbers):
         super().__init__()
@@ -133,7 +132,7 @@ class Published(torch.nn.Module):
 
 
 def write_archive(clip, options, path):
-    """A true TorchScript archive of OpenAI's layout."""
+    """Write a true TorchScript archive of OpenAI's layout."""
     side = options["vision_cfg"]["image_size"]
     text = options["text_cfg"]
     numbers = (side, text["context_length"], text["vocab_size"])
@@ -186,7 +185,7 @@ def test_published_size(name, tmp_path):
 
 
 def hf_clip(seed: int, legacy: bool = False):
-    """A small CLIPModel; legacy: with the eos_token_id 2 of older config files."""
+    """Draw a small CLIPModel; legacy: with the eos_token_id 2 of older config files."""
     rng = random.Random(f"hf-clip/{seed}")
 
     def tower():

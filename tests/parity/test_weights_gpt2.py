@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from minclip.pretrained import load_text_tower
-from minclip.pretrained.towers import TEXT_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from minlm.pretrained import load_gpt2, save_gpt2
 from minlm.pretrained.gpt2 import HEAD, gpt2_rows
 from minlm.pretrained.key_map import prefixed
@@ -66,7 +66,7 @@ def test_text_tower(seed, tmp_path):
     ours = load_text_tower(tmp_path)
     assert ours.config.end_id == theirs.config.eos_token_id
     tokens = torch.randint(theirs.config.vocab_size, (2, 6))
-    rows = plan_tower(read_source(tmp_path), TEXT_LAYOUTS, {}).rows
+    rows = plan_tower(read_source(tmp_path), "text tower", {}).rows
     agree(
         ours,
         theirs,

@@ -5,7 +5,7 @@ import torch
 
 from minclip.data.transforms import TransformConfig
 from minclip.pretrained import load_image_tower, save_image_tower
-from minclip.pretrained.towers import IMAGE_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 
 torchvision = pytest.importorskip("torchvision")
@@ -17,7 +17,7 @@ def compare(theirs, path, side: int, theirs_tokens, dtypes=(torch.float32, torch
     ours = load_image_tower(path)
     images = torch.randn(2, 3, side, side)
     source = read_source(path)
-    rows = plan_tower(source, IMAGE_LAYOUTS, {}).rows
+    rows = plan_tower(source, "image tower", {}).rows
     assert_identity(ours, rows, source.tensors)
 
     def run(dtype):
@@ -60,7 +60,7 @@ def test_timm(name, safe, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_what_is_written_opens_in_both_libraries(name, tmp_path):
+def test_written_files_open_in_both_libraries(name, tmp_path):
     theirs = randomise(getattr(torchvision.models, name)(), 5)
     theirs.fc = torch.nn.Identity()
     ours = load_image_tower(save(theirs, tmp_path / "net.pth"))

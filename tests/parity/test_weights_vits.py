@@ -9,7 +9,7 @@ import torch
 
 from minclip.data.transforms import TransformConfig
 from minclip.pretrained import load_image_tower, save_image_tower
-from minclip.pretrained.towers import IMAGE_LAYOUTS, plan_tower, read_source
+from minclip.pretrained.load import plan_tower, read_source
 from minlm.pretrained.weight_files import read_weights
 from tests.parity.drawing import agree, assert_identity, difference, randomise, save
 
@@ -19,17 +19,17 @@ BOTH = (torch.float32, torch.float64)
 
 
 def saved_tensors(model):
-    """Under the names of its files, which in newer versions are not those of its parameters."""
+    """Return the tensors under the names of its files, which in newer versions differ from its parameters'."""
     with TemporaryDirectory() as folder:
         model.save_pretrained(folder)
         return read_weights(folder).tensors
 
 
 def compare(path, theirs, run_theirs, prefix="", dtypes=BOTH, names=None, **given):
-    """The tower in `path` is theirs; run_theirs: images -> (tokens, features)."""
+    """Compare the tower in `path` with theirs; run_theirs: images -> (tokens, features)."""
     ours = load_image_tower(path, **given)
     source = read_source(path)
-    rows = plan_tower(source, IMAGE_LAYOUTS, given).rows
+    rows = plan_tower(source, "image tower", given).rows
     assert_identity(ours, rows, source.tensors)
     images = torch.randn(2, 3, *ours.config.image_size)
 
@@ -48,7 +48,7 @@ def timm_outputs(model, x):
 
 
 def draw_timm(seed: int):
-    """A ViT of timm, and what a bare state dict of it does not say."""
+    """Draw a ViT of timm; return it with the options that its bare state dict lacks."""
     rng = random.Random(f"timm/{seed}")
     heads, patch = rng.choice([1, 2, 3]), rng.choice([4, 8])
     options = {"class_token": False, "global_pool": "avg", "fc_norm": seed % 4 == 1} if seed % 2 else {}
@@ -131,7 +131,7 @@ def test_drawn_vits_of_transformers(seed, tmp_path):
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_what_is_written_opens_in_timm(seed, tmp_path):
+def test_written_files_open_in_timm(seed, tmp_path):
     theirs, given = draw_timm(seed)
     ours = load_image_tower(save(theirs, tmp_path / "vit.bin"), **given)
     save_image_tower(ours, TransformConfig(), tmp_path / "out")
@@ -144,7 +144,7 @@ def test_what_is_written_opens_in_timm(seed, tmp_path):
 
 @pytest.mark.parametrize("size", [(7, 7), (14, 14), (21, 28), (9, 15)])
 @pytest.mark.parametrize("n_extra", [0, 1])
-def test_another_size_is_what_timm_interpolates(size, n_extra, tmp_path):
+def test_positions_are_interpolated_as_by_timm(size, n_extra, tmp_path):
     """Positions for 14 x 14 patches, shrunk and enlarged."""
     options = {} if n_extra else {"class_token": False, "global_pool": "avg", "fc_norm": False}
     theirs = timm.models.vision_transformer.VisionTransformer(
@@ -161,7 +161,7 @@ def test_another_size_is_what_timm_interpolates(size, n_extra, tmp_path):
 
 
 @pytest.mark.parametrize("side", [8, 16, 24])
-def test_another_size_is_what_transformers_interpolates(side, tmp_path):
+def test_positions_are_interpolated_as_by_transformers(side, tmp_path):
     config = transformers.ViTConfig(
         hidden_size=8,
         num_attention_heads=2,

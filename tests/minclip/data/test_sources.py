@@ -16,7 +16,6 @@ from minclip.data.sources import (
     distinct_names,
     file_records,
     given_path,
-    read_json,
     split_name,
 )
 from minclip.presets import PRESETS, Data
@@ -149,23 +148,3 @@ def test_class_names_differ_and_are_not_empty(names):
             ValueError, match=r"^'a.txt' names \d+ classes '.?': give each a name of its own$"
         ):
             distinct_names(names, Path("a.txt"))
-
-
-def test_json_files(tmp_path):
-    path = tmp_path / "a.json"
-    path.write_text('{"é": [1]}', encoding="utf-8-sig")
-    assert read_json(path) == {"é": [1]}
-    for content in (b"{", b"", b"[" * 100_000):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=r"a.json' is not JSON: .*; fetch it again$") as caught:
-            read_json(path)
-        assert "\n" not in str(caught.value)
-    path.write_bytes(b"\xff{}")
-    with pytest.raises(
-        ValueError, match=r"a.json' is not UTF-8 text \(invalid start byte\): save it as UTF-8$"
-    ):
-        read_json(path)
-    with pytest.raises(ValueError, match=r"cannot read '.*': Is a directory; is the path right\?$"):
-        read_json(tmp_path)
-    with pytest.raises(ValueError, match=r"cannot read '.*none.json': No such file"):
-        read_json(tmp_path / "none.json")

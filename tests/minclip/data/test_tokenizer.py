@@ -13,7 +13,7 @@ from minclip.data import clip_bpe, wordpiece
 from minclip.data.clip_bpe import ClipBPE
 from minclip.data.tokenizer import encode_batch, load_tokenizer
 from minclip.data.wordpiece import SPECIAL_TOKENS, WordPiece
-from minclip.pretrained.folders import save_tokenizer
+from minclip.pretrained.vocabulary import save_tokenizer
 from minlm.tokenizer import BPETokenizer, CharTokenizer
 from tests.minclip.data.vocabularies import texts
 

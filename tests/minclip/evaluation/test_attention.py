@@ -1,8 +1,9 @@
-"""Rollout is the product of its paths; the pictures show the maps of the token that the features come from."""
+"""Rollout is the sum over paths; plots show the attention of the token that the features are pooled from."""
 
 import itertools
 from functools import partial
 from types import SimpleNamespace
+from unittest.mock import patch
 
 import numpy as np
 import pytest
@@ -38,7 +39,7 @@ def random_weights(layers, heads, tokens, seed):
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), SEEDS)
 def test_rollout_is_the_sum_over_all_paths(layers, heads, tokens, seed):
-    """Every way through the layers, in loops: half of a token stays where it is, half looks around."""
+    """All paths through the layers, in loops: half of a token stays, half is attention to others."""
     weights = random_weights(layers, heads, tokens, seed)
     got = attention_rollout(weights)
     assert got.shape == (2, tokens, tokens)
@@ -47,8 +48,8 @@ def test_rollout_is_the_sum_over_all_paths(layers, heads, tokens, seed):
         for between in itertools.product(range(tokens), repeat=layers - 1):
             path, share = (first, *between, last), 1.0
             for layer, (source, target) in enumerate(itertools.pairwise(path)):
-                looked = sum(weights[layer][image, head, target, source].item() for head in range(heads))
-                share *= 0.5 * looked / heads + 0.5 * (source == target)
+                attended = sum(weights[layer][image, head, target, source].item() for head in range(heads))
+                share *= 0.5 * attended / heads + 0.5 * (source == target)
             total += share
         assert got[image, last, first].item() == pytest.approx(total, abs=1e-5)
 
@@ -60,18 +61,13 @@ def test_rows_sum_to_one(layers, heads, tokens, seed):
 
 
 @given(st.integers(1, 5), st.integers(1, 5))
-def test_tokens_that_see_only_themselves_stay_themselves(layers, tokens):
+def test_tokens_that_attend_to_themselves_only_stay_unchanged(layers, tokens):
     identity = torch.eye(tokens).expand(1, 2, tokens, tokens)
     assert torch.equal(attention_rollout([identity] * layers), torch.eye(tokens)[None])
 
 
-def test_no_layer_is_refused():
-    with pytest.raises(ValueError, match="no attention weights to roll out: 0 layers"):
-        attention_rollout([])
-
-
 class TinyModel(nn.Module):
-    """A ViT of 2 x 3 patches, and texts that mean how many tokens they have."""
+    """A ViT of 2 x 3 patches, and text embeddings given by the number of tokens."""
 
     def __init__(self, pool="class", **config):
         super().__init__()
@@ -110,17 +106,17 @@ def test_maps_are_the_pooled_tokens_rows_over_the_patches(pool):
     whole = attention_rollout(weights)
     for image, (row, column) in itertools.product(range(3), itertools.product(range(2), range(3))):
         patch = 3 * row + column + (pool == "class")
-        looking = {"class": [0], "last": [5], "mean": range(6), "mean_norm": range(6)}[pool]
-        wanted = np.mean([whole[image, token, patch].item() for token in looking])
+        attending = {"class": [0], "last": [5], "mean": range(6), "mean_norm": range(6)}[pool]
+        wanted = np.mean([whole[image, token, patch].item() for token in attending])
         assert rollouts[image, row, column].item() == pytest.approx(wanted, abs=1e-6)
         for head in range(2):
-            wanted = np.mean([weights[-1][image, head, token, patch].item() for token in looking])
+            wanted = np.mean([weights[-1][image, head, token, patch].item() for token in attending])
             assert heads[image, head, row, column].item() == pytest.approx(wanted, abs=1e-6)
 
 
 @given(st.integers(1, 4), st.integers(1, 3), st.integers(1, 4), SEEDS)
 def test_relevance_is_the_sum_over_all_paths(layers, heads, tokens, seed):
-    """In loops: in each layer a token stays, or is seen by another one as far as that raises the score."""
+    """All paths, in loops: in each layer a token stays, or another attends to it as far as that raises the score."""
     weights = random_weights(layers, heads, tokens, seed)
     gradients = [torch.randn(w.shape, generator=torch.Generator().manual_seed(seed + 1)) for w in weights]
     got = attention_relevance(weights, gradients)
@@ -141,7 +137,7 @@ def test_relevance_is_the_sum_over_all_paths(layers, heads, tokens, seed):
 @pytest.mark.parametrize("pool", ["class", "mean", "mean_norm", "last"])
 @pytest.mark.parametrize("frozen", [False, True])
 def test_relevance_for_a_caption_is_by_the_cosines_gradient(pool, frozen):
-    """With attention as numbers of their own: the tower's only layer, written out, and differences of the cosine."""
+    """The gradient with respect to attention, by finite differences through the tower's only layer, written out."""
     model = TinyModel(pool).double()
     tower = model.image_tower
     tower.transformer.blocks = tower.transformer.blocks[:1]
@@ -160,12 +156,13 @@ def test_relevance_for_a_caption_is_by_the_cosines_gradient(pool, frozen):
     def cosines(weights):
         """(B) of any attention weights (B, H, T, T) in place of the layer's own."""
         attend, x = block.attention, seen["x"]
-        looked = weights @ attend.in_proj(block.norm1(x)).unflatten(-1, (3, attend.n_heads, -1))[
+        attended = weights @ attend.in_proj(block.norm1(x)).unflatten(-1, (3, attend.n_heads, -1))[
             :, :, 2
         ].transpose(1, 2)
-        x = x + attend.out_proj(looked.transpose(1, 2).flatten(2))
+        x = x + attend.out_proj(attended.transpose(1, 2).flatten(2))
         x = x + block.mlp(block.norm2(x))
-        return (model.project_image(tower.pool(tower.transformer.norm(x))) * texts).sum(dim=1)
+        with patch.object(tower, "forward_tokens", lambda _: tower.transformer.norm(x)):
+            return (model.encode_image(images) * texts).sum(dim=1)
 
     gradient = torch.zeros_like(weights[0])
     with torch.no_grad():
@@ -180,7 +177,7 @@ def test_relevance_for_a_caption_is_by_the_cosines_gradient(pool, frozen):
     torch.testing.assert_close(got, row[:, first:].unflatten(1, (2, 3)).float(), atol=1e-6, rtol=1e-4)
 
 
-def test_a_resnet_has_nothing_to_show():
+def test_a_resnet_has_no_attention_to_show():
     model = TinyModel()
     model.image_tower = ResNet(ResNetConfig(image_size=(32, 32), depths=(1,), d_model=4))
     with pytest.raises(ValueError, match="ResNet has no attention to show: only a VisionTransformer"):
@@ -193,7 +190,7 @@ def plain(colour):
     return Image.new("RGB", (30, 20), colour)
 
 
-def test_the_picture_shows_the_maps_over_the_image(tmp_path):
+def test_the_plot_shows_the_maps_over_the_image(tmp_path):
     model = TinyModel()
     transform = ImageTransform(TransformConfig(), (16, 24), train=False)
     captions = ("a red circle $5 $6", "the star")

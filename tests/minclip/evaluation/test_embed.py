@@ -29,7 +29,7 @@ def test_scores_are_exact():
 
 
 @pytest.mark.parametrize("length, fits", [(0.985, True), (1.015, True), (0.95, False), (1.05, False)])
-def test_a_row_may_be_as_far_from_unit_length_as_rounding_takes_it(length, fits):
+def test_a_row_may_differ_from_unit_length_by_rounding(length, fits):
     rows = torch.eye(3) * torch.tensor([1.0, length, 1.0])[:, None]
     if fits:
         exact_pair(rows, torch.eye(3), "text")
@@ -129,9 +129,13 @@ def test_the_article_fits_the_class():
     "names, templates, message",
     [
         (["star"], ["a photo"], r"templates \('a photo',\) need .* each with \"\{\}\" for the class"),
-        ([], ["a {}"], "0 class names given, at least 1 needed"),
+        ([], ["a {}"], "no class names: give at least 1"),
         (["star"], [], r"templates \(\) need one or more texts"),
-        (["star", "red", "star"], ["a {}"], "class names must differ: 'star' is given more than once"),
+        (
+            ["star", "red", "star"],
+            ["a {}"],
+            "class name 'star' is given more than once: class names must differ",
+        ),
     ],
 )
 def test_embed_classes_refuses(names, templates, message):
@@ -140,5 +144,5 @@ def test_embed_classes_refuses(names, templates, message):
 
 
 def test_no_text_to_embed():
-    with pytest.raises(ValueError, match="no texts to evaluate: 0 given, at least 1 needed"):
+    with pytest.raises(ValueError, match="no texts to evaluate, at least 1 is needed"):
         embed_texts(TinyCLIP(), TOKENIZER, [])

@@ -1,4 +1,4 @@
-"""The figures of a model on records are those of the functions they are made of."""
+"""The metrics of a model on records are those of the functions that compute them."""
 
 from dataclasses import replace
 from functools import partial
@@ -42,7 +42,7 @@ def test_evaluation_of_records(captions, batch_size):
     assert got.seconds > 0
 
 
-def test_figures_read_as_one_line_a_direction():
+def test_metrics_are_formatted_as_one_line_per_direction():
     images = torch.eye(4)
     metrics = {"images": 4, "captions": 8, **retrieval(images, images[[0, 1, 2, 3] * 2], torch.arange(8) % 4)}
     first, second = format_retrieval(metrics, 12.34).split("\n")
@@ -56,7 +56,7 @@ def test_figures_read_as_one_line_a_direction():
     )
 
 
-def test_any_question_can_be_asked():
+def test_accuracy_on_any_questions():
     model, question = TinyCLIP(), Question(record(0, ("a",)), ("red circle", "star", "blue square"), 1)
     texts = embed_texts(model, TOKENIZER, question.choices)
     image = embed_images(model, [question.record], transform)
@@ -72,7 +72,7 @@ def class_records(count):
     return names, [record(i, (f"a photo of {names[i % 3]}", "the photo"), i % 3) for i in range(count)]
 
 
-def test_class_data_gets_every_figure():
+def test_class_data_has_every_metric():
     model = TinyCLIP()
     names, records = class_records(24)
     train, dev = records[:15], records[15:]
@@ -98,7 +98,7 @@ def test_class_data_gets_every_figure():
 
 @pytest.mark.parametrize("n_train, every", [(10, 1), (16, 2), (20, 2), (21, 3)])
 def test_the_probe_is_fitted_on_evenly_spaced_images(monkeypatch, n_train, every):
-    """No more than PROBE_IMAGES, and of every class, also where the records stand class by class."""
+    """No more than PROBE_IMAGES, and of every class, also if the records are sorted by class."""
     monkeypatch.setattr(evaluate, "PROBE_IMAGES", 10)
     calls = spied(monkeypatch, evaluate, "linear_probe")
     model, (names, dev) = TinyCLIP(), class_records(9)
@@ -128,7 +128,7 @@ def test_the_probe_leaves_out_damaged_training_images():
 
 
 @pytest.mark.parametrize("left", [0, 2])
-def test_there_is_no_probe_where_damage_leaves_out_a_class(left):
+def test_there_is_no_probe_if_a_class_has_only_damaged_images(left):
     model, (names, records) = TinyCLIP(), class_records(24)
     broken = [replace(some, open=partial(decode_image, b"no image", some.image_id)) for some in records]
     with pytest.warns(UserWarning, match=f"left out {15 - left} training images"):
@@ -139,7 +139,7 @@ def test_there_is_no_probe_where_damage_leaves_out_a_class(left):
 
 
 def test_prompts_and_choices_are_embedded_as_they_are(monkeypatch):
-    """The figures of so few images may be right by luck: what they are made from is not."""
+    """Metrics of so few images may be right by chance, so their inputs are compared too."""
     model, (names, dev), templates = TinyCLIP(), class_records(9), ("a photo of a {}", "the {}")
     zero_shots, choices = (spied(monkeypatch, evaluate, name) for name in ("zero_shot", "choice_metrics"))
     evaluate_all(model, dev, transform, TOKENIZER, names, templates)
@@ -173,7 +173,7 @@ def test_two_images_give_no_choice_of_three():
     assert "caption_choice" not in evaluate_all(TinyCLIP(), records, transform, TOKENIZER).metrics
 
 
-def test_every_figure_is_said_beside_its_chance():
+def test_every_metric_is_printed_beside_its_chance():
     names, records = class_records(12)
     found = evaluate_all(TinyCLIP(), records, transform, TOKENIZER, names, train_records=records)
     metrics = found.metrics
@@ -194,7 +194,7 @@ def test_every_figure_is_said_beside_its_chance():
     )
 
 
-def test_each_number_is_said_in_its_own_place():
+def test_each_number_is_printed_in_its_own_place():
     top = {"top1": 0.11, "top5": 0.22, "chance": {"top1": 0.33, "top5": 0.44}, "n": 55}
     metrics = {
         **{"images": 4, "captions": 4, **retrieval(torch.eye(4), torch.eye(4), torch.arange(4))},
@@ -209,9 +209,9 @@ def test_each_number_is_said_in_its_own_place():
     ]
 
 
-def test_nothing_to_evaluate():
+def test_no_records_are_refused():
     model = TinyCLIP()
-    with pytest.raises(ValueError, match="no images to evaluate: 0 given, at least 1 needed"):
+    with pytest.raises(ValueError, match="no images to evaluate, at least 1 is needed"):
         evaluate_records(model, [], transform, TOKENIZER)
     with pytest.raises(ValueError, match="no images to evaluate"):
         choice_accuracy(model, TOKENIZER, transform, [])
@@ -220,7 +220,7 @@ def test_nothing_to_evaluate():
 @pytest.mark.parametrize(
     "groups, probed", [((0, 1, 2, 0, 0), True), ((0, 1, 2, 0, 1, 2), False), ((0, 1, 0, 1, 0, 1), False)]
 )
-def test_there_is_a_probe_where_training_shows_every_class_and_one_three_times(groups, probed):
+def test_a_probe_needs_every_class_and_one_class_three_times(groups, probed):
     names, dev = class_records(9)
     train = [class_records(3)[1][group] for group in groups]
     found = evaluate_all(TinyCLIP(), dev, transform, TOKENIZER, names, train_records=train)
@@ -228,7 +228,7 @@ def test_there_is_a_probe_where_training_shows_every_class_and_one_three_times(g
     assert found.metrics["class_zero_shot"]["n"] == 9
 
 
-def test_without_classes_no_training_record_is_looked_up():
+def test_without_classes_no_training_record_is_read():
     """They may lie in shards, each of which would be read for it."""
 
     class Unread(list):

@@ -1,4 +1,4 @@
-"""The probe's optimum is Newton's; its figures ignore rotations and units of the features; it learns what is there."""
+"""The probe's optimum is Newton's, its metrics are invariant to rotation and scale, and it fits linear classes."""
 
 import pytest
 import torch
@@ -122,7 +122,7 @@ def test_rotating_moving_and_scaling_the_features_changes_nothing(seed):
     assert linear_probe(moved[0], labels, moved[1], new_labels, "abc") == plain
 
 
-def test_what_is_linear_is_learnt_and_noise_is_not():
+def test_linear_classes_are_learned_and_noise_is_not():
     generator = torch.Generator().manual_seed(0)
     labels, new_labels = (torch.randint(4, (count,), generator=generator) for count in (400, 200))
     axes = 3 * torch.eye(4)

@@ -1,4 +1,4 @@
-"""Which pictures a run gets: those that its figures, its data and its towers have something to show for."""
+"""A run has the plots that fit its metrics, its data and its towers."""
 
 import json
 import math
@@ -16,8 +16,8 @@ from minclip.evaluation.evaluate import Evaluation
 from minclip.evaluation.report import (
     draw_classes,
     draw_curves,
+    draw_image_attention,
     draw_plots,
-    draw_where_it_looks,
     draw_zero_shot,
     spread,
 )
@@ -65,14 +65,14 @@ def test_a_run_gets_the_plots_of_its_metrics(tmp_path, metrics, more):
 
 
 def drawn_by(monkeypatch, *names):
-    """{function of the report: what it is given}, from now on; nothing is drawn."""
+    """Replace functions of the report by recorders -> {function: its arguments}."""
     given = {}
     for name in names:
         monkeypatch.setattr(report, name, lambda *values, name=name: given.update({name: values}))
     return given
 
 
-def test_pictures_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
+def test_plots_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
     given = drawn_by(monkeypatch, "loss_curve", "metric_curves", "similarity_matrix", "retrieval_grid")
     records = [record(i, tuple(f"{i} {c}" for c in range(1 + i % 3))) for i in range(20)]
     owners = [i for i, some in enumerate(records) for _ in some.captions]
@@ -90,7 +90,7 @@ def test_pictures_show_the_first_caption_of_each_record(tmp_path, monkeypatch):
     assert torch.equal(embeddings[1], texts)
 
 
-def test_accuracies_stand_beside_the_chance_of_the_first_answer(tmp_path, monkeypatch):
+def test_accuracies_are_plotted_with_the_chance_of_top1(tmp_path, monkeypatch):
     given = drawn_by(monkeypatch, "confusion_matrix", "accuracy_by_class")
     metrics = class_metrics(tuple("abcdef"), torch.arange(9) % 6)
     draw_classes(tmp_path, {"class_zero_shot": metrics})
@@ -123,13 +123,13 @@ def test_too_many_classes_or_one_without_images_are_not_drawn(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_attention_is_drawn_where_the_tower_has_it(tiny_run, tmp_path):
+def test_attention_is_drawn_if_the_tower_has_it(tiny_run, tmp_path):
     model, tokenizer, transform = load(tiny_run)
-    draw_where_it_looks(tmp_path, model, RECORDS[:3], transform, tokenizer)
+    draw_image_attention(tmp_path, model, RECORDS[:3], transform, tokenizer)
     assert [path.name for path in tmp_path.iterdir()] == ["attention.png"]
     (tmp_path / "attention.png").unlink()
     model.image_tower = ResNet(ResNetConfig(image_size=(32, 32), depths=(1,), d_model=4))
-    draw_where_it_looks(tmp_path, model, RECORDS[:3], transform, tokenizer)
+    draw_image_attention(tmp_path, model, RECORDS[:3], transform, tokenizer)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -140,7 +140,7 @@ def test_places_are_spread_evenly(count, wanted, places):
     assert spread(count, wanted) == places
 
 
-def test_failures_are_the_worst_ranks_and_none_where_all_are_right(tmp_path, monkeypatch):
+def test_failures_are_the_worst_ranks_and_none_if_all_are_right(tmp_path, monkeypatch):
     drawn = []
     for name in ("loss_curve", "metric_curves", "similarity_matrix"):
         monkeypatch.setattr(report, name, lambda *_: None)

@@ -135,7 +135,7 @@ def test_no_tensor_holds_the_scores_of_all_images_with_all_texts(n_images, capti
 
 
 @given(pairings(), st.data())
-def test_chance_is_what_all_orders_average_to(image_of_text, data):
+def test_chance_is_the_mean_over_all_orders(image_of_text, data):
     image_of_text = image_of_text[:6]
     images = sorted(set(image_of_text))
     image_of_text = [images.index(image) for image in image_of_text]  # numbered from 0 again
@@ -173,11 +173,11 @@ BROKEN = torch.eye(3).index_fill(0, torch.tensor([1]), float("nan"))
     [
         (BROKEN, EYE, OWN, r"image embeddings: row 1 and 0 more of 3 are not finite"),
         (EYE, EYE / 0.0, OWN, r"text embeddings: row 0 and 2 more of 3 are not finite"),
-        (EYE, 2 * EYE, OWN, r"text embeddings: row 0 has length 2, must be 1"),
+        (EYE, 2 * EYE, OWN, r"text embeddings: row 0 has length 2, not 1: normalise it"),
         (torch.zeros(0, 3), EYE, OWN, r"image embeddings must be \(rows, width\), not empty: got \(0, 3\)"),
         (EYE, torch.ones(3), OWN, r"text embeddings must be \(rows, width\), not empty: got \(3,\)"),
         (EYE, torch.eye(4), torch.arange(4), r"image embeddings have width 3, text embeddings 4"),
-        (EYE, EYE, torch.arange(2), r"image_of_text must have shape \(3,\), one a row: got \(2,\)"),
+        (EYE, EYE, torch.arange(2), r"image_of_text must have shape \(3,\), one per row: got \(2,\)"),
         (EYE, EYE, OWN + 1, r"image_of_text must lie in 0 to 2: got 1 to 3"),
         (EYE, EYE, OWN - 1, r"image_of_text must lie in 0 to 2: got -1 to 1"),
         (EYE, EYE, torch.zeros(3, dtype=torch.int64), r"image 1 and 1 more of 3 have no text: drop them"),
@@ -188,6 +188,6 @@ def test_retrieval_refuses(images, texts, image_of_text, message):
         retrieval(images, texts, image_of_text)
 
 
-def test_groups_are_one_an_image():
-    with pytest.raises(ValueError, match=r"groups must have shape \(3,\), one an image: got \(2,\)"):
+def test_there_is_one_group_per_image():
+    with pytest.raises(ValueError, match=r"groups must have shape \(3,\), one per image: got \(2,\)"):
         retrieval(EYE, EYE, OWN, OWN[:2])

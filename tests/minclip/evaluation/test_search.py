@@ -1,4 +1,4 @@
-"""A folder's embeddings are those of its images, from the cache or not; damaged images and caches change nothing."""
+"""Embeddings of a folder equal those of its images, cached or not; damaged images and caches do not matter."""
 
 import os
 import re

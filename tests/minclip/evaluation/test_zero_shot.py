@@ -23,7 +23,7 @@ def question_lists(draw):
 
 
 @given(question_lists(), SEEDS)
-def test_choice_figures_are_brute_force(questions, seed):
+def test_choice_metrics_equal_brute_force(questions, seed):
     n_choices = sum(len(question.choices) for question in questions)
     images, texts = units_with_ties(len(questions), seed), units_with_ties(n_choices, seed + 1)
     right, rows = 0, iter(texts.tolist())
@@ -66,7 +66,7 @@ def test_wrong_captions_come_from_other_groups_and_are_no_text_of_the_image(rows
         assert len(set().union(*groups)) >= n_choices - 1
 
 
-def test_questions_ask_in_all_positions_for_all_captions_and_all_images():
+def test_questions_cover_all_positions_captions_and_images():
     records = [record(index, tuple(f"{index} {word}" for word in "abc")) for index in range(40)]
     questions = caption_questions(records, n_choices=3)
     assert [question.record for question in questions] == records

@@ -1,4 +1,4 @@
-"""Pretrained sizes change only when asked, and by the laws that are stated."""
+"""Pretrained sizes change on request only, and by the stated laws."""
 
 from dataclasses import replace
 
@@ -10,8 +10,12 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIPConfig
 from minclip.data.transforms import TransformConfig
-from minclip.pretrained import load_image_tower, pretrained_towers, save_image_tower
-from minclip.pretrained.resize import grid_of, resize_image, resize_text, square_grid
+from minclip.pretrained import (
+    load_image_tower,
+    pretrained_towers,
+    save_image_tower,
+)
+from minclip.pretrained.resize import grid_of, resize_image, resize_text
 from minclip.towers.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from minclip.towers.resnet import ResNet, ResNetConfig
 from minclip.towers.text import BertTextConfig, BertTextEncoder
@@ -31,7 +35,7 @@ def test_at_equal_size_nothing_changes(size):
 
 
 @given(st.integers(1, 5), st.integers(1, 5), st.booleans())
-def test_a_resized_vit_takes_the_new_pictures(rows, columns, antialias):
+def test_a_resized_vit_takes_the_new_images(rows, columns, antialias):
     size = (8 * rows, 8 * columns)
     config, weights = resize_image(VIT, VisionTransformer(VIT).state_dict(), size, antialias)
     tower = VisionTransformer(config)
@@ -94,11 +98,3 @@ def test_vocabularies_and_contexts():
     assert torch.equal(smaller["embedding.tokens.weight"], tokens[:10])
     with pytest.raises(ValueError, match="context_length=8 is longer than the 7 positions of these weights"):
         resize_text(TEXT, weights, context_length=8)
-
-
-def test_only_squares_are_understood_without_a_config():
-    assert square_grid(49, "FILE") == (7, 7)
-    with pytest.raises(
-        ValueError, match=r"FILE has positions for 50 places, which is no square: put the config"
-    ):
-        square_grid(50, "FILE")

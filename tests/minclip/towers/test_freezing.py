@@ -1,4 +1,4 @@
-"""Frozen parts do not move: weights, statistics and what they compute; the rest does, at its own rate."""
+"""Frozen parts keep their weights, statistics and outputs; the others are trained, at the tower's own rate."""
 
 from dataclasses import replace
 
@@ -9,30 +9,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minclip.clip import CLIP, CLIPConfig
-from minclip.towers.modified_resnet import ModifiedResNetConfig
-from minclip.towers.resnet import ResNetConfig
-from minclip.towers.text import BertTextConfig, GPTTextConfig
-from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.optim import parameter_groups
 from minlm.training.state import TrainConfig, TrainingState, make_optimizers
-from tests.drawing import FLOAT32, backward, batch_of
+from tests.drawing import FLOAT32, IMAGES, TEXTS, backward, batch_of
 
 seeds = st.integers(0, 10**6)
-stack = {"d_model": 8, "n_heads": 2, "n_layers": 3, "dropout": 0.2}
-patches = {"image_size": (16, 16), "patch_size": (8, 8)}
-IMAGES = [
-    VisionTransformerConfig(**stack, **patches),
-    VisionTransformerConfig(**stack, **patches, norm_input=True, pool="mean"),
-    ResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, stem="small"),
-    ModifiedResNetConfig(image_size=(16, 16), depths=(2, 1), d_model=4, n_heads=2),
-]
-words = {"vocab_size": 20, "context_length": 8}
-TEXTS = [
-    GPTTextConfig(**stack, **words),
-    BertTextConfig(**stack, **words, pool="pooler", token_types=2),
-    BertTextConfig(**stack, **words),
-]
-N_BLOCKS = 3
+N_BLOCKS = 3  # of every tower in IMAGES and TEXTS
 counts = st.integers(-1, N_BLOCKS)
 configs = st.builds(
     lambda image, text, trained_images, trained_texts, **fields: CLIPConfig(
@@ -51,7 +33,7 @@ configs = st.builds(
 
 
 def trained_names(tower: nn.Module, count: int) -> set[str]:
-    """Told from the names: the last `count` Blocks, and what runs after them."""
+    """Names of the last `count` Blocks and of the layers after them."""
     names = {name for name, _ in tower.named_parameters()}
     if count < 1:
         return names if count == -1 else set()
@@ -71,7 +53,7 @@ def trained_in(model: CLIP) -> set[str]:
 
 
 @given(configs, seeds)
-def test_training_moves_what_is_trained_and_nothing_else(config, seed):
+def test_training_changes_the_trained_parts_only(config, seed):
     """Weights and BatchNorm statistics of the frozen parts stay bit for bit, with an average and in parts too."""
     torch.manual_seed(seed)
     model, batch = CLIP(config), batch_of(config, 8, seed)
@@ -105,7 +87,7 @@ def test_training_moves_what_is_trained_and_nothing_else(config, seed):
 
 @given(configs, seeds)
 def test_a_frozen_tower_computes_the_same_in_training_and_evaluation(config, seed):
-    """No dropout, no patch dropout, no batch statistics; also for a tower of which the head alone is trained."""
+    """No dropout, no patch dropout, no batch statistics; also if only the tower's head is trained."""
     model, batch = CLIP(config), batch_of(config, 4, seed)
     batch["images"] = batch["images"].float()
     inputs = {"image": (batch["images"],), "text": (batch["tokens"], batch["token_mask"])}

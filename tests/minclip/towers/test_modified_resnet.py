@@ -13,7 +13,7 @@ from minclip.towers.modified_resnet import (
     ModifiedResNet,
     ModifiedResNetConfig,
 )
-from tests.minclip.towers.test_resnet import randomise
+from tests.drawing import randomise_norms
 
 seeds = st.integers(0, 10**6)
 configs = st.builds(
@@ -82,7 +82,7 @@ def pooled_by_torch(tokens: Tensor, weights: dict[str, Tensor], name: str, n_hea
 
 @given(st.sampled_from([1, 2]), st.integers(1, 9), st.integers(1, 3), st.integers(1, 4), seeds)
 def test_a_block_is_torchs_functions(stride, c_in, width, side, seed):
-    block = randomise(AntialiasedBlock(c_in, width, stride), seed)
+    block = randomise_norms(AntialiasedBlock(c_in, width, stride), seed)
     x = drawn(seed, 2, c_in, 2 * side, 2 * side + 2)
     same(block(x), block_by_hand(x, block.state_dict(), "", stride))
     assert isinstance(block.shortcut, nn.Identity) == (stride == 1 and c_in == 4 * width)
@@ -90,14 +90,14 @@ def test_a_block_is_torchs_functions(stride, c_in, width, side, seed):
 
 @given(st.integers(1, 9), st.integers(1, 3), st.integers(1, 5), seeds)
 def test_attention_pooling_is_torchs_multi_head_attention(n_places, n_heads, head_size, seed):
-    pooling = randomise(AttentionPooling(n_places, n_heads * head_size, n_heads), seed)
+    pooling = randomise_norms(AttentionPooling(n_places, n_heads * head_size, n_heads), seed)
     x = drawn(seed, 3, n_places, n_heads * head_size)
     same(pooling(x), pooled_by_torch(x, pooling.state_dict(), "", n_heads))
 
 
 @given(configs, seeds)
 def test_the_tower_is_torchs_functions(config, seed):
-    model, images = randomise(ModifiedResNet(config), seed), drawn(seed, 2, 3, *config.image_size)
+    model, images = randomise_norms(ModifiedResNet(config), seed), drawn(seed, 2, 3, *config.image_size)
     weights, x = model.state_dict(), images
     for i, stride in enumerate((2, 1, 1)):
         x = F.relu(conv_norm(x, weights, f"stem.{i}", stride))
@@ -115,13 +115,13 @@ def test_the_tower_is_torchs_functions(config, seed):
 
 @given(st.sampled_from([1, 2]), st.integers(1, 2), seeds)
 def test_a_new_block_is_its_shortcut(stride, width, seed):
-    """The last BatchNorm's gain starts at zero, so depth costs nothing at first."""
+    """The last BatchNorm's gain starts at zero, so each block starts as the identity."""
     block, x = AntialiasedBlock(4 * width, width, stride).double().eval(), drawn(seed, 2, 4 * width, 4, 4)
     same(block(x), block.shortcut(x).relu())
 
 
 @given(st.sampled_from([32, 48]), seeds)
-def test_attention_pooling_starts_with_a_deviation_of_one_over_the_root_of_the_width(width, seed):
+def test_attention_pooling_is_initialised_with_std_one_over_the_root_of_the_width(width, seed):
     """Positions and projections, as CLIP; biases at zero."""
     torch.manual_seed(seed)
     for name, value in AttentionPooling(width, width, 2).named_parameters():
@@ -143,7 +143,7 @@ def test_published_size():
 
 def test_other_image_sizes_are_refused():
     model = ModifiedResNet(ModifiedResNetConfig(image_size=(8, 16), depths=(1, 1), d_model=2, n_heads=2))
-    with pytest.raises(ValueError, match=r"images of \(16, 8\) pixels, but this tower takes \(8, 16\)"):
+    with pytest.raises(ValueError, match=r"images \(1, 3, 16, 8\) must be of size \(8, 16\): resize"):
         model(torch.zeros(1, 3, 16, 8))
 
 

@@ -1,4 +1,4 @@
-"""The heads: their equations, the Kronecker law, parameter counts, and the deviation they start with."""
+"""Heads: their equations, the Kronecker product, parameter counts, and their std at initialisation."""
 
 from functools import reduce
 from math import prod
@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.towers.projection import LowRank, NdLinear, NdLinearProjection, make_projection, two_axes
-from tests.minlm.test_transformer import normal, randomise
+from tests.minlm.reference import normal, randomise
 
 seeds = st.integers(0, 10**6)
 widths = st.integers(1, 40)
@@ -60,7 +60,7 @@ def test_ndlinear_has_the_parameters_of_its_formula(sizes):
 
 
 @pytest.mark.parametrize("sizes", [[(256, 64)], [(16, 48), (16, 16)], [(8, 8), (8, 16), (12, 4)]])
-def test_ndlinear_keeps_the_deviation_as_a_dense_head_does(sizes):
+def test_ndlinear_preserves_the_std_as_a_dense_head_does(sizes):
     """torch's own initialisation would leave 0.58 of it for each axis."""
     in_shape, out_shape = zip(*sizes, strict=True)
     x, stds, torchs = torch.randn(64, *in_shape), {"nd": [], "dense": []}, []
@@ -83,7 +83,7 @@ def test_ndlinear_keeps_the_deviation_as_a_dense_head_does(sizes):
     "in_shape, out_shape", [((), ()), ((2, 3), (2,)), ((2,), (3, 3)), ((2, 0), (2, 2)), ((2, 2), (2, 0))]
 )
 def test_axes_that_do_not_match_are_refused(in_shape, out_shape):
-    with pytest.raises(ValueError, match=r"as many axes on both sides, at least one, each of size 1 or more"):
+    with pytest.raises(ValueError, match=r"the same number of axes, at least one, each of size 1 or more"):
         NdLinear(in_shape, out_shape)
 
 
@@ -112,7 +112,7 @@ def test_the_papers_example():
 
 @given(st.integers(1, 2048), st.integers(1, 512))
 def test_low_rank_has_the_parameters_of_ndlinear(width, embed_dim):
-    """As nearly as a rank can: within half of what one rank costs, unless not even rank 1 is paid for."""
+    """As nearly as possible: within half the parameters of one rank, unless rank 1 already has more."""
     with torch.device("meta"):
         low_rank, budget = LowRank(width, embed_dim), n_parameters(NdLinearProjection(width, embed_dim))
     assert n_parameters(low_rank) == low_rank.rank * (width + embed_dim)
@@ -161,7 +161,7 @@ def test_the_residual_heads_dropout_is_on_its_correction():
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_heads_start_at_the_deviation_of_their_input(kind):
+def test_heads_preserve_the_std_of_their_input_at_initialisation(kind):
     torch.manual_seed(1)
     out = torch.stack([make_projection(kind, 768, 256).eval()(torch.randn(32, 768)) for _ in range(40)])
     assert out.square().mean().sqrt().item() == pytest.approx(1, rel=0.15)

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from minclip.towers.resnet import ResidualBlock, ResNet, ResNetConfig
+from tests.drawing import randomise_norms
 
 seeds = st.integers(0, 10**6)
 SIZES = {  # He et al. 2016, table 1; parameters without the classifier, as torchvision's models have them
@@ -32,16 +33,6 @@ def test_published_sizes(layers):
     assert model.width == (512 if config.block == "basic" else 2048)
 
 
-def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Statistics and gains drawn too: fresh ones would hide a missing BatchNorm."""
-    generator = torch.Generator().manual_seed(seed)
-    for name, value in model.state_dict().items():
-        if value.is_floating_point():
-            drawn = torch.rand(value.shape, generator=generator) + 0.5
-            value.copy_(drawn if "running_var" in name else drawn - 1)
-    return model.double().eval()
-
-
 def by_hand(x, conv, norm, stride):
     """Convolution by unfold, then BatchNorm by its equation."""
     weight, kernel = conv.weight, conv.weight.shape[-1]
@@ -56,7 +47,7 @@ def by_hand(x, conv, norm, stride):
 
 @given(st.booleans(), st.sampled_from([1, 2]), st.integers(1, 3), st.integers(1, 3), st.integers(3, 7), seeds)
 def test_a_block_is_its_equation(bottleneck, stride, c_in, width, side, seed):
-    block = randomise(ResidualBlock(c_in, width, stride, bottleneck), seed)
+    block = randomise_norms(ResidualBlock(c_in, width, stride, bottleneck), seed)
     x = torch.randn(2, c_in, side, side + 1, generator=torch.Generator().manual_seed(seed)).double()
     strides = [1, stride, 1] if bottleneck else [stride, 1]  # in the 3x3 of a bottleneck
     y = x
@@ -76,7 +67,7 @@ def test_a_block_is_its_equation(bottleneck, stride, c_in, width, side, seed):
     st.integers(1, 3),
     seeds,
 )
-def test_features_are_the_mean_of_the_last_map_and_the_stride_is_told(stem, depths, rows, columns, seed):
+def test_features_are_the_mean_of_the_last_map_of_the_configs_stride(stem, depths, rows, columns, seed):
     stride = (1 if stem == "cifar" else 4) * 2 ** (len(depths) - 1)
     size = (stride * rows, stride * columns)
     model = ResNet(ResNetConfig(image_size=size, depths=tuple(depths), d_model=4, stem=stem)).eval()

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextConfig, GPTTextEncoder
 from minlm.masks import causal_mask
-from tests.minlm.test_transformer import normal, randomise, torch_stack
+from tests.minlm.reference import normal, randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
 batches = st.integers(1, 4)
@@ -67,7 +67,7 @@ def lengths(seed: int, batch: int, length: int) -> torch.Tensor:
 
 
 def ended(config: GPTTextConfig, seed: int, batch: int, length: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """tokens (B, T) whose first end id stands at the drawn place end (B); anything may follow it."""
+    """tokens (B, T) whose first end id is at the drawn positions end (B); anything may follow."""
     end = lengths(seed + 1, batch, length) - 1
     tokens = words(config, seed, batch, length)
     text = (torch.arange(length) < end[:, None]) & (tokens == config.end_id)
@@ -77,7 +77,7 @@ def ended(config: GPTTextConfig, seed: int, batch: int, length: int) -> tuple[to
 
 
 def prefix_mask(config, seed: int, batch: int, length: int) -> torch.Tensor:
-    """token_mask (B, T): at least one real token a row, then padding."""
+    """token_mask (B, T): at least one real token per row, then padding."""
     return torch.arange(length) < lengths(seed + 1, batch, length)[:, None]
 
 
@@ -95,8 +95,8 @@ def test_gpt_is_torchs_causal_encoder_pooled_at_the_first_end(config, batch, see
 
 
 @given(gpt_configs, batches, seeds)
-def test_gpt_does_not_see_what_follows_the_end(config, batch, seed):
-    """Nor how much of it there is: the text alone gives the same features."""
+def test_gpt_ignores_tokens_after_the_end(config, batch, seed):
+    """And their number: the text alone gives the same features."""
     model, length = encoder(config, seed), config.context_length
     tokens, end = ended(config, seed, batch, length)
     after = torch.arange(length) > end[:, None]
@@ -173,8 +173,8 @@ def test_bert_does_not_see_padding(config, batch, seed):
 
 
 @given(bert_configs, batches, seeds)
-def test_padding_may_stand_anywhere(config, batch, seed):
-    """No rule that real tokens come first: a hole in the mask hides its token too."""
+def test_padding_may_be_anywhere(config, batch, seed):
+    """Real tokens need not come first: a masked token in between is ignored too."""
     model, length = encoder(config, seed), config.context_length
     tokens = words(config, seed, batch, length)
     token_mask = normal(seed + 1, batch, length) > 0
@@ -269,8 +269,8 @@ def test_impossible_configs_are_refused(config_class, wrong):
 
 
 @given(st.sampled_from([32, 48]), seeds)
-def test_berts_own_weights_start_with_its_deviations(d_model, seed):
-    """0.02 for a table, one over the root of the width for the pooler, whose bias is zero."""
+def test_berts_own_weights_are_initialised_with_its_stds(d_model, seed):
+    """0.02 for the token types, one over the root of the width for the pooler, and zero biases."""
     torch.manual_seed(seed)
     sizes = {"d_model": d_model, "n_heads": 2, "n_layers": 1}
     model = BertTextEncoder(BertTextConfig(**sizes, pool="pooler", token_types=64))

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from minclip.towers.vit import VisionTransformer, VisionTransformerConfig, drop_patches, resize_positions
 from minlm.transformer import record_attention
-from tests.minlm.test_transformer import normal, randomise, torch_stack
+from tests.minlm.reference import normal, randomise, torch_stack
 
 seeds = st.integers(0, 10**6)
 batches = st.integers(1, 3)
@@ -49,7 +49,7 @@ def photos(config: VisionTransformerConfig, batch: int, seed: int) -> torch.Tens
 
 
 def first_tokens(model: VisionTransformer, images: torch.Tensor) -> torch.Tensor:
-    """What the Transformer is given: patches embedded, positions added."""
+    """The input of the Transformer: embedded patches plus positions."""
     seen = []
     handle = model.transformer.register_forward_pre_hook(lambda module, inputs: seen.append(inputs[0]))
     model.forward_tokens(images)
@@ -157,7 +157,7 @@ def test_images_of_another_size_are_refused(config, size, seed):
     if size == config.image_size:
         model(normal(seed, 1, 3, *size))
         return
-    with pytest.raises(ValueError, match=rf"images of \({size[0]}, {size[1]}\) pixels.*resize_positions\(\)"):
+    with pytest.raises(ValueError, match=rf"images \(1, 3, {size[0]}, {size[1]}\) must be of size"):
         model(normal(seed, 1, 3, *size))
 
 
@@ -264,7 +264,7 @@ def test_a_tower_with_resized_positions_takes_images_of_the_new_size(config, gri
 
 @given(st.sampled_from([64, 128, 192]), st.sampled_from([4, 8, 16]), seeds)
 def test_positions_start_at_the_size_of_the_embedded_patches(d_model, patch, seed):
-    """So that the first attention can tell places apart: within a factor of three for normalised pictures."""
+    """So that the first layer distinguishes positions: within a factor of three for normalised images."""
     torch.manual_seed(seed)
     config = VisionTransformerConfig(
         d_model=d_model, image_size=(2 * patch, 2 * patch), patch_size=(patch, patch)
@@ -276,7 +276,7 @@ def test_positions_start_at_the_size_of_the_embedded_patches(d_model, patch, see
 
 @given(configs, st.integers(1, 5), seeds, st.floats(0.05, 0.95))
 def test_patch_dropout_keeps_a_share_of_the_patches_in_training_only(config, batch, seed, share):
-    """Tokens that stay are unchanged, the class token among them; another choice for each picture and step."""
+    """Kept tokens are unchanged, the class token among them; the choice differs per image and step."""
     config = replace(config, pool="class" if config.pool == "last" else config.pool)
     model, images = tower(replace(config, patch_dropout=share), seed), photos(config, batch, seed)
     whole = first_tokens(model, images)

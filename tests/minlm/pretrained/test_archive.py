@@ -81,7 +81,7 @@ def rewrite(path, changes: dict[str, bytes], compression=zipfile.ZIP_STORED):
             zipped.writestr(name, next((new for end, new in changes.items() if name.endswith(end)), data))
 
 
-def test_the_code_in_it_is_never_looked_at(tmp_path):
+def test_the_code_in_it_is_never_read(tmp_path):
     module = write(tmp_path / "a.pt")
     rewrite(tmp_path / "a.pt", {".py": b"raise SystemExit", "constants.pkl": b"no pickle"})
     assert torch.equal(read_torchscript(tmp_path / "a.pt")["word"], module.word)
@@ -96,7 +96,7 @@ class Hostile:
 
 
 @pytest.mark.parametrize("call", [os.mkdir, eval, getattr, torch.load, print, pickle.loads, __import__])
-def test_whatever_would_run_is_refused_by_name(call, tmp_path):
+def test_code_is_refused_by_name(call, tmp_path):
     write(tmp_path / "a.pt")
     target = str(tmp_path / "made")
     rewrite(tmp_path / "a.pt", {"data.pkl": pickle.dumps(Hostile(call, target), protocol=2)})
@@ -107,7 +107,7 @@ def test_whatever_would_run_is_refused_by_name(call, tmp_path):
     assert not os.path.exists(target)
 
 
-def test_damage_is_told_in_one_line(tmp_path):
+def test_damage_is_reported_in_one_line(tmp_path):
     whole = tmp_path / "whole.pt"
     write(whole)
     data = whole.read_bytes()

@@ -107,18 +107,16 @@ def test_results_own_their_memory_and_are_float32():
     st.sampled_from([float("nan"), float("inf"), float("-inf")]),
     st.data(),
 )
-def test_numbers_that_are_none_are_refused_by_name(name, number, data):
+def test_nan_and_infinite_values_are_refused_by_name(name, number, data):
     theirs = draw(4, 0)
     theirs[name].view(-1)[data.draw(st.integers(0, theirs[name].numel() - 1))] = number
-    with pytest.raises(
-        ValueError, match=r"^FILE: \S+ has numbers that are NaN or infinite: take another file$"
-    ):
+    with pytest.raises(ValueError, match=r"^FILE: \S+ has NaN or infinite values: take another file$"):
         bring_in(theirs)
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool, torch.complex64])
 @given(name=st.sampled_from(sorted(draw(4, 0))))
-def test_whole_and_complex_numbers_are_no_weights(dtype, name):
+def test_integer_and_complex_tensors_are_refused(dtype, name):
     theirs = draw(4, 0)
     with pytest.raises(
         ValueError, match=rf"^FILE: \S+ is of {dtype}, torch.float32 is needed: take another file$"
@@ -126,15 +124,15 @@ def test_whole_and_complex_numbers_are_no_weights(dtype, name):
         bring_in(theirs | {name: theirs[name].to(dtype)})
 
 
-def test_what_is_infinite_in_float32_is_refused():
+def test_values_that_overflow_float32_are_refused():
     theirs = {name: value.double() for name, value in draw(4, 0).items()}
     bring_in(theirs)
     theirs["cls"] += 1e39
-    with pytest.raises(ValueError, match="FILE: token has numbers that are NaN or infinite"):
+    with pytest.raises(ValueError, match="FILE: token has NaN or infinite"):
         bring_in(theirs)
 
 
-def test_both_leftover_lists_and_shapes_stand_in_one_line():
+def test_both_leftover_lists_and_shapes_are_in_one_line():
     theirs = draw(4, 0) | {
         "stranger": torch.zeros(2),
         "h.7.mask": torch.zeros(1),
@@ -157,7 +155,7 @@ def test_ignored_means_the_whole_name():
         bring_in(draw(4, 0) | {"h.7.mask": torch.zeros(1)}, ignored={})
 
 
-def test_export_names_what_has_no_place():
+def test_export_names_tensors_without_a_row():
     ours = bring_in(draw(4, 0))
     with pytest.raises(ValueError, match="1 not used: more; 1 not filled: token"):
         export_weights(
@@ -182,7 +180,7 @@ class Sizes:
             raise ValueError("width below 1")
 
 
-def test_facts_are_said_or_given_never_guessed():
+def test_facts_are_read_or_given_never_guessed():
     facts = {"width": 8, "heads": None, "activation": None}
     with pytest.raises(
         ValueError, match=r"FILE does not say heads, activation: .* give heads=..., activation=..."
@@ -191,7 +189,7 @@ def test_facts_are_said_or_given_never_guessed():
     assert complete(Sizes, facts, {"heads": 2, "activation": "relu"}, "FILE") == Sizes(
         width=8, heads=2, activation="relu"
     )
-    with pytest.raises(ValueError, match=r"\['hats'\] are no options of Sizes"):
+    with pytest.raises(ValueError, match=r"\['hats'\] are not options of Sizes"):
         complete(Sizes, facts, {"hats": 2}, "FILE")
     with pytest.raises(ValueError, match=r"^FILE: width='wide' must be int, not str$"):
         complete(Sizes, {"width": "wide"}, {}, "FILE")

@@ -27,7 +27,7 @@ def same(found, expected) -> bool:
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "weights.bin", "weights.pt", "no-ending"])
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
-def test_form_is_told_by_content_not_by_name(name, form, tmp_path):
+def test_the_form_is_recognised_by_content(name, form, tmp_path):
     path = tmp_path / name
     if form == "safetensors":
         save_file(some_weights(), path)
@@ -45,7 +45,7 @@ def test_any_length_of_a_safetensors_header(length, tmp_path):
 
 
 @pytest.mark.parametrize("wrap", ["state_dict", "model", "model_state_dict"])
-def test_wrappers_and_prefixes_are_taken_off(wrap, tmp_path):
+def test_wrappers_and_prefixes_are_removed(wrap, tmp_path):
     names = {f"module._orig_mod.{name}": value for name, value in some_weights().items()}
     torch.save({wrap: {"state_dict": names}, "epoch": 3, "optimizer": {"lr": 1.0}}, tmp_path / "a.pt")
     assert same(read_weights(tmp_path / "a.pt").tensors, some_weights())
@@ -134,7 +134,7 @@ def test_a_pickle_that_would_run_code_is_refused_by_name(form, call, tmp_path):
 def test_a_pickle_of_another_protocol_is_refused_without_advice_for_pytorch(tmp_path):
     path, target = tmp_path / "a.bin", tmp_path / "made"
     path.write_bytes(pickle.dumps({"x": Hostile(os.mkdir, str(target))}, protocol=4))
-    refused = pytest.raises(ValueError, match=r"a.bin .*: it is no pickle of tensors: refused")
+    refused = pytest.raises(ValueError, match=r"a.bin .*: it is not a pickle of tensors: refused")
     with warnings.catch_warnings(record=True) as said, refused:
         read_weights(path)
     assert not said
@@ -143,7 +143,7 @@ def test_a_pickle_of_another_protocol_is_refused_without_advice_for_pytorch(tmp_
 
 @pytest.mark.parametrize("form", ["safetensors", "zip", "legacy"])
 @given(share=st.floats(0, 0.97))
-def test_a_file_that_is_cut_short_is_one_error(tmp_path_factory, form, share):
+def test_a_truncated_file_is_one_error(tmp_path_factory, form, share):
     path = tmp_path_factory.mktemp("torn") / "a.bin"
     if form == "safetensors":
         save_file(some_weights(), path)
@@ -217,7 +217,7 @@ def test_a_hostile_safetensors_header_is_one_line(header, tmp_path):
         read_weights(path)
 
 
-def test_numbers_that_stand_for_more_than_the_file_holds_are_refused(tmp_path):
+def test_tensors_larger_than_the_file_are_refused(tmp_path):
     """Import copies: one number with a stride of zero would become any number of numbers."""
     tensors = {"a": torch.zeros(1).expand(10**12), "b": torch.zeros(2)}
     torch.save(tensors, tmp_path / "a.pt")
@@ -228,10 +228,10 @@ def test_numbers_that_stand_for_more_than_the_file_holds_are_refused(tmp_path):
     assert torch.equal(read_weights(tmp_path / "a.pt").tensors["b"], tied)
 
 
-def test_what_is_no_file_of_weights_is_named(tmp_path):
+def test_files_that_are_not_weights_are_refused(tmp_path):
     path = tmp_path / "a.bin"
     path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 3\n")
-    with pytest.raises(ValueError, match="is a Git LFS pointer of 63 bytes: fetch the file it stands for"):
+    with pytest.raises(ValueError, match="is a Git LFS pointer of 63 bytes: fetch the file itself"):
         read_weights(path)
     path.write_text("<!DOCTYPE html>")
     with pytest.raises(
@@ -253,7 +253,7 @@ def test_what_is_no_file_of_weights_is_named(tmp_path):
         ({"model": {"a": torch.zeros(1)}, "state_dict": {"a": torch.zeros(1)}}, "several state dicts"),
     ],
 )
-def test_what_is_no_state_dict_is_named(content, words, tmp_path):
+def test_contents_that_are_not_state_dicts_are_refused(content, words, tmp_path):
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(ValueError, match=words):
         read_weights(tmp_path / "a.pt")
@@ -263,7 +263,7 @@ def test_a_wrapper_inside_itself_ends(tmp_path):
     knot = {}
     knot["model"] = knot
     torch.save(knot, tmp_path / "a.pt")
-    with pytest.raises(ValueError, match="is no state dict"):
+    with pytest.raises(ValueError, match="is not a state dict"):
         read_weights(tmp_path / "a.pt")
 
 
@@ -277,8 +277,8 @@ def test_shapes_and_configs(tmp_path):
         source.shape("a.weight", 4)
     assert source.read_json("config.json") == {}
     (tmp_path / "config.json").write_text("[1]")
-    with pytest.raises(ValueError, match="holds a list where an object"):
+    with pytest.raises(ValueError, match="holds a list, not an object"):
         source.read_json("config.json")
     (tmp_path / "config.json").write_text("{")
-    with pytest.raises(ValueError, match=r"config.json is not JSON"):
+    with pytest.raises(ValueError, match=r"config.json' is not JSON"):
         source.read_json("config.json")

@@ -1,8 +1,7 @@
-"""Continuity: do the facts of a scene hold from its first line to its last?
+"""A checker of the facts in a scene of the built-in script, independent of the grammar.
 
-`log_probability` says whether a scene is possible at all; this says what is wrong with one that is not, line by line,
-so that a trained model's scenes can be judged by what they got right. It reads each paragraph with the templates of
-`scene.py`, but keeps its own record of the facts: it knows nothing of the plot's states and probabilities.
+It reads each paragraph with the templates of `scene.py` but keeps its own record of the facts, and knows nothing of
+the plot's states and probabilities. So it confirms that the grammar writes consistent scenes only.
 """
 
 import re
@@ -42,7 +41,7 @@ ACTIONS = {
 
 @dataclass
 class Facts:
-    """What is known at a point of a scene, by name."""
+    """Facts known at a point of a scene, by name."""
 
     on_stage: set[str] = field(default_factory=set)
     away: set[str] = field(default_factory=set)
@@ -55,7 +54,7 @@ class Facts:
 
 @cache
 def expression(text: str) -> re.Pattern:
-    """A template as a regular expression: a group for each variable, named by its letter."""
+    """Turn a template into a regular expression with one group per variable, named by its letter."""
     parts, seen = [], set()
     for piece in MARK.split(text):
         if piece.startswith("<"):
@@ -74,7 +73,7 @@ def expression(text: str) -> re.Pattern:
 
 
 def read(text: str, kinds: dict[str, list[str]]) -> tuple[str, dict[str, str]] | None:
-    """The kind of a paragraph and its variables' values (names in capitals), or None where no template fits."""
+    """Return (kind, variables' values) of a paragraph, names in capitals; None if no template matches."""
     for kind, templates in kinds.items():
         for template in templates:
             found = expression(template).fullmatch(text)
@@ -85,9 +84,9 @@ def read(text: str, kinds: dict[str, list[str]]) -> tuple[str, dict[str, str]] |
 
 
 def check_facts(text: str) -> list[str]:
-    """What is wrong with a text of scenes, one line a fault; empty where all facts hold.
+    """Return the faults in a text of scenes, one line per fault.
 
-    A paragraph that no template fits is a fault too ("cannot read"); so is a last paragraph that breaks off.
+    A paragraph that matches no template, such as a truncated one, is a fault too ("cannot read").
     """
     faults, facts = [], Facts()
     for paragraph in filter(None, text.split("\n\n")):
@@ -105,7 +104,7 @@ def check_facts(text: str) -> list[str]:
 
 
 def hear(paragraph: str, facts: Facts) -> list[str]:
-    """Faults of a cue and its lines; a promise made is noted in the facts."""
+    """Return the faults of a cue and its lines; record a promise in the facts."""
     cue, *lines = (line.strip() for line in paragraph.split("\n"))
     faults = [] if cue in facts.on_stage else [f"{cue} speaks but is not on stage"]
     audience = facts.on_stage - {cue}
@@ -144,12 +143,12 @@ def hear(paragraph: str, facts: Facts) -> list[str]:
 
 
 def see(paragraph: str, facts: Facts) -> list[str]:
-    """Faults of an action; what it changes is noted in the facts."""
+    """Return the faults of an action; record its changes in the facts."""
     found = read(paragraph, ACTIONS)
     if found is None:
         return [f"cannot read {paragraph!r}"]
     kind, seen = found
-    who, thing = seen.get("S") or seen.get("H") or seen.get("C"), facts.thing
+    who, thing = seen.get("S") or seen.get("H") or seen.get("C", ""), facts.thing
     if kind == "opening":
         facts.on_stage, facts.holder, facts.thing = {seen["A"], seen["B"]}, seen["A"], seen["X"]
     if kind in ("setting", "opening"):

@@ -1,4 +1,4 @@
-"""Scripts labelled by hand, one per layout: nearly every word of speech, names and headings is found.
+"""Scripts labelled by hand, one per layout: nearly every word of speech, names and headings is recognised.
 
 A line of scripts/*.txt is its label, "|" and the line itself: H heading, A action, C cue, P parenthetical,
 D dialogue, M mark, I a cue with its speech on the same line, N a heading between two scene numbers.
@@ -16,7 +16,7 @@ SCRIPTS = sorted((Path(__file__).parent / "scripts").glob("*.txt"))
 
 
 def labelled(path: Path) -> tuple[str, list[str]]:
-    """The text of a labelled file, and the label of each word."""
+    """Read a labelled file -> (text, label of each word)."""
     lines, labels = [], []
     for row in path.read_text(encoding="utf-8").splitlines():
         kind, line = row.split("|", 1)
@@ -45,12 +45,12 @@ def test_speech_and_names_are_found_in_every_layout(path, record_property):
         assert min(recall, precision) >= 0.99, report
 
 
-def test_the_same_story_is_told_in_every_layout():
-    """All layouts hold the same speeches, so that none passes by saying little."""
+def test_all_layouts_contain_the_same_speech():
     spoken = {
         path.stem: [w for t in parse_script(labelled(path)[0]).turns for w in t.line.split()]
         for path in SCRIPTS
     }
+    assert len(spoken) == 15
     for stem, words in spoken.items():
         assert words == spoken["indented"], stem
 
@@ -69,7 +69,12 @@ def test_headings(heading):
     )
 
 
-def test_square_brackets_are_gestures():
+def test_a_recurring_sentence_is_no_name_in_title_case():
+    text = "\n\n".join(["Anna\nYes.", "Rex\nNo.", "Boom.\nHe falls."] * 3)
+    assert {name for kind, name in pieces(text) if kind == "cue"} == {"Anna", "Rex"}
+
+
+def test_square_brackets_are_parentheticals():
     text = "ANNA\n[nods]\nYes.\n\nROD [aside]:\nNo.\n\nRex [loud]: Oh.\n\nRex: No.\n\nRex [low]: Ah."
     assert pieces(text) == [
         ("cue", "ANNA"),
@@ -90,8 +95,8 @@ def test_square_brackets_are_gestures():
 @pytest.mark.parametrize(
     "line", [" " * 300_000 + "x", "x" + " " * 300_000 + "y", "1" + " " * 300_000 + "x  ****"]
 )
-def test_time_grows_with_the_length_of_a_line(line):
-    """A pattern that tries every pair of places would take hours here."""
+def test_time_is_linear_in_the_length_of_a_line(line):
+    """Trying every pair of positions would take hours."""
     assert [
         piece for _, text in pieces(f"ANNA\nYes.\n\n{line}") for piece in text.split()
     ] == f"ANNA Yes. {line}".split()

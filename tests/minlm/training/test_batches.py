@@ -1,4 +1,4 @@
-"""The batch is a function of (seed, step), whoever draws it and wherever the run was resumed."""
+"""The batch is a function of (seed, step), whichever process draws it and wherever the run is resumed."""
 
 from dataclasses import replace
 
@@ -35,7 +35,7 @@ def drawn(batches, start, count):
 
 @given(st.integers(1, 40), st.integers(1, 7), st.integers(0, 99), st.integers(0, 5))
 def test_an_epoch_is_a_permutation_in_which_neighbours_stay_together(n_items, neighbours, seed, epoch):
-    """Each run fills one slot of the order; only one run may be divided, to fill the slot of the short one."""
+    """Each run fills one slot of the order; only one run may be cut, to fill the slot of the short one."""
     order = epoch_order(n_items, seed, epoch, neighbours)
     assert sorted(order) == list(range(n_items))
     slots = {tuple(order[i : i + neighbours]) for i in range(0, n_items, neighbours)}
@@ -47,7 +47,7 @@ def test_an_epoch_is_a_permutation_in_which_neighbours_stay_together(n_items, ne
 
 @given(st.integers(1, 9), st.integers(2, 5), st.integers(1, 3), st.integers(0, 99))
 def test_batches_of_whole_runs_see_every_item(n_runs, neighbours, runs_per_batch, seed):
-    """Whatever does not divide what: over the epochs also the short run at the end of the data is drawn."""
+    """Over several epochs the short run at the end of the data is drawn too, whatever the sizes."""
     runs_per_batch = min(runs_per_batch, n_runs)
     n_items = n_runs * neighbours + seed % neighbours
     batches = Batches(Keys(n_items), runs_per_batch * neighbours, seed, neighbours=neighbours)
@@ -91,13 +91,13 @@ def test_a_small_set_has_the_largest_batch_it_fills(n_items, share, neighbours, 
     Batches(Keys(n_items), fitted.batch_size, 0, neighbours=neighbours, world_size=world_size)
 
 
-def test_processes_that_cannot_share_a_batch_are_told_the_option():
+def test_a_batch_that_processes_cannot_share_is_refused():
     with pytest.raises(ValueError, match=r"--train.batch_size 6 cannot be shared equally by 4 processes"):
         fit_batch(TrainConfig(steps=1, batch_size=6), 99, 4)
 
 
 @given(st.integers(2, 30), st.integers(1, 8), st.integers(0, 99))
-def test_no_item_comes_twice_in_an_epoch(n_items, batch_size, seed):
+def test_no_item_is_drawn_twice_in_an_epoch(n_items, batch_size, seed):
     batch_size = min(batch_size, n_items)
     batches = Batches(Keys(n_items), batch_size, seed)
     keys = [tuple(key) for batch in drawn(batches, 0, 2 * batches.steps_per_epoch) for key in batch]

@@ -37,16 +37,15 @@ from minlm.training.distributed import (
 from minlm.training.loop import fit
 from minlm.training.state import TrainConfig
 from tests.drawing import FLOAT32, LOSSES, backward, batch_of, clip_configs, model_of, pair_of, seeds
-from tests.laws import close
-from tests.minclip.test_gradcache import same_run
-from tests.minlm.training.test_loop import Points, PointsTask, Stop, model_with_dropout, rows, squared_error
+from tests.laws import close, same_run
+from tests.minlm.training.points import Points, PointsTask, Stop, model_with_dropout, rows, squared_error
 
 ROOT = Path(__file__).resolve().parents[3]
 WORLD = 2
 
 
 def serve(number, meeting, connection):
-    """One process: does the tasks that come, together with the others, until there are no more."""
+    """Run in one process the tasks that arrive, together with the other processes, until None arrives."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{meeting}", rank=number, world_size=WORLD)
     while task := connection.recv():
@@ -60,7 +59,7 @@ def serve(number, meeting, connection):
 
 @pytest.fixture(scope="module")
 def together(tmp_path_factory):
-    """A function that has every process call function(*arguments) -> what it gives in each."""
+    """A function that calls function(*arguments) in every process -> the results in order."""
     context, meeting = mp.get_context("spawn"), tmp_path_factory.mktemp("meeting") / "file"
     ends = [context.Pipe() for _ in range(WORLD)]
     workers = [
@@ -76,11 +75,11 @@ def together(tmp_path_factory):
             here.send((function, arguments))
         while len(given) < WORLD:
             ready = wait([here for number, (here, _) in enumerate(ends) if number not in given], timeout=120)
-            assert ready, "a process waits for another that does not come"
+            assert ready, "a process waits for another in vain"
             for number, (here, _) in enumerate(ends):
                 if here in ready:
                     given[number] = here.recv()
-                    if isinstance(given[number], Exception):  # the others wait for this one for ever
+                    if isinstance(given[number], Exception):  # the other processes wait for this one forever
                         raise given[number]
         return [given[number] for number in range(WORLD)]
 
@@ -93,7 +92,7 @@ def together(tmp_path_factory):
 
 
 def gathered(seed):
-    """Rows through `gather`, and their gradient where each process asks for something else."""
+    """Rows through `gather`, and their gradient when each process has a different loss."""
     x = rows_of(seed)[rank()].requires_grad_()
     whole = gather(x)
     (whole * weights_of(seed)[rank()]).sum().backward()
@@ -110,7 +109,7 @@ def weights_of(seed):
 
 @given(seeds)
 def test_gather_and_its_gradient(together, seed):
-    """Forward: the rows in order. Backward: the sum of what all processes ask of them."""
+    """Forward: the rows in order. Backward: the sum of the gradients in all processes."""
     found, asked = together(gathered, seed), weights_of(seed).sum(dim=0)
     for number, (whole, gradient) in enumerate(found):
         assert torch.equal(whole, rows_of(seed).flatten(0, 1)), "every process must have all rows, in order"
@@ -119,7 +118,7 @@ def test_gather_and_its_gradient(together, seed):
 
 
 def clip_step(config, seed, n, n_parts):
-    """A CLIP's backward over this process's part of a batch of n -> (mean, count, figures, gradients)."""
+    """A CLIP's backward over this process's part of a batch of n -> (mean, count, metrics, gradients)."""
     model, batch = model_of(config, seed), batch_of(config, n, seed)
     share = n // world_size()
     own = slice(rank() * share, (rank() + 1) * share)
@@ -129,8 +128,8 @@ def clip_step(config, seed, n, n_parts):
 
 
 @given(clip_configs, st.integers(1, 4), st.integers(1, 3), seeds, st.sampled_from(LOSSES))
-def test_every_gradient_is_the_single_processs(together, config, share, n_parts, seed, loss):
-    """The towers', logit_scale's and logit_bias's; with groups across processes, in parts or in one."""
+def test_every_gradient_equals_that_of_one_process(together, config, share, n_parts, seed, loss):
+    """For towers, logit_scale and logit_bias; with groups across processes, in one part or several."""
     config = replace(config, loss=loss, temperature=max(config.temperature, 0.05))
     n = WORLD * share
     expected = clip_step(config, seed, n, 1)
@@ -140,7 +139,7 @@ def test_every_gradient_is_the_single_processs(together, config, share, n_parts,
 
 
 def token_step(seed, n_parts):
-    """A sum over items that do not all count: two processes have different counts."""
+    """Return the gradients of a sum over masked items; the two processes have different counts."""
     torch.manual_seed(seed)
     model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).double()
     batch = {"x": torch.randn(6, 4).double(), "targets": torch.randn(6, 2).double()}
@@ -162,14 +161,14 @@ def test_unequal_counts_weigh_as_in_one_process(together, seed, n_parts):
 
 
 def plain_model():
-    """Neither dropout nor batch statistics, which see one process's share only."""
+    """Return a model without dropout and batch statistics, which depend on the share of a process."""
     torch.manual_seed(1)
     blocks = nn.Sequential(nn.Linear(8, 8), nn.ReLU())
     return nn.Sequential(OrderedDict(stem=nn.Linear(4, 8), blocks=blocks, head=nn.Linear(8, 2)))
 
 
 def trained(folder, config, make, dtype, stop_after=None):
-    """A run of fit() on noisy points, this process's share of it -> the weights at its end, or at the kill."""
+    """Run this process's share of fit() on Points -> the weights at its end, or at the kill."""
     folder.mkdir(exist_ok=True)
     model, calls = make().to(dtype), itertools.count(1)
 
@@ -192,8 +191,10 @@ RUN = TrainConfig(steps=9, batch_size=6, precision="float32", evaluate_every=4, 
 
 @settings(max_examples=4)
 @given(st.sampled_from([0.0, 0.02]), st.sampled_from([0.0, 0.8]), st.integers(1, 3))
-def test_a_run_of_two_is_the_run_of_one(together, tmp_path_factory, muon_lr, average, micro_batches):
-    """Weights and log; both processes end with the very same weights, and one of them writes."""
+def test_a_run_of_two_processes_equals_a_run_of_one(
+    together, tmp_path_factory, muon_lr, average, micro_batches
+):
+    """Weights and log are equal; both processes end with the same weights, and only one writes."""
     folder = tmp_path_factory.mktemp("runs")
     config = replace(RUN, muon_lr=muon_lr, ema_decay=average, micro_batches=micro_batches)
     alone = trained(folder / "one", config, plain_model, torch.float64)
@@ -212,7 +213,7 @@ def test_a_run_of_two_is_the_run_of_one(together, tmp_path_factory, muon_lr, ave
 
 @pytest.mark.parametrize("stop_after", [2, 5])
 def test_a_run_of_two_resumed_is_uninterrupted(together, tmp_path, stop_after):
-    """Bit for bit, though each process draws dropout masks of its own."""
+    """Bit for bit, although each process draws its own dropout masks."""
     whole = together(trained, tmp_path / "whole", RUN, model_with_dropout, torch.float32)
     together(trained, tmp_path / "killed", RUN, model_with_dropout, torch.float32, stop_after)
     resumed = together(trained, tmp_path / "killed", RUN, model_with_dropout, torch.float32)
@@ -225,7 +226,7 @@ def test_a_run_of_two_resumed_is_uninterrupted(together, tmp_path, stop_after):
 
 
 def first_mask(folder):
-    """What dropout draws in the first step of a run."""
+    """Return the dropout mask of the first step of a run."""
     model, seen = nn.Sequential(OrderedDict(drop=nn.Dropout(0.5), head=nn.Linear(64, 1))), []
 
     def loss(model, batch):
@@ -245,7 +246,7 @@ def test_each_process_draws_its_own_dropout(together, tmp_path):
 
 
 def steps_in_time(folder):
-    """How many steps this process takes in a run that a clock ends; the second process's own runs ten times as fast."""
+    """Count this process's steps in a run limited by time; the clock of process 1 runs ten times as fast."""
     folder.mkdir(exist_ok=True)
     steps = []
 
@@ -267,7 +268,7 @@ def test_one_clock_ends_the_run_for_all(together, tmp_path):
 
 
 def collected():
-    """What the small tools give: (mean, every process's, the first's)."""
+    """Return the results of mean_over_processes, from_every_process and from_first_process."""
     return (
         mean_over_processes(torch.tensor([rank() + 1.0])).item(),
         from_every_process({"rank": rank()}),
@@ -275,14 +276,14 @@ def collected():
     )
 
 
-def test_what_all_have_and_what_the_first_says(together):
+def test_values_of_all_processes_and_of_the_first(together):
     everyone = [{"rank": number} for number in range(WORLD)]
     assert together(collected) == [((WORLD + 1) / 2, everyone, "made by 0")] * WORLD
     assert collected() == (1.0, [{"rank": 0}], "made by 0")
 
 
 def end_of(failure):
-    """How a process ends where the first one's command line ends so: (type, status or message)."""
+    """Return how a process ends if the first one's command line fails: (type, status or message)."""
 
     def read():
         raise failure
@@ -302,7 +303,7 @@ def end_of(failure):
         (TypeError("a fault"), "a fault", 1),
     ],
 )
-def test_where_the_command_line_ends_the_first_all_end(together, failure, first, status):
+def test_if_the_command_line_ends_the_first_process_all_end(together, failure, first, status):
     assert together(end_of, failure) == [(type(failure), first), (SystemExit, status)]
 
 
@@ -315,8 +316,8 @@ def test_all_have_the_firsts_command(together):
 
 
 @pytest.mark.parametrize("gpus, backend", [(True, "cpu:gloo,cuda:nccl"), (False, "gloo")])
-def test_tensors_go_the_way_of_their_device(monkeypatch, gpus, backend):
-    """With GPUs there, tensors on the CPU still travel: --train.device cpu works. Nobody gives up within an hour."""
+def test_each_device_has_its_backend(monkeypatch, gpus, backend):
+    """With GPUs, CPU tensors can be sent too, so --train.device cpu works. The timeout is above an hour."""
     begun, used, ended = [], [], []
     monkeypatch.setenv("RANK", "1")
     monkeypatch.setenv("LOCAL_RANK", "3")
@@ -358,7 +359,7 @@ def test_the_shares_together_are_the_batch(share, world_size, seed, step):
 @pytest.mark.slow
 @pytest.mark.parametrize("script", ["train_clip.py", "train_lm.py"])
 def test_torchrun_starts_the_training_scripts(tmp_path, script):
-    """The same first loss, and the same files, as one process; a mistake is one line and ends all processes."""
+    """The first loss and the files equal those of one process; an error is one line and ends all processes."""
     tiny = {
         "train_clip.py": ["--data.train_size", "64", "--data.dev_size", "24", "--train.batch_size", "8"],
         "train_lm.py": ["--data.n_scenes", "60", "--train.batch_size", "8", "--train.minutes", "0"],

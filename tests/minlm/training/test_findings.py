@@ -1,4 +1,4 @@
-"""What every doctor says of a run's length, and the exit status of what it found."""
+"""Findings on run length, hardware and model, and the exit status of doctor."""
 
 import pytest
 import torch
@@ -51,7 +51,7 @@ def test_run_length_and_warm_up(train, level, text):
     assert len(found) == 1
 
 
-def test_both_limits_are_told():
+def test_both_limits_are_reported():
     found = list(examine_schedule(TrainConfig(steps=10, minutes=2), 1000, "windows"))
     assert [text.split(";")[0] for _, text in found] == ["at most 10 steps, 1.4 epochs", "at most 2 minutes"]
 
@@ -75,7 +75,7 @@ def test_a_batch_larger_than_the_data_is_lowered():
     ]
 
 
-def test_a_gpu_that_is_not_there_is_a_problem(monkeypatch):
+def test_an_absent_gpu_is_a_problem(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     level, text = examine_hardware(TrainConfig(steps=1, device="cuda"))
     assert (level, text.split(":")[0]) == ("problem", "device=cuda, but torch sees no such GPU")

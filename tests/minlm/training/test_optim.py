@@ -1,5 +1,7 @@
 """Parameter groups, schedules and the average of weights."""
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -91,7 +93,7 @@ def test_the_average_is_the_written_out_recurrence(decay, n_updates, seed):
 
 
 def test_buffers_are_averaged_and_counters_copied():
-    model = nn.BatchNorm1d(2)
+    model: Any = nn.BatchNorm1d(2)
     average = AveragedWeights(model, 0.5)
     model(torch.randn(8, 2))
     average.update(model)
@@ -103,9 +105,10 @@ def test_buffers_are_averaged_and_counters_copied():
 @given(seeds)
 def test_swapping_the_average_in_and_out_restores_the_weights(seed):
     torch.manual_seed(seed)
-    model = nn.Sequential(nn.Linear(3, 2), nn.BatchNorm1d(2))
+    linear = nn.Linear(3, 2)
+    model = nn.Sequential(linear, nn.BatchNorm1d(2))
     average = AveragedWeights(model, 0.9)
-    model[0].weight.data += 1
+    linear.weight.data += 1
     own = {name: value.clone() for name, value in model.state_dict().items()}
     with average.swapped_into(model):
         for name, value in model.state_dict().items():
@@ -114,12 +117,12 @@ def test_swapping_the_average_in_and_out_restores_the_weights(seed):
         assert torch.equal(value, own[name])
     with pytest.raises(RuntimeError, match="inside"), average.swapped_into(model):
         raise RuntimeError("inside")
-    assert torch.equal(model[0].weight, own["0.weight"])
+    assert torch.equal(linear.weight, own["0.weight"])
 
 
 @given(st.integers(1, 12), st.integers(1, 12), seeds)
 def test_orthogonalised_updates_have_singular_values_near_one(rows, columns, seed):
-    """And the same singular vectors: U^T X V is diagonal where X = U S V^T."""
+    """They keep the singular vectors: U^T X V is diagonal for X = U S V^T."""
     matrix = torch.randn(rows, columns, generator=torch.Generator().manual_seed(seed))
     u, s, vt = torch.linalg.svd(matrix, full_matrices=False)
     core = u.T @ orthogonalise(matrix[None])[0] @ vt.T
@@ -131,13 +134,13 @@ def test_orthogonalised_updates_have_singular_values_near_one(rows, columns, see
 
 
 @given(st.integers(1, 6), st.integers(4, 8), st.booleans(), st.integers(1, 4), seeds)
-def test_muon_is_torchs_muon(short, more, tall, n_steps, seed):
-    """On matrices far from square: near a singular one, bfloat16's rounding is all that is left."""
+def test_muon_equals_torchs_muon(short, more, tall, n_steps, seed):
+    """The matrices are far from square: near a singular one, the result is bfloat16 rounding."""
     generator = torch.Generator().manual_seed(seed)
     shape = (short + more, short) if tall else (short, short + more)
     start = torch.randn(shape, generator=generator)
     ours, theirs = (nn.Parameter(start.clone()) for _ in range(2))
-    options = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
+    options: dict[str, Any] = {"lr": 0.02, "weight_decay": 0.1, "momentum": 0.95}
     muons = Muon([ours], **options), torch.optim.Muon([theirs], nesterov=True, **options)
     for _ in range(n_steps):
         ours.grad = torch.randn(shape, generator=generator)
@@ -152,7 +155,7 @@ matrix_shapes = st.sampled_from([(3, 5), (5, 3), (4, 4), (15, 1)])
 
 @given(st.lists(matrix_shapes, min_size=1, max_size=5), st.integers(1, 3), seeds)
 def test_each_matrix_moves_as_it_does_alone(shapes, n_steps, seed):
-    """Of one shape or of several, large gradients beside small ones: made orthogonal together, not mixed."""
+    """Matrices of one shape are orthogonalised together and do not mix, however different their gradients."""
     generator = torch.Generator().manual_seed(seed)
     together = [nn.Parameter(torch.randn(shape, generator=generator)) for shape in shapes]
     alone = [nn.Parameter(p.detach().clone()) for p in together]
@@ -187,7 +190,7 @@ def test_muon_takes_a_kernel_as_a_matrix():
 
 
 @given(st.integers(2, 6), st.integers(1, 3), seeds)
-def test_stacked_matrices_are_each_made_orthogonal(width, n_steps, seed):
+def test_stacked_matrices_are_orthogonalised_separately(width, n_steps, seed):
     """in_proj moves as query, key and value would as three parameters."""
     generator = torch.Generator().manual_seed(seed)
     stacked = nn.Parameter(torch.randn(3 * width, width, generator=generator))
@@ -204,7 +207,7 @@ def test_stacked_matrices_are_each_made_orthogonal(width, n_steps, seed):
 
 
 def test_in_proj_is_three_hidden_matrices():
-    model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=2))
+    model: Any = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=2))
     found = hidden_matrices(model)
     assert found[3] == [block.attention.in_proj.weight for block in model.blocks]
     assert len(found[1]) == 6
@@ -218,7 +221,7 @@ def test_hidden_matrices_are_those_inside_the_blocks():
     assert hidden_matrices(model) == {1: [], 3: []}
 
 
-def test_muon_and_adamw_share_the_parameters_out():
+def test_muon_and_adamw_partition_the_parameters():
     model = Transformer(TransformerConfig(d_model=8, n_heads=2, n_layers=2))
     adamw, muon = make_optimizers(model, TrainConfig(steps=1, lr=0.1, muon_lr=0.3))
     held = [id(p) for optimizer in (adamw, muon) for group in optimizer.param_groups for p in group["params"]]

@@ -1,4 +1,4 @@
-"""The page has every metric and image of the runs, whole, escaped, and asks nothing of the world."""
+"""The page has every metric and image of the runs, whole and escaped, and loads nothing."""
 
 import base64
 import json
@@ -17,21 +17,15 @@ from safetensors.torch import save_file
 
 from minlm.plots import compare_losses, loss_curve
 from minlm.training.config import save_config
-from minlm.training.report import (
-    begin_files,
-    finished_result,
-    report_runs,
-    rows_of,
-    write_page,
-    write_report,
-)
+from minlm.training.record import begin_files, finished_result
+from minlm.training.report import report_runs, rows_of, write_page, write_report
 from minlm.training.state import TrainConfig
 
 VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
-    """What a reader sees: text by tag, the whole numbers of <data>, the cells of tables, images."""
+    """The parsed page: text by tag, the exact numbers of <data>, the cells of tables, images."""
 
     def __init__(self, path):
         super().__init__()
@@ -40,8 +34,8 @@ class Page(HTMLParser):
         self.feed(self.source)
         assert self.open == []  # every tag is closed
 
-    def handle_starttag(self, tag, attributes):
-        attributes = dict(attributes)
+    def handle_starttag(self, tag, attrs):
+        attributes = dict(attrs)
         if tag not in VOID:
             self.open.append(tag)
         if tag == "tr":
@@ -68,7 +62,7 @@ class Page(HTMLParser):
 
 
 def png(seed, description=None):
-    """A small image file's bytes, of noise, with a description or without."""
+    """Return the bytes of a small PNG of noise, with or without a description."""
     pixels = np.random.default_rng(seed).integers(0, 255, (8, 8, 3), dtype=np.uint8)
     info, file = PngInfo(), BytesIO()
     if description:
@@ -166,7 +160,7 @@ def test_every_metric_of_any_result_is_on_the_page(tmp_path_factory, result):
 
 
 def with_chance(node, level):
-    """Each dictionary of numbers with their levels beside it under "chance", in the outermost one."""
+    """Return a nested dictionary with each number replaced by its chance level."""
     if not isinstance(node, dict):
         return level(node)
     return {key: with_chance(value, level) for key, value in node.items()}
@@ -254,13 +248,13 @@ def test_the_page_says_how_the_run_was_started(tmp_path, monkeypatch):
         assert rows[key].startswith("20")
 
 
-def test_a_page_on_a_stopped_run_does_not_make_it_a_finished_one(tmp_path):
+def test_the_page_of_a_stopped_run_does_not_mark_it_finished(tmp_path):
     begin_files(tmp_path, CONFIG, Tokenizer(), resume=False)
     make_run(tmp_path, RESULT, {}, metrics=STEPS)
     save_config(CONFIG, tmp_path / "config.json")
     page = Page(write_page([tmp_path], tmp_path / "report.html"))
     assert ["finished", "not yet"] in page.rows
-    assert "was continued after these metrics, or stopped before its end" in page.text
+    assert "was continued after these metrics, or stopped early" in page.text
     assert finished_result(tmp_path, CONFIG) == {}
     write_report(tmp_path)
     assert finished_result(tmp_path, CONFIG) == RESULT
@@ -289,6 +283,18 @@ def test_a_stopped_run_has_its_curves_and_last_values(tmp_path):
         assert row in page.rows
 
 
+def test_a_stopped_run_has_the_entropy_that_was_known_before_training(tmp_path):
+    run, floor = tmp_path / "run", {"validation_floor_nats_per_character": 0.25}
+    run.mkdir()
+    begin_files(run, CONFIG, Tokenizer(), resume=False, known=floor)
+    evaluation = {"step": 2, "validation_loss": 3.0, "nats_per_character": 1.5}
+    make_run(run, metrics=[*STEPS, evaluation])
+    report(run)
+    assert ["validation floor nats per character", "0.25"] in Page(run / "report.html").rows
+    labels = loss_curve(run, run / "loss.png").axes[0].get_legend_handles_labels()[1]
+    assert "entropy of the validation text (0.250 nats per character)" in labels
+
+
 def test_several_runs_are_one_page_with_one_image_of_their_curves(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runs = [make_run(tmp_path / name, metrics=STEPS) for name in ("one", "two")]
@@ -302,7 +308,7 @@ def test_several_runs_are_one_page_with_one_image_of_their_curves(tmp_path, monk
         report(*runs, "--out", tmp_path / "none" / "page.html")
 
 
-def test_the_page_asks_nothing_of_the_world(tmp_path):
+def test_the_page_loads_nothing(tmp_path):
     page = page_of(make_run(tmp_path / "run", RESULT, images=[("loss.png", png(0))]))
     for word in ("http:", "https:", "//", "<script", "<link", "@import", "url("):
         assert word not in page.source.replace(page.images[0][1], "")
@@ -332,17 +338,17 @@ def test_config_by_section(tmp_path):
     assert ["lr", "0.001"] in page.rows
 
 
-def test_a_run_that_has_not_ended_says_so(tmp_path):
+def test_the_page_says_that_a_run_has_not_finished(tmp_path):
     page = page_of(make_run(tmp_path / "run"))
-    for sentence in ("run has not come to its end", "No images in the run"):
+    for sentence in ("run has not finished", "No images in the run"):
         assert sentence in page.text
 
 
 @pytest.mark.parametrize(
     "name, content, message",
     [
-        ("result.json", '{"images": 5', "result.json' is not JSON .*: it is damaged; remove it"),
-        ("result.json", "[1]", "result.json' holds a list, not an object of metrics"),
+        ("result.json", '{"images": 5', "result.json' is not JSON: .*; remove it"),
+        ("result.json", "[1]", "result.json' holds a list, not an object"),
         ("config.json", "{", "config.json' is not JSON"),
         ("metrics.jsonl", '{"st\n{}\n', "metrics.jsonl, line 1: not JSON"),
         ("run.json", "{", "run.json' is not JSON"),
@@ -358,7 +364,7 @@ def test_damaged_files_are_one_line(tmp_path, name, content, message):
     assert not (run / "report.html").exists()
 
 
-def test_no_run_no_page(tmp_path):
+def test_a_folder_without_a_run_is_refused(tmp_path):
     with pytest.raises(ValueError, match=r"no run at .*: a run's folder has a config\.json"):
         write_report(tmp_path)
 

@@ -1,14 +1,25 @@
-"""BERT, DistilBERT and GPT-2 in Hugging Face's names, as text towers."""
+"""Hugging Face's BERT and DistilBERT, alone or inside a task's model."""
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from minclip.towers.text import BertTextConfig, GPTTextConfig
-from minlm.pretrained.gpt2 import HINT, gpt2_facts, gpt2_rows
-from minlm.pretrained.gpt2 import IGNORED as GPT2_IGNORED
-from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, layers, module, prefixed
-from minlm.pretrained.options import HF_SIZES, agree, complete, expect, our_activation
-from minlm.pretrained.weight_files import WeightFile
+from torch import nn
+
+from minclip.pretrained.layout import Layout, unmet
+from minclip.towers.text import BertTextConfig
+from minlm.pretrained.key_map import JOINED, Plan, Row, count_layers, export_weights, layers, module, prefixed
+from minlm.pretrained.options import (
+    HF_SIZES,
+    agree,
+    complete,
+    expect,
+    hf_options,
+    our_activation,
+    their_activation,
+)
+from minlm.pretrained.weight_files import WeightFile, write_tensors
+from minlm.training.files import write_json
 
 EMBEDDING = [
     Row("embeddings.word_embeddings.weight", "embedding.tokens.weight"),
@@ -41,7 +52,7 @@ IGNORED = {
     r"(cls|vocab_transform|vocab_layer_norm|vocab_projector)\..*": "the head of pretraining",
     r"(classifier|pre_classifier|qa_outputs)\.(weight|bias)": "a task's head",
 }
-POOLER_IGNORED = {r"(bert\.)?pooler\.dense\.(weight|bias)": "another pooling was asked for"}
+POOLER_IGNORED = {r"(bert\.)?pooler\.dense\.(weight|bias)": "unused by the requested pooling"}
 BERT_WANTED = {
     "model_type": "bert",
     "position_embedding_type": "absolute",
@@ -52,7 +63,7 @@ EPS = 1e-12  # BERT's and DistilBERT's
 
 
 def modern_names(source: WeightFile) -> WeightFile:
-    """LayerNorm's weight and bias, which BERT's first published files call gamma and beta."""
+    """Rename gamma and beta, as BERT's first published files call them, to LayerNorm's weight and bias."""
     old = {"LayerNorm.gamma": "LayerNorm.weight", "LayerNorm.beta": "LayerNorm.bias"}
 
     def rename(name: str) -> str:
@@ -63,6 +74,7 @@ def modern_names(source: WeightFile) -> WeightFile:
 
 
 def bert_rows(config: BertTextConfig) -> list[Row]:
+    """Return the table of BERT, with its pooler if the config uses it."""
     rows = [*EMBEDDING, *layers(BERT_BLOCK, config.n_layers)]
     if config.token_types:
         rows.append(Row("embeddings.token_type_embeddings.weight", "token_types.weight"))
@@ -70,17 +82,19 @@ def bert_rows(config: BertTextConfig) -> list[Row]:
 
 
 def distilbert_rows(config: BertTextConfig) -> list[Row]:
+    """Return the table of DistilBERT."""
     return [*EMBEDDING, *layers(DISTILBERT_BLOCK, config.n_layers)]
 
 
 def table_sizes(source: WeightFile, prefix: str) -> dict[str, int]:
+    """Return the sizes that the token and position tables show."""
     vocab_size, d_model = source.shape(f"{prefix}embeddings.word_embeddings.weight", 2)
     length = source.shape(f"{prefix}embeddings.position_embeddings.weight", 2)[0]
     return {"vocab_size": vocab_size, "d_model": d_model, "context_length": length}
 
 
-def bert_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """BERT; pooled as its pooler does where the file has one, else at the first token ([CLS])."""
+def read_bert(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
+    """Plan a BERT, pooled by its pooler if the file has one, else at the first token ([CLS])."""
     options = source.read_json("config.json")
     expect(options, BERT_WANTED, source.path)
     facts = {
@@ -99,8 +113,8 @@ def bert_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     return Plan(config, prefixed(bert_rows(config), theirs=prefix), ignored)
 
 
-def distilbert_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """DistilBERT, which has no pooler: its own classifiers read the first token."""
+def read_distilbert(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
+    """Plan a DistilBERT, pooled at the first token as in its own classifiers."""
     options = source.read_json("config.json")
     expect(options, {"model_type": "distilbert"}, source.path)
     facts = {
@@ -112,20 +126,71 @@ def distilbert_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> P
         "norm_eps": EPS,
         "pool": "first",
     }
-    agree(
-        options,
-        facts,
-        HF_SIZES | {"dim": "d_model", "n_layers": "n_layers", "hidden_dim": "d_ff"},
-        source.path,
-    )
+    names = HF_SIZES | {"dim": "d_model", "n_layers": "n_layers", "hidden_dim": "d_ff"}
+    agree(options, facts, names, source.path)
     config = complete(BertTextConfig, facts, given, source.path)
     return Plan(config, prefixed(distilbert_rows(config), theirs=prefix), IGNORED)
 
 
-def gpt2_text_plan(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
-    """GPT-2, pooled at the first end-of-text token."""
-    facts = gpt2_facts(source, prefix)
-    facts["end_id"] = source.read_json("config.json").get("eos_token_id")
-    config = complete(GPTTextConfig, facts, given, source.path, HINT)
-    head = {r"lm_head\.weight": "the head of the language model"}
-    return Plan(config, prefixed(gpt2_rows(config.n_layers), theirs=prefix), GPT2_IGNORED | head)
+def obstacles(config: BertTextConfig) -> list[str]:
+    """List why BERT (or DistilBERT, without token_types) cannot express this network."""
+    after = unmet((not config.norm_first, "its text tower has its LayerNorms before the sublayers"))
+    if config.token_types:
+        return after
+    return after + unmet(
+        (config.norm_eps == EPS, f"its norm_eps is {config.norm_eps}, not DistilBERT's {EPS}"),
+        (config.pool != "pooler", "it has a pooler, which DistilBERT lacks"),
+        (config.activation in ("gelu", "relu"), f"its activation is {config.activation}"),
+    )
+
+
+def write(tower: nn.Module, config: BertTextConfig, folder: Path) -> None:
+    """Write a folder for BertModel.from_pretrained (or DistilBertModel's, without token_types)."""
+    if config.token_types:
+        table, options = bert_rows(config), bert_options(config)
+    else:
+        table, options = distilbert_rows(config), distilbert_options(config)
+    write_tensors(folder / "model.safetensors", export_weights(tower.state_dict(), table))
+    write_json(folder / "config.json", options)
+
+
+def bert_options(config: BertTextConfig) -> dict[str, Any]:
+    """Return BERT's config.json."""
+    return {
+        "architectures": ["BertModel"],
+        "model_type": "bert",
+        **hf_options(config),
+        "max_position_embeddings": config.context_length,
+        "vocab_size": config.vocab_size,
+        "type_vocab_size": config.token_types,
+        **{f"{name}_dropout_prob": config.dropout for name in ("hidden", "attention_probs")},
+    }
+
+
+def distilbert_options(config: BertTextConfig) -> dict[str, Any]:
+    """Return DistilBERT's config.json."""
+    return {
+        "architectures": ["DistilBertModel"],
+        "model_type": "distilbert",
+        "dim": config.d_model,
+        "n_layers": config.n_layers,
+        "n_heads": config.n_heads,
+        "hidden_dim": config.mlp_width,
+        "activation": their_activation(config.activation),
+        "max_position_embeddings": config.context_length,
+        "vocab_size": config.vocab_size,
+        "dropout": config.dropout,
+        "attention_dropout": config.dropout,
+    }
+
+
+LAYOUTS = [
+    Layout("BERT", "text tower", "embeddings.token_type_embeddings.weight", read_bert, ("", "bert.")),
+    Layout(
+        "DistilBERT",
+        "text tower",
+        "transformer.layer.0.attention.q_lin.weight",
+        read_distilbert,
+        ("", "distilbert."),
+    ),
+]

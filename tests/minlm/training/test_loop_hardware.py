@@ -1,4 +1,6 @@
-"""The device and the precision that were asked for, or one line that says why not."""
+"""The device and the precision of the config, or a one-line error."""
+
+from typing import Any
 
 import pytest
 import torch
@@ -6,11 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from minlm.training.hardware import Precision, check_hardware, choose_device, multiplies_bfloat16
+from minlm.training.loop import Precision, check_hardware, choose_device, multiplies_bfloat16
 from minlm.training.state import TrainConfig
 
 
-def test_what_this_machine_cannot_do_is_said_at_once():
+def test_hardware_that_is_absent_is_refused_at_once():
     check_hardware(TrainConfig(steps=1, precision="bf16", device="cpu"))
     with pytest.raises(ValueError, match=r"--train.precision fp16 needs a GPU"):
         check_hardware(TrainConfig(steps=1, precision="fp16", device="cpu"))
@@ -50,7 +52,8 @@ def test_auto_takes_the_gpu_that_is_there(monkeypatch, here, expected):
 @given(st.sampled_from(["float32", "bf16"]), st.integers(0, 10**6))
 def test_only_the_forward_pass_is_in_16_bits(name, seed):
     torch.manual_seed(seed)
-    layer, x = nn.Linear(4, 3), torch.randn(2, 4)
+    layer: Any = nn.Linear(4, 3)
+    x = torch.randn(2, 4)
     precision = Precision(name, torch.device("cpu"))
     with precision.forward():
         out = layer(x)
