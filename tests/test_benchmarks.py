@@ -1,6 +1,6 @@
-"""The benchmarks run, on little data and for a few steps: what they write and count is right, whatever the clock."""
+"""The benchmarks on little data and for a few steps: their files and counts are checked, their timings are not."""
 
-import importlib.util
+import importlib
 import re
 import sys
 from dataclasses import replace
@@ -17,20 +17,18 @@ from minclip.data.flickr8k import Flickr8kConfig
 from minclip.data.flickr30k import Flickr30kConfig
 from minclip.data.parquet import ParquetConfig
 from minclip.data.shapes import ShapesConfig
+from minclip.data.shards import ShardsConfig
 from minclip.presets import PRESETS
 from minclip.towers.projection import make_projection
 from minlm.presets import PRESETS as LM_PRESETS
+from tests.minclip.data.layouts import PARTS, flickr8k
 from tests.minclip.tiny_clip import record
-from tests.test_train_clip import PARTS, write_flickr8k
 
 ROOT = Path(__file__).resolve().parents[1]
 
 
 def benchmark(name):
-    spec = importlib.util.spec_from_file_location(f"benchmarks.{name}", ROOT / "benchmarks" / f"{name}.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return importlib.import_module(f"benchmarks.{name}")
 
 
 def run(module, monkeypatch, *options):
@@ -43,13 +41,15 @@ def contents(records):
 
 
 @pytest.mark.parametrize("folder", ["Images", "Flicker8k_Dataset"])
-def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkeypatch, folder):
+def test_the_layouts_have_the_same_images_captions_and_splits(tmp_path, monkeypatch, folder):
     pytest.importorskip("pyarrow")
     root = tmp_path / "flickr8k"
     root.mkdir()
-    write_flickr8k(root)
+    flickr8k(root)
     for k, path in enumerate(sorted((root / "Images").glob("*.jpg"))):
-        Image.new("RGB", (8, 8), (10 * k, 0, 0)).save(path)  # Parquet knows pictures by their bytes
+        Image.new("RGB", (8, 8), (10 * k, 0, 0)).save(
+            path
+        )  # the Parquet reader recognises equal images by their bytes
     (root / "Images").rename(root / folder)
     run(benchmark("layouts"), monkeypatch, "--root", root, "--out", tmp_path / "layouts")
     with pytest.raises(ValueError, match="layouts is not empty: choose another folder"):
@@ -58,6 +58,10 @@ def test_the_layouts_hold_the_same_pictures_captions_and_splits(tmp_path, monkey
     other = Flickr30kConfig(root=str(tmp_path / "layouts/flickr30k")).read()
     for split in PARTS:
         assert contents(other[split]) == contents(source[split])
+    shards = ShardsConfig(path=str(tmp_path / "layouts/shards")).read()
+    assert {split: contents(records) for split, records in shards.items()} == {
+        split: contents(records) for split, records in source.items()
+    }
     parquet = ParquetConfig(path=str(tmp_path / "layouts/captions.parquet"), dev_fraction=0.5).read()
     assert contents([*parquet["train"], *parquet["dev"]]) == contents([*source["train"], *source["dev"]])
 
@@ -72,7 +76,7 @@ SMALL = replace(
 )
 
 
-def test_heads_are_counted_judged_and_drawn(tmp_path, monkeypatch, capsys):
+def test_heads_are_counted_evaluated_and_plotted(tmp_path, monkeypatch, capsys):
     heads = benchmark("heads")
     monkeypatch.setattr(heads, "STEPS", 3)
     monkeypatch.setattr(heads, "BATCH", 32)
@@ -99,10 +103,10 @@ def test_heads_are_counted_judged_and_drawn(tmp_path, monkeypatch, capsys):
 
 
 def test_a_trained_head_beats_an_untrained_one(monkeypatch):
-    """Features that a rotation apart are the same: 120 steps of a dense head find it, for every caption of an image.
+    """A dense head finds, in 120 steps, the rotation between image and text features, for every caption of an image.
 
-    An image's first, second and third caption say it in other numbers: what is never drawn is never learned, and
-    a caption of another image would be learned in its place.
+    The first, second and third caption of an image have different features, so that a caption that is never drawn, or
+    drawn for another image, lowers the accuracy.
     """
     heads = benchmark("heads")
     monkeypatch.setattr(heads, "STEPS", 120)
@@ -120,7 +124,7 @@ def test_a_trained_head_beats_an_untrained_one(monkeypatch):
     assert loss < 1.0 < torch.tensor(64.0).log()  # the mean of the last 50 steps
 
 
-def test_of_three_rates_the_one_of_the_lowest_training_loss_is_judged(monkeypatch, capsys):
+def test_the_learning_rate_of_the_lowest_training_loss_is_evaluated(monkeypatch, capsys):
     heads = benchmark("heads")
     losses = dict(zip(heads.RATES, (2.0, 0.5, 1.0), strict=True))
     trained = {lr: (torch.nn.Linear(4, 3), torch.nn.Linear(5, 3)) for lr in losses}
@@ -150,7 +154,7 @@ def test_of_three_rates_the_one_of_the_lowest_training_loss_is_judged(monkeypatc
     assert image_of_text.tolist() == [0, 1, 1, 2, 2, 2]
 
 
-def test_the_picture_of_the_heads_has_a_line_a_family(tmp_path, monkeypatch):
+def test_the_plot_of_heads_has_a_line_per_family(tmp_path, monkeypatch):
     heads, saved = benchmark("heads"), []
     monkeypatch.setattr(heads, "save_figure", lambda *given: saved.append(given))
     sizes = {family: [40 * k + 20, 40 * k] for k, family in enumerate(heads.STYLES, start=1)}
@@ -165,10 +169,10 @@ def test_the_picture_of_the_heads_has_a_line_a_family(tmp_path, monkeypatch):
     for line, (family, some) in zip(figure.axes[0].get_lines(), sizes.items(), strict=True):
         assert line.get_label() == family
         assert list(line.get_xdata()) == sorted(some)
-        assert list(line.get_ydata()) == pytest.approx([size / 10 for size in sorted(some)])  # per cent
+        assert list(line.get_ydata()) == pytest.approx([size / 10 for size in sorted(some)])  # percent
 
 
-def test_ablations_stand_beside_the_preset(tmp_path, monkeypatch, capsys):
+def test_ablations_are_compared_with_the_preset(tmp_path, monkeypatch, capsys):
     ablations = benchmark("ablations")
     text = "".join(f"{k} times {k + 1} is {k * (k + 1)}.\n" for k in range(300))
     (tmp_path / "input.txt").write_text(text)
@@ -199,7 +203,7 @@ def test_ablations_stand_beside_the_preset(tmp_path, monkeypatch, capsys):
     assert len(set(nats.values())) == len(nats)  # each change changes something
 
 
-def test_every_ablation_is_a_config_and_the_ideas_outside_are_what_they_say():
+def test_every_ablation_is_a_config_and_changes_outside_configs_are_exact():
     ablations = benchmark("ablations")
     preset = LM_PRESETS["shakespeare-char"]
     given = ablations.variants(preset)
@@ -228,8 +232,8 @@ print("step 3: train loss 1.1, val loss 1.25" if "--eval_only=True" in sys.argv 
 
 
 @pytest.mark.slow
-def test_the_peers_figures_stand_beside_ours(tmp_path, monkeypatch, capsys):
-    """A peer that says 1.25 and prepares from the text that was put there; ours is a run of three steps."""
+def test_the_peers_metrics_are_printed_beside_ours(tmp_path, monkeypatch, capsys):
+    """The peer is a script that prints 1.25 and reads the given text; ours is a run of three steps."""
     nanogpt = benchmark("nanogpt")
     peer = tmp_path / "peer"
     (peer / "data" / "shakespeare_char").mkdir(parents=True)
@@ -261,7 +265,7 @@ def test_the_peers_figures_stand_beside_ours(tmp_path, monkeypatch, capsys):
     assert not (peer / "data" / "shakespeare_char" / "input.txt").exists()  # a copy was worked in
 
 
-def test_a_peer_that_fails_or_tells_no_loss_is_named(tmp_path, monkeypatch):
+def test_a_peer_that_fails_or_prints_no_loss_is_named(tmp_path, monkeypatch):
     nanogpt = benchmark("nanogpt")
     folder = tmp_path / "data" / "shakespeare_char"
     folder.mkdir(parents=True)

@@ -27,14 +27,7 @@ from minlm.tokenizer import train_bpe
 from minlm.training.checkpoint import last_checkpoint, load_weights
 from minlm.training.command import command_line, run_main
 from tests.killing import check_full_disk, check_killed, check_two_at_once
-from tests.minclip.data import (
-    test_cifar10,
-    test_coco,
-    test_flickr8k,
-    test_flickr30k,
-    test_karpathy,
-    test_shards,
-)
+from tests.minclip.data.layouts import LAYOUTS
 from tests.minclip.pretrained import published
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -200,72 +193,6 @@ SMALL_TOWERS = {
     ResNetConfig: "--image.d_model 8",
 }
 SMALL_TEXT = "--text.d_model 16 --text.n_heads 2 --text.n_layers 1 --minutes 0 --steps 3 --train.batch_size 4"
-CAPTIONS = {f"{k}.jpg": [f"a dog number {k}", f"photograph {k}"] for k in range(24)}
-PARTS = {"train": list(CAPTIONS)[:16], "dev": list(CAPTIONS)[16:]}
-
-
-def write_flickr8k(root):
-    test_flickr8k.write_kaggle(root, CAPTIONS)
-    test_flickr8k.write_images(root, list(CAPTIONS))
-    test_flickr8k.write_lists(root, **PARTS)
-    return "--data.root", root
-
-
-def write_flickr30k(root):
-    test_flickr30k.write_kaggle(root, CAPTIONS)
-    test_flickr30k.write_splits(root, train=PARTS["train"], val=PARTS["dev"])
-    return "--data.root", root
-
-
-def write_karpathy(root):
-    names = [("train", name) for name in PARTS["train"]] + [("val", name) for name in PARTS["dev"]]
-    listed = [test_karpathy.image(name, split, CAPTIONS[name]) for split, name in names]
-    return "--data.path", test_karpathy.write(root / "dataset_flickr8k.json", listed)
-
-
-def write_coco(root):
-    for folder, first, last in (("train2017", 0, 16), ("val2017", 16, 24)):
-        test_coco.write(root, folder, {k: CAPTIONS[f"{k}.jpg"] for k in range(first, last)})
-    return "--data.root", root
-
-
-def write_shards(root):
-    test_shards.make(root, 24, shard_size=8)
-    return "--data.path", root
-
-
-def write_table(root):
-    test_flickr8k.write_images(root, list(CAPTIONS), "")
-    rows = [{"image": name, "caption": text} for name, texts in CAPTIONS.items() for text in texts]
-    (root / "pairs.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    return "--data.path", root / "pairs.jsonl", "--epochs", 0, "--data.dev_fraction", 0.34
-
-
-def write_parquet(root):
-    test_parquet = pytest.importorskip("tests.minclip.data.test_parquet", exc_type=pytest.skip.Exception)
-    rows = [(k, text) for k in range(24) for text in CAPTIONS[f"{k}.jpg"]]
-    columns = {"img": [test_parquet.png(k) for k, _ in rows], "text_EN": [text for _, text in rows]}
-    path = test_parquet.write(root / "train.parquet", **columns)
-    return "--data.path", path, "--data.dev_fraction", 0.34
-
-
-def write_cifar10(root):
-    test_cifar10.write(root, (5,) * 5 + (3,))
-    return "--data.root", root, "--data.dev_fraction", 0.34
-
-
-LAYOUTS = {
-    "flickr8k": write_flickr8k,
-    "pairs": write_table,
-    "coco": write_coco,
-    "karpathy": write_karpathy,
-    "shards": write_shards,
-    "resnet50-distilbert-flickr8k": write_flickr8k,
-    "vit-gpt-captions": write_parquet,
-    "vit-distilbert-cifar10": write_cifar10,
-    "vit-distilbert-ndlinear-flickr8k": write_flickr8k,
-    "resnet50-distilbert-flickr30k": write_flickr30k,
-}
 
 
 def run_here(command, monkeypatch, photos=False):
@@ -334,7 +261,7 @@ def pairs_run(root, monkeypatch):
     """The options of a run on a small table of pictures, which is in `root` afterwards."""
     root.mkdir()
     small = f"{SMALL_TOWERS[VisionTransformerConfig]} {SMALL_TEXT}".split()
-    return ["train_clip.py", "--preset", "pairs", *small, *write_table(root)]
+    return ["train_clip.py", "--preset", "pairs", *small, *LAYOUTS["pairs"](root)]
 
 
 def test_a_damaged_dev_image_is_found_before_anything_is_written(tmp_path, monkeypatch):

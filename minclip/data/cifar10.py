@@ -1,7 +1,7 @@
 """CIFAR-10 (Krizhevsky 2009) from the published Python pickles, with captions made of the class names.
 
-A pickle may run any code when it is loaded. This reader's unpickler knows four names, which is what the
-published files use; where they ask for numpy's arrays it makes `Saved`, which only remembers what was stored.
+A pickle can run any code when it is loaded. The unpickler here allows only the names that the published files use,
+and builds `Saved`, which only stores its arguments, in place of numpy's arrays.
 """
 
 import codecs
@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from minclip.data.config import DataConfig
-from minclip.data.records import Record, class_captions, split_by_image
+from minclip.data.records import Record, class_captions, hold_out_dev
 from minclip.data.sources import distinct_names, given_path
 from minlm.training.bounds import within
 
@@ -23,24 +23,14 @@ TRAIN = tuple(f"data_batch_{number}" for number in range(1, 6))
 TEST, META = "test_batch", "batches.meta"
 SIDE = 32
 ROW = 3 * SIDE * SIDE  # the red rows, then the green, then the blue
-# What a stack machine raises on files that were cut short, altered or made up.
-BROKEN = (
-    pickle.UnpicklingError,
-    EOFError,
-    ValueError,
-    TypeError,
-    LookupError,
-    AttributeError,
-    ArithmeticError,
-)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cifar10Config(DataConfig):
     """CIFAR-10: photographs of 32 x 32 pixels in ten classes, captioned by their class.
 
-    A record's group is its class: images of one class are never each other's negatives, and the group is the
-    label for zero-shot classification and linear probes, a position in `class_names()`.
+    A record's group is its class, a position in `class_names()`: images of one class are never each other's
+    negatives, and zero-shot classification and linear probes use the group as label.
 
     root: folder of the pickles: data_batch_1 to data_batch_5, test_batch, batches.meta
     templates: captions, with {} for the class; "a {}" becomes "an {}" before a vowel
@@ -55,37 +45,37 @@ class Cifar10Config(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        class_captions("class", self.templates)  # ValueError where one has no {}
+        class_captions("class", self.templates)  # ValueError if one has no {}
 
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.class_names(), self.templates
 
     def class_names(self) -> tuple[str, ...]:
-        """The names of the classes; a record's group is a position in them."""
+        """Read the names of the classes; a record's group is a position in them."""
         path = given_path(self.root, "folder of CIFAR-10", "--data.root DIR") / META
-        names = load_pickle(path).get(b"label_names")
+        content = load_pickle(path)
         try:
-            decoded = [name.decode() for name in names]
-        except (TypeError, AttributeError, UnicodeDecodeError):
-            decoded = []
-        if not decoded:
-            raise ValueError(f"{str(path)!r} has no list label_names of texts in UTF-8: fetch CIFAR-10 again")
-        return distinct_names(decoded, path)
+            names = [name.decode() for name in content[b"label_names"]]
+        except Exception as error:
+            raise ValueError(
+                f"{str(path)!r} has no list label_names of texts in UTF-8: fetch CIFAR-10 again"
+            ) from error
+        return distinct_names(names, path)
 
     def read(self) -> dict[str, list[Record]]:
-        """Records of "train" and "dev" (drawn from the training batches) and "test".
+        """Read "train" and "dev", drawn from the training batches, and "test".
 
-        Raises ValueError where a file is missing, cut short, or holds anything but what is published.
+        Raises ValueError if a file is missing, damaged or not as published.
         """
         captions = [class_captions(name, self.templates) for name in self.class_names()]
         root = Path(self.root)
         train = [record for name in TRAIN for record in read_batch(root / name, captions)]
-        fractions = {"train": 1 - self.dev_fraction, "dev": self.dev_fraction}
-        return split_by_image(train, fractions, self.split_seed) | {"test": read_batch(root / TEST, captions)}
+        splits = hold_out_dev(train, self.dev_fraction, self.split_seed)
+        return splits | {"test": read_batch(root / TEST, captions)}
 
 
 def read_batch(path: Path, captions: list[tuple[str, ...]]) -> list[Record]:
-    """The records of one file, however many it has; `captions` by label."""
+    """Read the records of one file; `captions` by label."""
     batch = load_pickle(path)
     rows, labels = batch.get(b"data"), batch.get(b"labels")
     if not isinstance(rows, Saved) or not isinstance(labels, list):
@@ -97,27 +87,28 @@ def read_batch(path: Path, captions: list[tuple[str, ...]]) -> list[Record]:
         if type(label) is not int or not 0 <= label < len(captions):
             raise ValueError(f"{str(path)!r} has the label {label!r}, {META} names {len(captions)} classes")
     return [
-        Record(f"{path.name}/{number:05}", partial(image, row), captions[label], label)
+        Record(f"{path.name}/{number:05}", partial(to_image, row), captions[label], label)
         for number, (row, label) in enumerate(zip(pixels, labels, strict=True))
     ]
 
 
-def image(row: np.ndarray) -> Image.Image:
-    """(3072,) uint8 -> RGB picture."""
+def to_image(row: np.ndarray) -> Image.Image:
+    """Convert a row (3072,) uint8 to an RGB image."""
     return Image.fromarray(np.ascontiguousarray(row.reshape(3, SIDE, SIDE).transpose(1, 2, 0)))  # (32, 32, 3)
 
 
 class Saved:
-    """Stands in for numpy's arrays and types while a pickle is read: it remembers, and does nothing."""
+    """Harmless replacement for numpy's arrays and types in a pickle: stores arguments and state."""
 
     def __init__(self, *arguments: Any):
-        self.arguments, self.state = arguments, ()
+        self.arguments = arguments
+        self.state: Any = ()
 
     def __setstate__(self, state: Any):
         self.state = state
 
     def pixels(self, path: Path) -> np.ndarray:
-        """(N, 3072) uint8 of a stored array; ValueError when it is of another shape or type."""
+        """Return the stored array, (N, 3072) uint8; ValueError if it has another shape or type."""
         if not isinstance(self.state, tuple) or len(self.state) != 5:
             raise ValueError(f"{str(path)!r} holds an array without content: fetch CIFAR-10 again")
         _, shape, kind, columns_first, content = self.state  # numpy's ndarray.__setstate__
@@ -126,12 +117,8 @@ class Saved:
             raise ValueError(
                 f"{str(path)!r} holds an array of type {kind}, not of bytes in rows: fetch it again"
             )
-        if (
-            not isinstance(shape, tuple)
-            or len(shape) != 2
-            or shape[1:] != (ROW,)
-            or not isinstance(content, bytes)
-        ):
+        rows_of_bytes = isinstance(shape, tuple) and isinstance(content, bytes)
+        if not rows_of_bytes or len(shape) != 2 or shape[1] != ROW:
             raise ValueError(f"{str(path)!r} holds an array of shape {shape}, not (N, {ROW}): fetch it again")
         if len(content) != shape[0] * ROW:
             raise ValueError(
@@ -157,7 +144,7 @@ class Unpickler(pickle.Unpickler):
 
 
 def load_pickle(path: Path) -> dict:
-    """The dictionary in a pickle of the published kind, keys as bytes; ValueError for any other file."""
+    """Load the dictionary of a published pickle, keys as bytes; ValueError for any other file."""
     try:
         with path.open("rb") as file:
             content = Unpickler(file, encoding="bytes").load()
@@ -165,7 +152,7 @@ def load_pickle(path: Path) -> dict:
         raise ValueError(
             f"cannot read {str(path)!r}: {error.strerror}; give CIFAR-10's folder as root"
         ) from error
-    except BROKEN as error:
+    except Exception as error:  # a damaged file can raise anything
         reason = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(
             f"{str(path)!r} is not one of CIFAR-10's pickles: {reason}; fetch it again"

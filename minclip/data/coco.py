@@ -1,4 +1,4 @@
-"""COCO captions (Chen et al. 2015) from the published annotation files of 2014 or 2017."""
+"""COCO captions (Chen et al. 2015), from the published annotation files of 2014 or 2017."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,18 +15,17 @@ class CocoConfig(DataConfig):
     """COCO captions: 123,287 photographs with at least five captions each.
 
     root: folder with annotations/captions_train2017.json, captions_val2017.json and the folders train2017, val2017
-    year: which division into training and validation images: 2014 or 2017
+    year: the year of the split into training and validation images, 2014 or 2017
     """
 
     root: str = "data/coco"
     year: Literal["2014", "2017"] = "2017"
 
     def read(self) -> dict[str, list[Record]]:
-        """Records of "train" and, from the validation images, "dev", as far as their files are there.
+        """Read "train" and "dev" (the validation images); one of the two annotation files is enough.
 
-        The test images' captions were never published. Images without caption or file are left out, those
-        without file with a warning that counts them. Raises ValueError where no annotations or images are
-        found, or the files are not as published.
+        Captions of the test images were never published. Images without a caption or a file are left out, the latter
+        with a warning. Raises ValueError if annotations or images are missing or not as published.
         """
         root = given_path(self.root, "folder of COCO", "--data.root DIR")
         captions: dict[str, list[str]] = {}
@@ -49,24 +48,24 @@ class CocoConfig(DataConfig):
 
 
 def read_captions(path: Path) -> dict[str, list[str]]:
-    """Captions by image file, in the order of the annotations; images without any are left out."""
+    """Read the captions of each image file, in the order of the annotations; empty ones are dropped."""
     content = read_json(path, "fetch it again")
-    captions: dict[str, list[str]] = {}
     try:
         names = {image["id"]: image["file_name"] for image in content["images"]}
-        for annotation in content["annotations"]:
-            if annotation["image_id"] not in names:
-                raise ValueError(
-                    f"{str(path)!r} has a caption for image {annotation['image_id']}, which it does not list: "
-                    "fetch it again"
-                )
-            if annotation["caption"].strip():
-                captions.setdefault(names[annotation["image_id"]], []).append(annotation["caption"].strip())
-    except (KeyError, TypeError, AttributeError) as error:
+        pairs = [(item["image_id"], item["caption"].strip()) for item in content["annotations"]]
+    except Exception as error:
         raise ValueError(
-            f"{str(path)!r} is not as published ({type(error).__name__}: {error}): it has images with id and "
+            f"{str(path)!r} is not as published ({type(error).__name__}: {error}): it needs images with id and "
             "file_name, annotations with image_id and caption"
         ) from error
+    captions: dict[str, list[str]] = {}
+    for image, caption in pairs:
+        if image not in names:
+            raise ValueError(
+                f"{str(path)!r} has a caption for image {image}, which it does not list: fetch it again"
+            )
+        if caption:
+            captions.setdefault(names[image], []).append(caption)
     if not captions:
         raise ValueError(f"{str(path)!r} has no caption: fetch it again")
     return captions

@@ -1,7 +1,7 @@
-"""What the config of every data format offers to a training run."""
+"""Base class of the data configs."""
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch.utils.data import Dataset
@@ -17,21 +17,21 @@ TEMPLATES = ("a photo of a {}",)
 
 @dataclass(frozen=True, kw_only=True)
 class DataConfig(Bounded):
-    """Images with captions, from one format of files or from code."""
+    """Images with captions, read from files of one format or generated."""
 
     @abstractmethod
-    def read(self) -> dict[str, Sequence[Record]]:
-        """Find the records of each split: {"train", "dev"} at least. Raises ValueError for missing or damaged files."""
+    def read(self) -> Mapping[str, Sequence[Record]]:
+        """Read the records of each split: "train" and "dev" at least. ValueError for missing or damaged files."""
 
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """(class names, templates) if the records' groups are classes, positions in the names; else ((), templates)."""
+        """Return (class names, templates); the names are empty unless a record's group is its class."""
         return (), TEMPLATES
 
     def batches(self, dataset: Dataset, train: TrainConfig) -> Batches:
-        """The order in which a dataset of the training records is drawn."""
+        """Return the batches of a dataset of the training records."""
         sizes = train.batch_size, train.seed, train.workers, train.neighbours
         return Batches(dataset, *sizes, rank(), world_size())
 
     def questions(self) -> dict[str, list[Question]]:
-        """Choices between sentences about the images of dev, by name; none for most data."""
+        """Return multiple-choice questions about the images of dev, by name; none for most data."""
         return {}

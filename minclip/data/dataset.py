@@ -1,10 +1,10 @@
-"""Records -> training pairs: one caption and one view of each image, a function of (seed, epoch, index)."""
+"""Training pairs: one caption and one view of each image, a function of (seed, epoch, index)."""
 
 import random
 import warnings
 from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -19,19 +19,19 @@ from minclip.data.transforms import ImageTransform
 
 
 def check_images(records: Sequence[Record]) -> None:
-    """Decode every picture once; ValueError where one is damaged: what a run is judged on is never replaced."""
-    for _ in tqdm(in_threads(_decoded, records), "decoding dev", len(records), unit="image", leave=False):
+    """Decode every image once; ValueError if one is damaged, since evaluation never replaces an image."""
+    for _ in tqdm(in_threads(_decode, records), "decoding dev", len(records), unit="image", leave=False):
         pass
 
 
-def _decoded(record: Record) -> None:
+def _decode(record: Record) -> None:
     record.open()
 
 
-def in_threads(function: Callable, items: Iterable, workers: int = 2) -> Iterator:
-    """Yield function(item) for each item in order; threads compute the next few ahead, never all of them.
+def in_threads(function: Callable, items: Iterable, workers: int = 2) -> Generator:
+    """Yield function(item) for each item in order, while threads compute the next few.
 
-    Threads, not processes: Pillow decodes and resizes outside of Python's lock, and nothing is copied.
+    Threads suffice: Pillow decodes and resizes without holding Python's lock.
     """
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque = deque()
@@ -48,14 +48,13 @@ def in_threads(function: Callable, items: Iterable, workers: int = 2) -> Iterato
 
 
 class PairDataset(Dataset):
-    """Pairs of one image and one of its captions; the key is (epoch, index).
+    """Pairs of an image and one of its captions, indexed by (epoch, index).
 
-    A view is drawn from the image as `transform.shrink` reduces it. `fill_cache` keeps such images in memory, up to
-    `cache_bytes` of them: the same key gives the same view, kept or not.
+    Views are drawn from images as `transform.shrink` reduces them. `fill_cache` keeps the first of these in memory,
+    up to `cache_bytes`; a key gives the same view with and without it.
 
-    An image that cannot be decoded is replaced by the next one that can, never by zeros, and is listed in
-    `corrupt`. Loader workers mark what they find in memory shared with the process that made the dataset, so
-    the list is complete there too. Past a share `max_corrupt` of the records a ValueError stops the run.
+    A damaged image is replaced by the next good one and listed in `corrupt`, also if a loader's worker finds it.
+    If more than a share `max_corrupt` of the images is damaged, a ValueError stops the run.
     """
 
     image_features: Tensor | None = None  # a FeatureDataset may have them
@@ -77,9 +76,9 @@ class PairDataset(Dataset):
         self.records, self.transform, self.tokenizer = records, transform, tokenizer
         self.context_length, self.seed = context_length, seed
         self.cache_bytes, self.max_corrupt = cache_bytes, max_corrupt
-        # The first images, one after the other. One tensor: torch shares it with loader workers, however they start.
+        # Cached images in one tensor, which torch shares with loader workers however they are started.
         self.pixels = torch.empty(0, dtype=torch.uint8)
-        self.places = torch.empty(0, 3, dtype=torch.int64)  # of each: start in `pixels`, height, width
+        self.places = torch.empty(0, 3, dtype=torch.int64)  # per image: start in `pixels`, height, width
         self.damaged = torch.zeros(len(self.records), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -95,31 +94,39 @@ class PairDataset(Dataset):
 
     def collate(self, items: list[dict]) -> dict[str, Tensor]:
         """Items -> images (B, C, h, w), tokens and token_mask (B, T), groups (B,)."""
-        captions = [item["caption"] for item in items]
-        tokens, token_mask, _ = encode_batch(self.tokenizer, captions, self.context_length)
+        tokens, token_mask, _ = encode_batch(
+            self.tokenizer, [item["caption"] for item in items], self.context_length
+        )
         images = torch.stack([item["image"] for item in items])  # (B, C, h, w)
         groups = torch.tensor([item["group"] for item in items])  # (B,)
         return {"images": images, "tokens": tokens, "token_mask": token_mask, "groups": groups}
 
     def decodable(self, index: int) -> tuple[Record, Image.Image]:
-        """The record at `index`, or the next one after it (round and round) whose image can be decoded; the image,
-        shrunk.
-        """
-        while True:  # ends: each round marks a record, and marking too many raises
+        """Return the next record, from `index` on and wrapping around, that can be decoded, and its shrunk image."""
+        while True:  # ends: `mark` raises when too many images are damaged
             if not self.damaged[index]:
-                record = self.records[index]  # outside: what cannot be looked up is no damaged image
-                if index < len(self.places):
-                    return record, self.kept(index)
-                try:
-                    return record, self.transform.shrink(record.open())
-                except ValueError as error:
-                    self.mark(index, error)
-            index = (index + 1) % len(self.records)
+                image = self.shrunk(index)
+                if isinstance(image, Image.Image):
+                    return self.records[index], image
+                self.mark(index, image)
+            index = (index + 1) % len(self)
+
+    def shrunk(self, index: int) -> Image.Image | ValueError:
+        """Return the shrunk image at `index`, cached or decoded now, or the error if it is damaged."""
+        if index < len(self.places):
+            start, height, width = self.places[index].tolist()
+            pixels = self.pixels[start : start + 3 * height * width]
+            return Image.frombytes("RGB", (width, height), pixels.numpy())
+        record = self.records[index]  # outside of try: a record that cannot be read is not a damaged image
+        try:
+            return self.transform.shrink(record.open())
+        except ValueError as error:
+            return error
 
     def mark(self, index: int, error: ValueError) -> None:
-        """Note a damaged image; ValueError when all are, or a larger share than `max_corrupt`."""
+        """Note a damaged image; ValueError if all are damaged, or a larger share than `max_corrupt`."""
         self.damaged[index] = True
-        count, total = int(self.damaged.sum()), len(self.records)
+        count, total = int(self.damaged.sum()), len(self)
         if count > self.max_corrupt * total or count == total:
             raise ValueError(
                 f"{count} of the {total} images cannot be decoded, at most {self.max_corrupt:.0%} may be: "
@@ -128,7 +135,7 @@ class PairDataset(Dataset):
 
     @property
     def corrupt(self) -> list[tuple[str, str]]:
-        """(image_id, message) of every damaged image found so far, here or in a loader's workers."""
+        """List (image_id, message) of every damaged image found so far, here or in a loader's workers."""
         found = []
         for index in self.damaged.nonzero().flatten().tolist():
             try:
@@ -140,10 +147,9 @@ class PairDataset(Dataset):
         return found
 
     def fill_cache(self, workers: int, progress: bool) -> None:
-        """Decode images in their order and keep them, shrunk, until `cache_bytes` are full.
+        """Decode images in order and keep them, shrunk, until `cache_bytes` are full; warn if some do not fit.
 
-        Warns where that is before the last one. No image is decoded in vain: the first epoch does not decode what is
-        kept. Call it before a loader starts its workers, which then share the images.
+        Call it before a loader starts its workers, which then share the images.
         """
         if not self.cache_bytes:
             return
@@ -168,18 +174,3 @@ class PairDataset(Dataset):
         if pixels:
             self.pixels = torch.frombuffer(pixels, dtype=torch.uint8)
             self.places = torch.tensor(places).view(-1, 3)
-
-    def kept(self, index: int) -> Image.Image:
-        """The image at `index`, from memory."""
-        start, height, width = self.places[index].tolist()
-        return Image.frombytes(
-            "RGB", (width, height), self.pixels[start : start + 3 * height * width].numpy()
-        )
-
-    def shrunk(self, index: int) -> Image.Image | ValueError:
-        """The image at `index` as it is kept in memory, or why it cannot be decoded."""
-        record = self.records[index]
-        try:
-            return self.transform.shrink(record.open())
-        except ValueError as error:
-            return error

@@ -1,4 +1,4 @@
-"""Flickr30k (Young et al. 2014) as its authors and as Kaggle publish it: the same records from both."""
+"""Flickr30k (Young et al. 2014) as published by its authors or by Kaggle, with the same records from both."""
 
 import re
 from collections.abc import Iterable, Iterator
@@ -34,10 +34,10 @@ class Flickr30kConfig(DataConfig):
     split_seed: int = 0
 
     def read(self) -> dict[str, list[Record]]:
-        """Records of "train", "dev" and "test": Karpathy's where his file is there, else drawn at random.
+        """Read Karpathy's splits if his file is there, else draw "train", "dev" and "test" at random.
 
-        Images in none of his splits are in none here. Images named without a file are left out, with a
-        warning that counts them. Raises ValueError where folder, captions or images are missing.
+        Images in none of his splits are left out. So are images without a file, with a warning. Raises ValueError
+        if folder, captions or images are missing.
         """
         root = given_path(self.root, "folder of Flickr30k", "--data.root DIR")
         records = read_flickr("Flickr30k", root, CAPTION_FILES, TEXT_FOLDERS, IMAGE_FOLDERS)
@@ -48,9 +48,9 @@ class Flickr30kConfig(DataConfig):
 
 
 def bar_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """`name.jpg| number| caption` below a header; the bar after the number is missing in one row, as published.
+    """Yield the rows of `name.jpg| number| caption` below a header; one published row lacks its second bar.
 
-    Captions may hold bars and quotes: nothing is quoted here.
+    Nothing is quoted: captions may contain bars and quotes.
     """
     lines = iter(file)
     header = [name.strip() for name in next(lines, "").split("|")]

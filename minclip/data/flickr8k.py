@@ -1,6 +1,7 @@
-"""Flickr8k (Hodosh et al. 2013) as its authors and as Kaggle publish it: the same records from both."""
+"""Flickr8k (Hodosh et al. 2013) as published by its authors or by Kaggle, with the same records from both."""
 
 import csv
+import io
 import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,7 +20,9 @@ LISTS = {
     "test": "Flickr_8k.testImages.txt",
 }
 FRACTIONS = {"train": 0.75, "dev": 0.125, "test": 0.125}  # 6,000, 1,000 and 1,000 of 8,000, as published
-NEVER_PUBLISHED = "2258277193_586949ec62.jpg"  # has captions in Flickr8k.token.txt, and no image anywhere
+NEVER_PUBLISHED = "2258277193_586949ec62.jpg"  # has captions in Flickr8k.token.txt, but no image
+# (path, its lines) -> (image name, caption) per row
+Rows = Callable[[Path, Iterable[str]], Iterator[tuple[str, str]]]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,14 +37,19 @@ class Flickr8kConfig(DataConfig):
     split_seed: int = 0
 
     def read(self) -> dict[str, list[Record]]:
-        """Records by split: "train", "dev", "test" as far as published lists are there, else drawn at random.
+        """Read the splits whose published lists exist; without any, draw "train", "dev" and "test".
 
-        Images in no published list are in no split. Images named without a file are left out, with a warning
-        that counts them. Raises ValueError where folder, captions or images are missing or two lists overlap.
+        Images in no list are in no split. Images without a file are left out, with a warning. Raises ValueError if
+        folder, captions or images are missing, or two lists overlap.
         """
         root = given_path(self.root, "folder of Flickr8k", "--data.root DIR")
         records = read_flickr("Flickr8k", root, CAPTION_FILES, TEXT_FOLDERS, IMAGE_FOLDERS)
-        lists = read_lists(root)
+        lists = {
+            split: read_text(root / folder / name).split()
+            for split, name in LISTS.items()
+            for folder in TEXT_FOLDERS
+            if (root / folder / name).is_file()
+        }
         if not lists:
             return split_by_image(list(records.values()), FRACTIONS, self.split_seed)
         return published_splits(records, lists, LISTS)
@@ -50,17 +58,25 @@ class Flickr8kConfig(DataConfig):
 def read_flickr(
     data: str,
     root: Path,
-    caption_files: Mapping[str, Callable],
+    caption_files: Mapping[str, Rows],
     text_folders: Sequence[str],
     image_folders: Sequence[str],
 ) -> dict[str, Record]:
-    """Records by image name, from the first of the caption files that is there and the folder of images.
+    """Read the records, by image name, from the first caption file found and the folder of images.
 
-    data: its name, for messages. caption_files: file name -> the function that gives its rows.
+    data: the data set's name, for messages. caption_files: file name -> function that yields its rows.
     """
     if not root.is_dir():
         raise ValueError(f"no folder {str(root)!r}: give {data}'s folder as root (--data.root DIR)")
-    captions = read_captions(data, root, caption_files, text_folders)
+    found = [
+        (root / folder / file, rows_of)
+        for folder in text_folders
+        for file, rows_of in caption_files.items()
+        if (root / folder / file).is_file()
+    ]
+    if not found:
+        raise ValueError(f"no {' and no '.join(caption_files)} in {str(root)!r}: is it {data}'s folder?")
+    captions = read_captions(*found[0])
     images, files = find_images(root, image_folders, captions)
     if NEVER_PUBLISHED not in files:
         captions.pop(NEVER_PUBLISHED, None)
@@ -68,26 +84,14 @@ def read_flickr(
     return {record.image_id: record for record in records}
 
 
-def read_captions(
-    data: str, root: Path, caption_files: Mapping[str, Callable], text_folders: Sequence[str]
-) -> dict[str, list[str]]:
-    """Captions of each image name, from the first of the caption files that is there."""
-    for folder in text_folders:
-        for file, rows_of in caption_files.items():
-            if (root / folder / file).is_file():
-                return collect(root / folder / file, rows_of)
-    raise ValueError(f"no {' and no '.join(caption_files)} in {str(root)!r}: is it {data}'s folder?")
-
-
-def collect(path: Path, rows_of: Callable) -> dict[str, list[str]]:
-    """Captions by image name, without folders before it and white space around; empty ones are dropped."""
+def read_captions(path: Path, rows_of: Rows) -> dict[str, list[str]]:
+    """Read the captions of each image name; folders before names and empty captions are dropped."""
     captions: dict[str, list[str]] = {}
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            for name, caption in rows_of(path, file):
-                if caption.strip():
-                    captions.setdefault(PureWindowsPath(name.strip()).name, []).append(caption.strip())
-    except (UnicodeDecodeError, csv.Error) as error:
+        for name, caption in rows_of(path, io.StringIO(read_text(path, newline=""), newline="")):
+            if caption.strip():
+                captions.setdefault(PureWindowsPath(name.strip()).name, []).append(caption.strip())
+    except csv.Error as error:
         raise ValueError(f"{str(path)!r} is not as published: {error}; fetch it again") from error
     if not captions:
         raise ValueError(f"{str(path)!r} has no caption: fetch it again")
@@ -95,13 +99,11 @@ def collect(path: Path, rows_of: Callable) -> dict[str, list[str]]:
 
 
 def kaggle_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """`image,caption` below a header; captions with commas are quoted."""
+    """Yield the rows of `image,caption` below a header; captions with commas are quoted."""
     rows = csv.reader(file, strict=True)
     header = next(rows, [])
     if header != ["image", "caption"]:
-        raise ValueError(
-            f"{str(path)!r} has the columns {header}, Kaggle's has image, caption: fetch it again"
-        )
+        raise ValueError(f"{str(path)!r} has the columns {header}, not image, caption: fetch it again")
     for row in filter(None, rows):
         if len(row) != 2:
             raise ValueError(
@@ -111,7 +113,7 @@ def kaggle_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 
 def token_rows(path: Path, file: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """`name.jpg#number <tab> caption`; one image is spelled `.jpg.1` throughout."""
+    """Yield the rows of `name.jpg#number <tab> caption`; one image is spelled `.jpg.1` throughout."""
     for number, line in enumerate(file, 1):
         name, tab, caption = line.partition("\t")
         if tab:
@@ -124,7 +126,7 @@ CAPTION_FILES = {"captions.txt": kaggle_rows, "Flickr8k.token.txt": token_rows} 
 
 
 def find_images(root: Path, folders: Sequence[str], wanted: Collection[str]) -> tuple[Path, set[str]]:
-    """The folder of images and the names of the files in it; of several the one with most of the wanted."""
+    """Return the folder with most of the wanted images, and the names of its files."""
     found = {
         root / name: {file.name for file in (root / name).iterdir() if file.is_file()}
         for name in folders
@@ -135,22 +137,12 @@ def find_images(root: Path, folders: Sequence[str], wanted: Collection[str]) -> 
     return max(found.items(), key=lambda item: len(item[1].intersection(wanted)))
 
 
-def read_lists(root: Path) -> dict[str, list[str]]:
-    """Image names of each published split list that is there."""
-    return {
-        split: read_text(root / folder / name).split()
-        for split, name in LISTS.items()
-        for folder in TEXT_FOLDERS
-        if (root / folder / name).is_file()
-    }
-
-
 def published_splits(
     records: Mapping[str, Record], lists: Mapping[str, list[str]], sources: Mapping[str, str]
 ) -> dict[str, list[Record]]:
-    """Records by list, in the list's order; ValueError when an image is in two lists, or none is in any.
+    """Select each split's records by its list of image names, in the list's order.
 
-    sources: what to call each split's list in messages.
+    sources: the lists' names, for messages. ValueError if an image is in two lists, or none is in any.
     """
     splits, owner = {}, {}
     for split, listed in lists.items():
@@ -162,10 +154,11 @@ def published_splits(
                 )
             owner[name] = split
         present = [records[name] for name in names if name in records]
-        missing = names.keys() - records.keys()
         if present:
             splits[split] = present
-            warn_of_missing(missing, f"images of {sources[split]}", "without file or caption")
+            warn_of_missing(
+                names.keys() - records.keys(), f"images of {sources[split]}", "without file or caption"
+            )
         else:
             warnings.warn(
                 f"split {split!r} is left out: none of its {len(names)} images is there", stacklevel=4

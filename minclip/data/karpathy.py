@@ -1,4 +1,4 @@
-"""Karpathy's splits (Karpathy and Fei-Fei 2015): one JSON file each for Flickr8k, Flickr30k and COCO."""
+"""Karpathy's splits (Karpathy and Fei-Fei 2015): one JSON file per data set, for Flickr8k, Flickr30k and COCO."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,10 +21,10 @@ class KarpathyConfig(DataConfig):
     image_root: str = ""
 
     def read(self) -> dict[str, list[Record]]:
-        """Records by the file's splits: "train" (COCO's restval too), "dev" (val) and "test".
+        """Read the file's splits: "train" (with COCO's restval), "dev" (val) and "test".
 
-        Images without caption or file are left out, those without file with a warning that counts them.
-        Raises ValueError where the file is missing or not as published, or no image is found.
+        Images without a caption or a file are left out, the latter with a warning. Raises ValueError if the JSON file
+        is missing or not as published, or no image is found.
         """
         path = given_path(self.path, "JSON file of Karpathy's splits", "--data.path FILE")
         listed = read_karpathy(path)
@@ -36,29 +36,35 @@ class KarpathyConfig(DataConfig):
 
 
 def read_karpathy(path: Path) -> dict[str, tuple[str, list[str]]]:
-    """{image file: (split, captions)} in the file's order; COCO's images have their folder before the name."""
-    listed: dict[str, tuple[str, list[str]]] = {}
+    """Read {image file: (split, captions)} in the file's order; COCO's image files include their folder."""
     content = read_json(path, "fetch it again")
     try:
-        for image in content["images"]:
-            name = str(Path(image.get("filepath", "")) / image["filename"])
-            split = split_name(image["split"], f"{str(path)!r} image {name!r}")
-            captions = [sentence["raw"].strip() for sentence in image["sentences"]]
-            if name in listed:
-                raise ValueError(f"{str(path)!r} lists image {name!r} twice: fetch it again")
-            listed[name] = split, [caption for caption in captions if caption]
-    except (KeyError, TypeError, AttributeError) as error:
+        found = [
+            (
+                str(Path(image.get("filepath", "")) / image["filename"]),
+                image["split"].strip(),
+                [sentence["raw"].strip() for sentence in image["sentences"]],
+            )
+            for image in content["images"]
+        ]
+    except Exception as error:
         raise ValueError(
-            f"{str(path)!r} is not as published ({type(error).__name__}: {error}): each of its images has "
+            f"{str(path)!r} is not as published ({type(error).__name__}: {error}): each of its images needs "
             "filename, split and sentences with raw"
         ) from error
+    listed: dict[str, tuple[str, list[str]]] = {}
+    for name, split, captions in found:
+        if name in listed:
+            raise ValueError(f"{str(path)!r} lists image {name!r} twice: fetch it again")
+        here = f"{str(path)!r} image {name!r}"
+        listed[name] = split_name(split, here), [caption for caption in captions if caption]
     if not listed:
         raise ValueError(f"{str(path)!r} lists no image: fetch it again")
     return listed
 
 
 def read_split_lists(path: Path) -> dict[str, list[str]]:
-    """Image names of each split, as `flickr8k.published_splits` takes them."""
+    """Read the image names of each split, for `flickr8k.published_splits`."""
     lists: dict[str, list[str]] = {}
     for name, (split, _) in read_karpathy(path).items():
         lists.setdefault(split, []).append(name)

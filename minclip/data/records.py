@@ -1,4 +1,4 @@
-"""What every data format gives: records of one image with all of its captions, and splits by image."""
+"""Records: one image with all of its captions. Decoding of images, splits by image, captions of classes."""
 
 import itertools
 import random
@@ -14,7 +14,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# What is decoded, whatever a file is called: of the other formats that Pillow knows, some start programs.
+# The only formats decoded, whatever a file's name: some of Pillow's other decoders start programs.
 Image.init()
 FORMATS = [
     name
@@ -30,9 +30,9 @@ class Record:
     """One image and all of its captions.
 
     image_id: unique per image
-    open: gives the RGB picture; picklable; ValueError in one line when it cannot be decoded
+    open: decodes the image to RGB; picklable; raises ValueError if the image is damaged
     captions: at least one
-    group: pairs of one group are never each other's negatives (the image's number, or a class)
+    group: the image's number, or its class; pairs of one group are never each other's negatives
     """
 
     image_id: str
@@ -47,7 +47,7 @@ class Record:
 
 @dataclass(frozen=True)
 class Question:
-    """A k-choice caption test: which of `choices` belongs to the record's image? `answer` is its position."""
+    """Multiple-choice question: the caption of the record's image is `choices[answer]`."""
 
     record: Record
     choices: tuple[str, ...]
@@ -61,15 +61,15 @@ class Question:
 def open_image(path: str | Path) -> Image.Image:
     """Decode an image file of one of FORMATS to RGB, upright, on white where it is transparent.
 
-    Upright: the EXIF orientation is applied. 16-bit grey is scaled to 8 bits (Pillow would clip it). Of an animation,
-    the first frame. Raises ValueError, one line naming the file, when it is missing, truncated, not of these formats,
-    or larger than twice `Image.MAX_IMAGE_PIXELS`; above that number itself, warns with the file's name.
+    Upright: the EXIF orientation is applied. 16-bit grey is scaled to 8 bits (Pillow would clip it). An animation
+    gives its first frame. Raises ValueError if the file is missing, damaged, of another format, or larger than twice
+    `Image.MAX_IMAGE_PIXELS`; warns above `Image.MAX_IMAGE_PIXELS`.
     """
     return decode(path, str(path))
 
 
 def decode_image(content: bytes, name: str) -> Image.Image:
-    """Like `open_image`, of an image file's content that lies in a larger file; `name` says where."""
+    """Decode the content of an image file as `open_image` does; `name` is used in messages."""
     return decode(BytesIO(content), name)
 
 
@@ -93,7 +93,7 @@ def decode(file: str | Path | BinaryIO, name: str) -> Image.Image:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any of Pillow's modes -> RGB. Transparency is shown on white, deep grey scaled to 8 bits."""
+    """Convert any of Pillow's modes to RGB, with transparency on white and deep grey scaled to 8 bits."""
     if image.mode.startswith("I"):  # 16-bit grey: I;16, I;16B or, as some files are decoded, I
         grey = np.asarray(image) / 65535
         return grey_to_rgb(np.where(np.asarray(image) == image.info.get("transparency"), 1, grey))
@@ -106,21 +106,18 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def grey_to_rgb(grey: np.ndarray) -> Image.Image:
-    """(h, w) brightness from 0 to 1 -> RGB picture."""
+    """Convert grey values (h, w), 0 to 1, to an RGB image."""
     return Image.fromarray((grey.clip(0, 1) * 255).round().astype(np.uint8)).convert("RGB")
 
 
 def split_by_image(
     records: Sequence[Record], fractions: Mapping[str, float], seed: int
 ) -> dict[str, list[Record]]:
-    """Share records out at random, each image to one split only: {"train": 0.9, "dev": 0.1} -> two lists.
+    """Split records at random, by image; the fractions sum to 1.
 
-    A function of the set of image ids and the seed: neither the records' order nor their captions' matters.
-    The lists are ordered by image id. Raises ValueError when fractions do not sum to 1, ids repeat, or a
-    split would be empty.
+    The split depends on the set of image ids and the seed alone. Each list is ordered by image id. Raises ValueError
+    if an id repeats or a split would be empty.
     """
-    if any(share <= 0 for share in fractions.values()) or abs(sum(fractions.values()) - 1) > 1e-6:
-        raise ValueError(f"split fractions {dict(fractions)} must be positive and sum to 1")
     ordered = sorted(records, key=lambda record: record.image_id)
     for first, second in itertools.pairwise(ordered):
         if first.image_id == second.image_id:
@@ -141,8 +138,13 @@ def split_by_image(
     return splits
 
 
+def hold_out_dev(records: Sequence[Record], dev_fraction: float, seed: int) -> dict[str, list[Record]]:
+    """Split records at random, by image, into "train" and "dev"."""
+    return split_by_image(records, {"train": 1 - dev_fraction, "dev": dev_fraction}, seed)
+
+
 def class_captions(name: str, templates: Sequence[str]) -> tuple[str, ...]:
-    """A caption from each template: "a photo of a {}" -> "a photo of a cat", "a photo of an airplane"."""
+    """Fill each template with a class name: "a photo of a {}" -> "a photo of a cat", "a photo of an owl"."""
     if not templates or any("{}" not in template for template in templates):
         raise ValueError(
             f'templates {tuple(templates)} need one or more texts, each with "{{}}" for the class'
@@ -154,7 +156,7 @@ def class_captions(name: str, templates: Sequence[str]) -> tuple[str, ...]:
 
 
 def warn_of_missing(names: Collection[str], what: str, where: str) -> None:
-    """Warn in one line of records that a reader leaves out: how many, and the first three names."""
+    """Warn of records that are left out: their number and the first three names."""
     if names:
         first = ", ".join(sorted(names)[:3])
         warnings.warn(f"left out {len(names)} {what}, {where}: {first}", stacklevel=4)

@@ -1,7 +1,7 @@
-"""Sets of tar shards, larger than their index could be: of a shard is known only how many samples it has.
+"""Sets of tar shards too large for an index in memory: only each shard's number of samples is kept.
 
-A shard's samples are looked up when one of them is asked for, and `ShardBatches` asks for one shard after the
-other, in another order each epoch, shuffled within a buffer.
+A shard is read when one of its samples is needed. `ShardBatches` reads one shard after the other, in a new order
+each epoch, and shuffles samples within a buffer.
 """
 
 import bisect
@@ -14,12 +14,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, overload
 
+from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from minclip.data.config import DataConfig
-from minclip.data.dataset import PairDataset
+from minclip.data.config import TEMPLATES, DataConfig
 from minclip.data.records import Record, class_captions, warn_of_missing
 from minclip.data.sources import SPLITS, distinct_names, given_path
 from minclip.data.tarfiles import CLASSES, SIZES, check_end, read_shard
@@ -29,20 +29,19 @@ from minlm.training.distributed import from_first_process, rank, world_size
 from minlm.training.files import read_json, read_text, replace_text
 from minlm.training.state import TrainConfig
 
-TEMPLATES = "zeroshot_classification_templates.txt"
-ANY_CLASS = ("a photo of a {}",)
+TEMPLATE_FILE = "zeroshot_classification_templates.txt"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardsConfig(DataConfig):
-    """Images and captions in tar shards. Captions are the lines of .txt, else .json's, else made of .cls's class.
+    """Images and captions in tar shards; captions are from .txt (one per line), else .json, else the class in .cls.
 
-    Samples of one class (.cls) are one group, and so never each other's negatives; one without is its own group.
+    Samples of one class (.cls) are one group, and so never each other's negatives; others are their own group.
 
-    path: shard-{000000..000099}.tar, or a folder of .tar files, or a folder that has such folders train, dev, test
-    dev_shards: shards at the end that are held out for `dev` where there are no such folders
-    templates: captions for samples with a class only, {} for its name; empty: the folder's own, or a photo of a {}
-    buffer: samples in a row, of shards in random order, that are shuffled together while training
+    path: shard-{000000..000099}.tar, or a folder of .tar files, or a folder with such folders train, dev, test
+    dev_shards: number of last shards held out for `dev` if there are no such folders
+    templates: captions made of the class, {} for its name; empty: the folder's own, or a photo of a {}
+    buffer: number of consecutive samples, from shards in random order, that training shuffles together
     """
 
     path: str = "data/shards"
@@ -52,15 +51,15 @@ class ShardsConfig(DataConfig):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        class_captions("class", self.templates or ANY_CLASS)  # ValueError where one has no {}
+        class_captions("class", self.templates or TEMPLATES)  # ValueError if one has no {}
 
     def read(self) -> dict[str, "ShardRecords"]:
-        """Records by split, looked up in the shards when they are asked for.
+        """Return the records of each split; shards are read when their records are needed.
 
-        Their number is read from sizes.json beside the shards ({"00000.tar": 1000}). Shards that it lacks are
-        counted by the first process and added to it, if the folder can be written; a warning says so. Samples
-        without image or caption are left out, with a warning that counts them. Raises ValueError where shards
-        are missing, cut short, or have classes without names, or names and samples without class.
+        Their number is read from sizes.json beside the shards ({"00000.tar": 1000}). The first process counts
+        shards that are not listed and adds them to the file, with a warning. Samples without image or caption are
+        left out, with a warning. Raises ValueError if shards are missing or damaged, or classes and classnames.txt
+        do not match.
         """
         found = self.find()
         captions = [class_captions(name, self.class_templates()) for name in self.class_names()]
@@ -75,12 +74,12 @@ class ShardsConfig(DataConfig):
                 raise ValueError(
                     f"no sample of split {split} at {self.path!r} has an image and a caption: fetch it again"
                 )
-            if captions:
-                records.shard(0)  # samples without class are found here, though sizes.json spares the count
+            if captions:  # find samples without class now, even if sizes.json spares the count
+                records.shard(0)
         return splits
 
     def find(self) -> dict[str, list[Path]]:
-        """The shards of each split; ValueError where one is missing or cut short."""
+        """Find the shards of each split; ValueError if one is missing or incomplete."""
         path = given_path(self.path, "folder of tar shards", "--data.path PATH")
         folders = {split: [path / word for word in words] for split, words in SPLITS.items()}
         found = {split: [s for folder in folders[split] for s in in_order(folder)] for split in folders}
@@ -101,35 +100,35 @@ class ShardsConfig(DataConfig):
     def classes(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         return self.class_names(), self.class_templates()
 
-    def batches(self, dataset: PairDataset, train: TrainConfig) -> "ShardBatches":
-        sizes = train.batch_size, train.seed, train.workers
-        return ShardBatches(dataset, *sizes, self.buffer, rank(), world_size())
+    def batches(self, dataset: Dataset, train: TrainConfig) -> "ShardBatches":
+        sizes = train.batch_size, train.seed, self.buffer, train.workers
+        return ShardBatches(dataset, *sizes, rank(), world_size())
 
     def class_names(self) -> tuple[str, ...]:
-        """The lines of classnames.txt: a class's record's group is a position in them; () where there is none."""
+        """Read the class names from classnames.txt, () without it; a record's group is a position in them."""
         return distinct_names(self.lines(CLASSES), self.beside(CLASSES))
 
     def class_templates(self) -> tuple[str, ...]:
-        """The templates of the config, or the folder's own, {c} there written {}, or "a photo of a {}"."""
-        own = tuple(line.replace("{c}", "{}") for line in self.lines(TEMPLATES))
-        return self.templates or own or ANY_CLASS
+        """Return the templates of the config, else those in the folder, with {c} for {}, else TEMPLATES."""
+        own = tuple(line.replace("{c}", "{}") for line in self.lines(TEMPLATE_FILE))
+        return self.templates or own or TEMPLATES
 
     def lines(self, name: str) -> tuple[str, ...]:
         path = self.beside(name)
         return tuple(read_text(path).splitlines()) if path.is_file() else ()
 
     def beside(self, name: str) -> Path:
-        """A file of this name in the folder of the shards."""
+        """Return the path of a file in the folder of the shards."""
         return Path(self.path, name) if Path(self.path).is_dir() else Path(self.path).with_name(name)
 
 
 def in_order(folder: Path) -> list[Path]:
-    """The folder's .tar files by number, also where these are not padded: 2.tar before 10.tar."""
+    """List the folder's .tar files by number, with or without leading zeros: 2.tar before 10.tar."""
     return sorted(folder.glob("*.tar"), key=lambda path: (len(path.name), path.name))
 
 
 def expand(pattern: str) -> list[str]:
-    """Brace ranges as the shell expands them: "a-{08..10}.tar" -> a-08.tar, a-09.tar, a-10.tar."""
+    """Expand brace ranges as a shell does: "a-{08..10}.tar" -> a-08.tar, a-09.tar, a-10.tar."""
     found = re.search(r"\{(\d+)\.\.(\d+)\}", pattern)
     if not found:
         return [pattern]
@@ -139,7 +138,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str, ...]]) -> dict[Path, int]:
-    """Number of records of each shard, from sizes.json beside it; shards that it lacks are counted and added."""
+    """Return each shard's number of records, from sizes.json; shards not listed there are counted and added."""
     sizes, counted, left_out = {}, {}, []
     for folder in {shard.parent for shard in shards}:
         sizes |= {folder / name: size for name, size in read_sizes(folder / SIZES).items()}
@@ -156,19 +155,19 @@ def count_samples(shards: Sequence[Path], captions_of_class: Sequence[tuple[str,
 
 
 def keep_sizes(folder: Path, sizes: Mapping[Path, int], counted: Sequence[int]) -> None:
-    """Write the folder's sizes.json; warn in one line that it is there now, or why it cannot be."""
-    told, kept = f"counted {sum(counted)} samples in {len(counted)} shards", folder / SIZES
+    """Write the folder's sizes.json; warn that it was written, or why it cannot be."""
+    message, path = f"counted {sum(counted)} samples in {len(counted)} shards", folder / SIZES
     try:
         replace_text(
-            kept, json.dumps({shard.name: n for shard, n in sizes.items() if shard.parent == folder})
+            path, json.dumps({shard.name: n for shard, n in sizes.items() if shard.parent == folder})
         )
-        warnings.warn(f"{told}, kept in {str(kept)!r}: remove it when the shards change", stacklevel=5)
+        warnings.warn(f"{message}, kept in {str(path)!r}: remove it when the shards change", stacklevel=5)
     except OSError as error:
-        warnings.warn(f"{told}, not kept: {error}", stacklevel=5)
+        warnings.warn(f"{message}, not kept: {error}", stacklevel=5)
 
 
 def read_sizes(path: Path) -> dict[str, int]:
-    """{shard: samples} of a sizes.json, {} where there is none; ValueError when it says anything else."""
+    """Read {shard: number of samples} from a sizes.json; {} if there is none. ValueError for other content."""
     sizes = read_json(path, "fetch it again") if path.is_file() else {}
     if not isinstance(sizes, dict) or not all(type(size) is int and size >= 0 for size in sizes.values()):
         raise ValueError(f"{str(path)!r} is not a table of shards and numbers of samples: remove it")
@@ -176,9 +175,9 @@ def read_sizes(path: Path) -> dict[str, int]:
 
 
 class ShardRecords(Sequence[Record]):
-    """The records of several shards, read a shard at a time when one of its records is asked for.
+    """Sequence of the records of several shards; a shard is read when one of its records is needed.
 
-    held: records that stay in memory, those of the shards asked for last; two whole shards more may.
+    held: number of records, of the shards read last, that stay in memory; two whole shards more may.
     """
 
     def __init__(
@@ -196,6 +195,10 @@ class ShardRecords(Sequence[Record]):
     def __len__(self) -> int:
         return self.starts[-1]
 
+    @overload
+    def __getitem__(self, index: int) -> Record: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[Record]: ...
     def __getitem__(self, index: int | slice) -> Record | list[Record]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
@@ -206,7 +209,7 @@ class ShardRecords(Sequence[Record]):
         return self.shard(number)[index - self.starts[number]]
 
     def shard(self, number: int) -> list[Record]:
-        """The records of one shard; ValueError when sizes.json told another number of them."""
+        """Return the records of one shard; ValueError if their number is not that of sizes.json."""
         records = self.held.get(number)
         if records is None:
             path = self.shards[number]
@@ -223,30 +226,36 @@ class ShardRecords(Sequence[Record]):
 
 
 class ShardBatches(Batches):
-    """Batches that read shard after shard: `Batches` for a PairDataset of ShardRecords.
+    """Batches that read shard after shard, for a dataset of ShardRecords.
 
-    The epoch's order is split: each process, and each of its workers, reads a stretch of it, and so shards of its
-    own but for those at the ends. All processes together see every sample once an epoch, but for the last ones
-    that do not fill a batch of each. The batch is a function of (seed, step, rank, world, workers).
+    Each process, and each of its workers, reads one stretch of the epoch's order, and so has shards of its own,
+    except at the ends. Together the processes see every sample once per epoch, except the last ones that do not
+    fill a batch. The batch is a function of (seed, step, rank, world_size, workers).
 
-    batch_size: items per step, of all processes. buffer: see `shard_order`. rank, world: which process of how many.
+    batch_size: items per step, over all processes. buffer: see `shard_order`.
     """
+
+    dataset: Any  # a PairDataset or a FeatureDataset
 
     def __init__(
         self,
-        dataset: PairDataset,
+        dataset: Dataset,
         batch_size: int,
         seed: int,
-        workers: int = 0,
         buffer: int = 10_000,
+        workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ):
         super().__init__(dataset, batch_size, seed, workers, rank=rank, world_size=world_size)
         self.buffer = buffer
+        self._shuffled: tuple[int, list[int]] = (-1, [])  # epoch and its order
 
     def _start(self, place: int) -> int:
-        """A process's shares of the batches lie in a row, and in that row those of each of its workers."""
+        """Return where this process's share of batch `place` begins in the epoch's order.
+
+        The shares of a process are consecutive, and within them those of each of its workers.
+        """
         workers = max(1, self.workers)
         turn, worker = divmod(place, workers)  # a DataLoader asks its workers in turn
         least, more = divmod(self.steps_per_epoch, workers)  # the first `more` workers draw one batch more
@@ -254,16 +263,16 @@ class ShardBatches(Batches):
         return self.rank * (len(self.dataset) // self.world_size) + (before + turn) * self.share
 
     def _order(self, epoch: int) -> list[int]:
-        if getattr(self, "_kept", (None,))[0] != epoch:
-            self._kept = (epoch, shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer))
-        return self._kept[1]
+        if self._shuffled[0] != epoch:
+            self._shuffled = (epoch, shard_order(self.dataset.records.sizes, self.seed, epoch, self.buffer))
+        return self._shuffled[1]
 
 
 def shard_order(sizes: Sequence[int], seed: int, epoch: int, buffer: int) -> list[int]:
-    """A permutation of the samples that goes through shards in random order, `buffer` samples at a time.
+    """Return a permutation of the samples that visits shards in random order.
 
-    The samples of the shards in that order are cut into pieces of `buffer`, and each piece is shuffled: what is
-    read at one time lies near together, and each epoch brings other shards into one piece.
+    The samples of the ordered shards are cut into pieces of `buffer`, and each piece is shuffled. Samples read
+    together are close together, and each epoch combines other shards.
     """
     rng = random.Random(f"{seed}/{epoch}/shards")
     starts = [0, *itertools.accumulate(sizes)]

@@ -1,4 +1,4 @@
-"""Shared by the readers: names of splits, classes and image files, records of files, texts, JSON."""
+"""Shared by the readers of files: names of splits, classes and image files; records of image files."""
 
 import os
 import unicodedata
@@ -10,7 +10,7 @@ from pathlib import Path
 
 from minclip.data.records import Record, open_image, warn_of_missing
 
-SPLITS = {  # ours, and how published files spell them
+SPLITS = {  # our names -> spellings in published files
     "train": ("train", "training", "restval"),  # restval: more training images in Karpathy's files
     "dev": ("dev", "val", "valid", "validation"),
     "test": ("test", "testing"),
@@ -18,7 +18,7 @@ SPLITS = {  # ours, and how published files spell them
 
 
 def split_name(spelling: str, where: str) -> str:
-    """The split that a published file means by this word: "val" -> "dev". ValueError beginning with `where`."""
+    """Return our name of a published split: "val" -> "dev". ValueError, beginning with `where`, for other words."""
     for name, spellings in SPLITS.items():
         if spelling.lower() in spellings:
             return name
@@ -26,25 +26,26 @@ def split_name(spelling: str, where: str) -> str:
 
 
 def by_split(records: Sequence[Record], split_of: Mapping[str, str]) -> dict[str, list[Record]]:
-    """Records under the split that their image id has; a split without records is left out."""
+    """Group records by the split of their image id; a split without records is left out."""
     splits = {name: [record for record in records if split_of[record.image_id] == name] for name in SPLITS}
     return {name: members for name, members in splits.items() if members}
 
 
 def given_path(path: str, what: str, option: str) -> Path:
-    """The path that an option holds; ValueError naming the option where it is empty."""
+    """Return an option's path; ValueError naming the option if it is empty."""
     if not path:
         raise ValueError(f"no {what} is given: give it with {option}")
     return Path(path)
 
 
 class FileNames(dict[str, str]):
-    """Image names as a data set spells them -> names of the files in `folder`, each looked up once.
+    """Map from image names, as a data set spells them, to names of files in `folder`.
 
-    Case, Unicode form and backslashes may differ where a single file fits. Other names map to themselves.
+    Each name is looked up once. Case, Unicode form and backslashes may differ if exactly one file fits. Names without
+    a file map to themselves.
 
-    respelled: the names that differ from their files'
-    missing: names without a file, and the cause
+    respelled: names that differ from their files', with the files' names
+    missing: names without a file, with the cause
     """
 
     def __init__(self, folder: Path):
@@ -67,7 +68,7 @@ class FileNames(dict[str, str]):
         return self[name]
 
     def fitting(self, path: Path) -> list[Path]:
-        """The path itself if it exists, else all that differ from it in case or Unicode form only."""
+        """Return the path if it exists, else all paths that differ from it only in case or Unicode form."""
         if os.path.exists(path) or path == self.folder:
             return [path]
         return [
@@ -77,7 +78,7 @@ class FileNames(dict[str, str]):
         ]
 
     def listing(self, folder: Path) -> dict[str, list[Path]]:
-        """The folder's entries by their plain names; nothing where it is no folder."""
+        """Return the folder's entries by their plain names; none if it is not a folder."""
         if folder not in self.listings:
             entries = self.listings[folder] = {}
             for entry in folder.iterdir() if folder.is_dir() else []:
@@ -86,18 +87,17 @@ class FileNames(dict[str, str]):
 
 
 def plain(name: str) -> str:
-    """A name without its case and Unicode form."""
+    """Return a name without its case and Unicode form."""
     return unicodedata.normalize("NFD", unicodedata.normalize("NFD", name).casefold())
 
 
 def file_records(
     captions: Mapping[str, Sequence[str]], names: FileNames, source: str, remedy: str
 ) -> list[Record]:
-    """A record for each image name that has a file; groups are numbered in the order of the names.
+    """Make a record for each image name that has a file; groups are numbered in the order of the names.
 
-    Names without a file are left out, with a warning per cause that counts them; another one counts those that
-    their files spell otherwise. ValueError ending with `remedy` when all are left out, and when there is no
-    name: `source` is where they are from.
+    Warns of names without a file, which are left out, and of names that their files spell otherwise. Raises
+    ValueError if `captions`, which are from `source`, are empty, or, ending with `remedy`, if no name has a file.
     """
     if not captions:
         raise ValueError(f"no image with a caption in {source!r}: is it the right one, and whole?")
@@ -124,8 +124,14 @@ def file_records(
     ]
 
 
+def warn_of_empty(empty: int, total: int, source: str | Path) -> None:
+    """Warn of rows left out because they have no image or no caption."""
+    if empty:
+        warnings.warn(f"left out {empty} of {total} rows of {source}: no image or no caption", stacklevel=4)
+
+
 def warn_of_repeats(count: int, source: str | Path) -> None:
-    """Warn in one line of captions that a reader leaves out since the image has the same one already."""
+    """Warn of captions left out because they repeat one of the same image."""
     if count:
         warnings.warn(
             f"left out {count} repeated captions of {source}: a text counts once per image", stacklevel=4
@@ -133,7 +139,7 @@ def warn_of_repeats(count: int, source: str | Path) -> None:
 
 
 def distinct_names(names: Sequence[str], path: Path) -> tuple[str, ...]:
-    """The names of classes that a file gives; ValueError where two are equal or one is empty."""
+    """Return class names read from a file; ValueError if two are equal or one is empty."""
     for name, count in Counter(names).items():
         if count > 1 or not name.strip():
             raise ValueError(f"{str(path)!r} names {count} classes {name!r}: give each a name of its own")

@@ -1,11 +1,11 @@
-"""Any CSV, TSV or JSONL file of image and caption columns; separator and columns are found by their names."""
+"""CSV, TSV and JSONL files with columns of images and captions; separator and columns are found by name."""
 
 import csv
+import io
 import json
 import math
 import os
-import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,9 +14,18 @@ from typing import Annotated
 from PIL import Image
 
 from minclip.data.config import DataConfig
-from minclip.data.records import Record, split_by_image
-from minclip.data.sources import FileNames, by_split, file_records, given_path, split_name, warn_of_repeats
+from minclip.data.records import Record, hold_out_dev
+from minclip.data.sources import (
+    FileNames,
+    by_split,
+    file_records,
+    given_path,
+    split_name,
+    warn_of_empty,
+    warn_of_repeats,
+)
 from minlm.training.bounds import within
+from minlm.training.files import read_text
 
 SEPARATORS = (",", "\t", ";", "|")
 IMAGE_COLUMNS = (
@@ -30,9 +39,9 @@ Row = tuple[int, dict]  # line number; column -> value
 
 @dataclass(frozen=True, kw_only=True)
 class TableConfig(DataConfig):
-    """Your own images: a table with a row for each caption, or for each image.
+    """Your own images: a table with one row per caption, or per image.
 
-    path: CSV, TSV or JSONL file; the first line of a CSV or TSV names the columns
+    path: CSV, TSV or JSONL file; the first line of CSV and TSV files names the columns
     image_column: column of image files (empty: found by its name)
     caption_column: column of captions; in JSONL it may hold lists of them (empty: found by its name)
     image_root: folder that image files are relative to (empty: the table's own)
@@ -48,12 +57,11 @@ class TableConfig(DataConfig):
     dev_fraction: Annotated[float, within("(0, 1)")] = 0.1
 
     def read(self) -> dict[str, list[Record]]:
-        """Records by split: those that the column `split` names, else "train" and "dev" drawn by image.
+        """Read the splits of the column `split`; without it, draw "train" and "dev" by image.
 
-        All rows of one image become one record, in which a repeated caption counts once. Rows without image or
-        caption, repeated captions and images without a file are left out, with warnings that count them. Raises
-        ValueError naming the columns found where none fits, the line of a row that does not, and the file looked
-        for where no image is found.
+        All rows of one image become one record. Rows without image or caption, repeated captions of an image and
+        images without a file are left out, with warnings. Raises ValueError if no column fits, a row is damaged, or
+        no image is found.
         """
         path = given_path(self.path, "table of images and captions", "--data.path FILE")
         names = FileNames(Path(self.image_root) if self.image_root else path.parent)
@@ -61,93 +69,83 @@ class TableConfig(DataConfig):
             raise ValueError(
                 f"{self.path!r} is not a file: give the table of images and captions (--data.path FILE)"
             )
-        try:
-            columns, rows = read_jsonl(path) if is_jsonl(path) else read_csv(path, self)
-            image = pick_column(columns, self.image_column, IMAGE_COLUMNS, "image_column", path)
-            caption = pick_column(columns, self.caption_column, CAPTION_COLUMNS, "caption_column", path)
-            split = find_column(columns, "", (SPLIT_COLUMN,))
-            check_single((image, caption, split), columns, path)
-            captions, split_of = group_rows(rows, image, caption, split, path, names)
-        except UnicodeDecodeError as error:
-            raise ValueError(f"{self.path!r} is not UTF-8 text ({error.reason}): save it as UTF-8") from error
-        except csv.Error as error:
-            raise ValueError(f"{self.path!r} line 1: {error}; let it name the columns") from error
+        text = read_text(path, newline="")  # captions may contain line ends
+        is_jsonl = text.lstrip().startswith("{")  # not by the suffix
+        columns, rows = read_jsonl(path, text) if is_jsonl else read_csv(path, text, self)
+        image, caption, split = pick_columns(columns, self.image_column, self.caption_column, path)
+        captions, split_of = group_rows(rows, image, caption, split, path, names)
         remedy = "give the folder they are relative to with --data.image_root DIR"
         records = file_records(captions, names, self.path, remedy)
-        if not split:
-            fractions = {"train": 1 - self.dev_fraction, "dev": self.dev_fraction}
-            return split_by_image(records, fractions, self.split_seed)
-        return by_split(records, split_of)
+        if split:
+            return by_split(records, split_of)
+        return hold_out_dev(records, self.dev_fraction, self.split_seed)
 
 
-def is_jsonl(path: Path) -> bool:
-    """By its first character, not by its suffix: `{` opens an object."""
-    with path.open(encoding="utf-8-sig") as file:
-        return file.read(1024).lstrip().startswith("{")
-
-
-def read_jsonl(path: Path) -> tuple[list[str], list[Row]]:
-    """The first object's keys, and each object with its line number."""
+def read_jsonl(path: Path, text: str) -> tuple[list[str], list[Row]]:
+    """Return the first object's keys, and each object with its line number."""
     rows = []
-    with path.open(encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                try:
-                    row = json.loads(line)
-                    if not isinstance(row, dict):
-                        raise ValueError(f"a {type(row).__name__}")
-                    rows.append((number, row))
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{str(path)!r} line {number} is no JSON object: {error}") from error
+    for number, line in enumerate(io.StringIO(text, newline=None), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+                if not isinstance(row, dict):
+                    raise ValueError(f"a {type(row).__name__}")
+            except Exception as error:
+                raise ValueError(f"{str(path)!r} line {number} is not a JSON object: {error}") from error
+            rows.append((number, row))
     return list(rows[0][1]), rows
 
 
-def read_csv(path: Path, config: TableConfig) -> tuple[list[str], list[Row]]:
-    """Column names, and each row below them with its line number.
+def read_csv(path: Path, text: str, config: TableConfig) -> tuple[list[str], list[Row]]:
+    """Return the column names, and each row below them with its line number.
 
-    The separator is the one under which the first line has an image and a caption column; when there is none,
-    the one that gives most columns, for the error to show.
+    The separator is the one that gives the first line an image and a caption column, else most columns.
     """
+    file = io.StringIO(text, newline="")
 
     def header(separator: str) -> list[str]:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            return [name.strip() for name in next(csv.reader(file, delimiter=separator), [])]
+        file.seek(0)
+        return [name.strip() for name in next(csv.reader(file, delimiter=separator), [])]
 
     def fit(separator: str) -> tuple[bool, int]:
-        columns = header(separator)
+        columns = headers[separator]
         image = find_column(columns, config.image_column, IMAGE_COLUMNS)
         return bool(image and find_column(columns, config.caption_column, CAPTION_COLUMNS)), len(columns)
 
+    try:
+        headers = {separator: header(separator) for separator in SEPARATORS}
+    except csv.Error as error:
+        raise ValueError(f"{str(path)!r} line 1: {error}; let it name the columns") from error
     separator = max(SEPARATORS, key=fit)
-    columns, rows = header(separator), []
+    columns, rows = headers[separator], []
     if not find_column(columns, "", IMAGE_COLUMNS):
-        check_header({separator: header(separator) for separator in SEPARATORS}, path)
-    with path.open(encoding="utf-8-sig", newline="") as file:
-        reader = csv.reader(file, delimiter=separator, strict=True)
-        try:
-            next(reader, None)  # the header
-            for row in reader:
-                if len(row) > len(columns):
-                    raise ValueError(
-                        f"{str(path)!r} line {reader.line_num} has {len(row)} fields for {len(columns)} "
-                        f"columns: put captions that contain {separator!r} in quotes"
-                    )
-                if row:
-                    rows.append((reader.line_num, dict(zip(columns, row, strict=False))))
-        except csv.Error as error:
-            remedy = "put captions that contain quotes in quotes, and double theirs"
-            if "limit" in str(error):
-                remedy = "shorten this caption, or close the quotes before it"
-            raise ValueError(f"{str(path)!r} line {reader.line_num}: {error}; {remedy}") from error
+        check_header(headers, path)
+    file.seek(0)
+    reader = csv.reader(file, delimiter=separator, strict=True)
+    try:
+        next(reader, None)  # the header
+        for row in reader:
+            if len(row) > len(columns):
+                raise ValueError(
+                    f"{str(path)!r} line {reader.line_num} has {len(row)} fields for {len(columns)} "
+                    f"columns: put captions that contain {separator!r} in quotes"
+                )
+            if row:
+                rows.append((reader.line_num, dict(zip(columns, row, strict=False))))
+    except csv.Error as error:
+        remedy = "put captions that contain quotes in quotes, and double theirs"
+        if "limit" in str(error):
+            remedy = "shorten this caption, or close the quotes before it"
+        raise ValueError(f"{str(path)!r} line {reader.line_num}: {error}; {remedy}") from error
     return columns, rows
 
 
 def check_header(fields: Mapping[str, list[str]], path: Path) -> None:
-    """ValueError where the first line names an image file: it is a row. fields: by separator."""
+    """Raise ValueError if the first line has an image file, and so is a row; fields: that line, by separator."""
     endings = tuple(Image.registered_extensions())
     images = [(n, s) for s, names in fields.items() for n in names if n.lower().endswith(endings)]
     if images:
-        name, separator = min(images, key=lambda image: len(image[0]))  # the one that splits off the most
+        name, separator = min(images, key=lambda image: len(image[0]))  # the separator that splits off most
         raise ValueError(
             f"{str(path)!r} begins with the image {name!r}, not with column names: add a first line such as "
             f"{separator.join(('image', 'caption'))!r}"
@@ -155,37 +153,43 @@ def check_header(fields: Mapping[str, list[str]], path: Path) -> None:
 
 
 def find_column(columns: list[str], wanted: str, names: tuple[str, ...]) -> str | None:
-    """The column asked for, else the first of the usual names, in any case, that is there."""
+    """Return the wanted column if it exists; without a wish, the first of the usual names, in any case."""
     if wanted:
         return wanted if wanted in columns else None
     lowered = {column.lower(): column for column in columns}
     return next((lowered[name] for name in names if name in lowered), None)
 
 
-def pick_column(columns: list[str], wanted: str, names: tuple[str, ...], option: str, path: Path) -> str:
-    column = find_column(columns, wanted, names)
-    if column is None:
-        looked = repr(wanted) if wanted else f"any of {', '.join(names)}"
-        raise ValueError(
-            f"{str(path)!r} has the columns {', '.join(map(repr, columns)) or '(none)'}, not {looked}: "
-            f"name one of them with --data.{option}"
-        )
-    return column
+def pick_columns(columns: list[str], image: str, caption: str, path: Path) -> tuple[str, str, str | None]:
+    """Return the columns of images, captions and splits (or None); ValueError if one is missing or repeated.
 
+    image, caption: names wanted, or "" for any of the usual ones.
+    """
 
-def check_single(used: Iterable[str | None], columns: list[str], path: Path) -> None:
-    """ValueError where a column that is used stands in the table twice."""
-    for column in used:
-        if columns.count(column) > 1:
+    def pick(wanted: str, names: tuple[str, ...], option: str) -> str:
+        column = find_column(columns, wanted, names)
+        if column is None:
+            expected = repr(wanted) if wanted else f"any of {', '.join(names)}"
             raise ValueError(
-                f"{str(path)!r} has {columns.count(column)} columns {column!r}: rename all but one"
+                f"{str(path)!r} has the columns {', '.join(map(repr, columns)) or '(none)'}, not {expected}: "
+                f"name one of them with --data.{option}"
             )
+        return column
+
+    images = pick(image, IMAGE_COLUMNS, "image_column")
+    captions = pick(caption, CAPTION_COLUMNS, "caption_column")
+    split = find_column(columns, "", (SPLIT_COLUMN,))
+    for column in (images, captions, split or ""):
+        count = columns.count(column)
+        if column and count > 1:
+            raise ValueError(f"{str(path)!r} has {count} columns {column!r}: rename all but one")
+    return images, captions, split
 
 
 def group_rows(
     rows: list[Row], image: str, caption: str, split: str | None, path: Path, names: FileNames
 ) -> tuple[dict[str, list[str]], dict[str, str]]:
-    """Rows -> captions by image file, and split by image file where there is such a column."""
+    """Group rows by image file: return its captions, and its split if there is such a column."""
     captions: dict[str, dict[str, None]] = {}  # in order, each once
     split_of: dict[str, str] = {}
     empty = n_texts = 0
@@ -206,20 +210,19 @@ def group_rows(
                     f"{here} puts image {name!r} in {found}, a line above in "
                     f"{split_of[name]}: an image belongs to one split"
                 )
-    if empty:
-        warnings.warn(f"left out {empty} of {len(rows)} rows of {path}: no image or no caption", stacklevel=3)
+    warn_of_empty(empty, len(rows), path)
     warn_of_repeats(n_texts - sum(map(len, captions.values())), path)
     return {name: list(texts) for name, texts in captions.items()}, split_of
 
 
 def texts_of(value: object, where: str) -> list[str]:
-    """The texts in a cell that holds one or a list of them, without empty ones."""
+    """Return the texts of a cell, which has one or a list of them, without empty ones."""
     texts = [cell(item, where) for item in (value if isinstance(value, list) else [value])]
     return list(filter(None, texts))
 
 
 def cell(value: object, where: str) -> str:
-    """A text, bytes in UTF-8 or a number as text, None as ""; ValueError beginning with `where` for others."""
+    """Convert text, UTF-8 bytes, a number or None to text. ValueError, beginning with `where`, for other values."""
     if isinstance(value, bytes):
         with suppress(UnicodeDecodeError):
             value = value.decode()
@@ -228,5 +231,5 @@ def cell(value: object, where: str) -> str:
     if type(value) is int or (type(value) is float and math.isfinite(value)):
         return str(value)
     raise ValueError(
-        f"{where} holds {repr(value)[:40]}, which is no text: write this column as text in UTF-8"
+        f"{where} holds {repr(value)[:40]}, which is not text: write this column as text in UTF-8"
     )

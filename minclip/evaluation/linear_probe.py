@@ -105,7 +105,9 @@ def linear_probe(
     labels: Tensor,
     class_names: Sequence[str],
 ) -> dict:
-    """Fit on training features (N, D) and labels (N,), then compute `class_metrics`, "l2" and "n_train" on the others.
+    """Fit a linear probe on the training pair of features (N, D) and labels (N,) and evaluate it on the other pair.
+
+    Returns `class_metrics` with the chosen L2 strength "l2" and the number of training images "n_train".
 
     Features are centred and divided by their root mean square, so that an L2 strength means the same for every tower.
     The final fit includes the held-out images. Raises ValueError for shapes or labels that do not match, or a class

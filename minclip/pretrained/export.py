@@ -7,16 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
-from torch import nn
-
 from minclip.clip import CLIP, CLIPConfig
 from minclip.data.tokenizer import Tokenizer
 from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.pretrained import bert, gpt2, hf_clip, hf_vit, open_clip, openai, runs, timm, torchvision
 from minclip.pretrained.vocabulary import save_tokenizer
-from minclip.towers.resnet import ResNet
-from minclip.towers.text import BertTextConfig, BertTextEncoder, GPTTextEncoder
-from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
+from minclip.towers.freezing import Tower
+from minclip.towers.text import BertTextConfig
+from minclip.towers.vit import VisionTransformerConfig
 from minlm.pretrained.key_map import own
 from minlm.pretrained.weight_files import write_tensors
 
@@ -92,9 +90,7 @@ def save_towers(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, f
     write_tensors(folder / "heads.safetensors", heads)
 
 
-def save_image_tower(
-    tower: ResNet | VisionTransformer, transform: TransformConfig, folder: str | Path
-) -> None:
+def save_image_tower(tower: Tower, transform: TransformConfig, folder: str | Path) -> None:
     """Write a ResNet as torchvision's and timm's state dict, a ViT as Hugging Face's folder or timm's state dict.
 
     A config.json for timm's "local-dir:FOLDER" is written where the network has a name there. Raises ValueError for
@@ -103,15 +99,13 @@ def save_image_tower(
     write_tower(tower, image_writer(tower.config), transform, Path(folder))
 
 
-def save_text_tower(
-    tower: BertTextEncoder | GPTTextEncoder, tokenizer: Tokenizer, folder: str | Path
-) -> None:
+def save_text_tower(tower: Tower, tokenizer: Tokenizer, folder: str | Path) -> None:
     """Write BERT (with token_types), DistilBERT (without) or, for a causal tower, GPT-2; and the vocabulary."""
     write_tower(tower, text_writer(tower.config), Path(folder))
     save_tokenizer(tokenizer, Path(folder))
 
 
-def write_tower(tower: nn.Module, writer: Writer, *arguments: Any) -> None:
+def write_tower(tower: Tower, writer: Writer, *arguments: Any) -> None:
     """Write a tower. ValueError with the reasons if the format cannot express it."""
     obstacles, write = writer
     if reasons := obstacles(tower.config):

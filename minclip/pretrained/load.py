@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from minclip.clip import CLIP, TOWERS
 from minclip.data.tokenizer import Tokenizer
@@ -13,6 +13,7 @@ from minclip.pretrained import bert, gpt2, hf_clip, hf_vit, open_clip, openai, r
 from minclip.pretrained.layout import Layout, Part
 from minclip.pretrained.resize import resize_image, resize_text
 from minclip.pretrained.vocabulary import tokenizer_beside
+from minclip.towers.freezing import Tower
 from minlm.pretrained.key_map import Plan, filled, import_weights, on_meta
 from minlm.pretrained.options import first_prefix
 from minlm.pretrained.weight_files import WeightFile, read_weights
@@ -47,8 +48,11 @@ def find_layout(source: WeightFile, part: Part) -> tuple[Layout, str]:
         prefix = first_prefix(source.tensors, layout.prefixes, layout.anchor)
         if prefix is not None and (layout.beside is None or (source.folder / layout.beside).is_file()):
             return layout, prefix
-    language_model = source.tensors.keys() >= {"head.weight", "embedding.tokens.weight"}
-    way_out = ": first write it with python -m minlm export --to hf-gpt2" if language_model else ""
+    way_out = ""
+    if source.tensors.keys() >= {"head.weight", "embedding.tokens.weight"}:
+        way_out = ": first write it with python -m minlm export --to hf-gpt2"
+    elif any(name.startswith("image_tower.") for name in source.tensors):
+        way_out = ": put the run's config.json back beside it"
     raise ValueError(
         f"{source.path} holds no {part} of a known format ({', '.join(layout.name for layout in layouts)}): its "
         f"tensors are {', '.join(sorted(source.tensors)[:4])}, ...{way_out}"
@@ -88,7 +92,7 @@ def antialiased(source: WeightFile) -> bool:
     return find_layout(source, "image tower")[0].antialias
 
 
-def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
+def load_image_tower(path: str | Path, **given: Any) -> Tower:
     """Load the image tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
     Reads ResNets of torchvision and timm, ViTs of timm and Hugging Face, and the image towers of CLIP files (their
@@ -104,7 +108,7 @@ def load_image_tower(path: str | Path, **given: Any) -> nn.Module:
     return make_tower(*resize_image(plan.config, weights, image_size, antialiased(source)))
 
 
-def load_text_tower(path: str | Path, **given: Any) -> nn.Module:
+def load_text_tower(path: str | Path, **given: Any) -> Tower:
     """Load the text tower in a file or folder, in eval mode: forward gives (B, D), forward_tokens (B, T, D).
 
     Reads Hugging Face's BERT, DistilBERT and GPT-2, alone or in a task's model, and the text towers of CLIP files.
@@ -124,7 +128,7 @@ def import_tower(source: WeightFile, plan: Plan) -> dict[str, Tensor]:
     return import_weights(source.tensors, plan, expected, source.path)
 
 
-def make_tower(config: Any, weights: dict[str, Tensor]) -> nn.Module:
+def make_tower(config: Any, weights: dict[str, Tensor]) -> Tower:
     """Make the tower with these weights, in eval mode."""
     return filled(on_meta(lambda: TOWERS[type(config)](config)), weights)
 

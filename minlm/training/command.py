@@ -65,7 +65,7 @@ class Command:
 
 def command_line(
     presets: dict[str, Any],
-    description: str,
+    description: str | None,
     arguments: list[str] | None = None,
     full: dict[str, Any] | None = None,
     about: dict[str, str] | None = None,
@@ -288,7 +288,7 @@ def add_device(parser: OneLineParser) -> None:
     parser.add_argument("--device", choices=names, default="auto", help="auto: a GPU where there is one")
 
 
-def call_command(commands: dict[str, Callable[[list[str]], None]], description: str) -> None:
+def call_command(commands: dict[str, Callable[[list[str]], None]], description: str | None) -> None:
     """The command that the first word names, with the words after it; the description where there is none."""
     name, *arguments = sys.argv[1:] or ["--help"]
     if name in ("-h", "--help"):
@@ -302,7 +302,7 @@ def call_command(commands: dict[str, Callable[[list[str]], None]], description: 
 def run_training(
     train: Callable[[Any, Path, bool], Any],
     presets: dict[str, Any],
-    description: str,
+    description: str | None,
     full: dict[str, Any],
     about: dict[str, str] | None = None,
 ) -> None:

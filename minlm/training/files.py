@@ -26,10 +26,14 @@ else:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def read_text(path: Path) -> str:
-    """Return a UTF-8 text without its byte-order mark; ValueError if the file is missing or not UTF-8."""
+def read_text(path: Path, newline: str | None = None) -> str:
+    """Return a UTF-8 text without its byte-order mark; ValueError if the file is missing or not UTF-8.
+
+    newline: as in `open`; "" keeps line ends as they are.
+    """
     try:
-        return path.read_text(encoding="utf-8-sig")
+        with path.open(encoding="utf-8-sig", newline=newline) as file:
+            return file.read()
     except OSError as error:
         raise ValueError(f"cannot read {str(path)!r}: {error.strerror}; is the path right?") from None
     except UnicodeDecodeError as error:

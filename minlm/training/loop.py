@@ -101,7 +101,7 @@ class Task(Protocol):
         """Return the score of an evaluation; the weights with the highest score are kept."""
         ...
 
-    def inference_files(self, folder: Path) -> None:
+    def inference_files(self, folder: Path, /) -> None:
         """Write into a folder the files that its weights need to be used: config, tokenizer."""
 
 

@@ -15,7 +15,7 @@ from minclip.data.dataset import PairDataset
 from minclip.features import FeatureDataset, features_of_texts, with_features
 from minlm.training.batches import Batches
 from tests.drawing import IMAGES, LOSSES, TEXTS, backward
-from tests.minclip.data.test_dataset import TOKENIZER, make, make_records
+from tests.minclip.data.pairs import TOKENIZER, make, make_records
 
 seeds = st.integers(0, 10**6)
 FIXED_VIEW = {"image_size": (16, 16)}

@@ -419,4 +419,4 @@ def test_report_writes_a_page_on_a_stopped_run_and_one_on_several(tiny_run, tmp_
     COMMANDS["report"]([str(stopped), str(tiny_run), "--out", str(page)])
     assert capsys.readouterr().out.splitlines() == [str(stopped / "report.html"), str(page)]
     assert (stopped / "loss.png").is_file()
-    assert "has not come to its end" in (stopped / "report.html").read_text(encoding="utf-8")
+    assert "has not finished" in (stopped / "report.html").read_text(encoding="utf-8")

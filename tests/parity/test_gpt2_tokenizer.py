@@ -10,7 +10,7 @@ transformers = pytest.importorskip("transformers")
 
 
 def drawn_strings(data_root, count):
-    """Real lines of several scripts and languages, and random characters of every plane."""
+    """Return lines of several scripts and languages, and random characters of every plane."""
     rng = random.Random("0/gpt2")
     play = (data_root / "tinyshakespeare" / "input.txt").read_text(encoding="utf-8")
     film = (data_root / "scripts" / "Charade.txt").read_text(encoding="utf-8")

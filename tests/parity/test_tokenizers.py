@@ -1,4 +1,4 @@
-"""Our tokenizers against their owners': the same ids on real captions and on strings drawn from all of Unicode."""
+"""Our tokenizers and their originals give the same ids on captions and on strings drawn from all of Unicode."""
 
 import csv
 import html
@@ -58,7 +58,7 @@ def clip_fast(clip, tmp_path_factory):
 
 
 def draw_strings(captions: list[str], number: int) -> list[str]:
-    """Half captions into which characters were mixed, half strings of one to three blocks of Unicode."""
+    """Draw captions mixed with other characters, or strings of one to three blocks of Unicode."""
     rng = random.Random("strings")
     strings = []
     for _ in range(number):
@@ -79,7 +79,7 @@ def our_words(text: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def disputed(bert_fast) -> set[str]:
-    """The characters that the fast tokenizer, with its older tables, takes otherwise than Python does."""
+    """Return the characters that the fast tokenizer, with older tables, classifies differently than Python."""
     normalizer = bert_fast.backend_tokenizer.normalizer
     cut = bert_fast.backend_tokenizer.pre_tokenizer.pre_tokenize_str
     result = set()
@@ -91,7 +91,7 @@ def disputed(bert_fast) -> set[str]:
 
 
 def test_fast_bert_disputes_only_rare_marks_and_punctuation(disputed):
-    """Nothing below U+061D, no letter but 256 rare ideographs whose block it starts too late."""
+    """The differences begin at U+061D; the only letters are 256 rare ideographs, whose block it begins too late."""
     letters = {c for c in disputed if unicodedata.category(c)[0] in "LN"}
     assert letters <= set(map(chr, range(0x2B820, 0x2B920)))
     assert {unicodedata.category(c)[0] for c in disputed - letters} <= set("PMSC")
@@ -110,7 +110,7 @@ def test_wordpiece_equals_fast_bert(bert, bert_fast, captions, disputed):
 
 
 def test_cased_wordpiece_equals_bert(bert, captions, disputed, tmp_path):
-    """Capitals and accents stay; a vocabulary with some of them, known by its tokens alone."""
+    """Capitals and accents stay; the vocabulary is recognised as cased by its tokens."""
     whole = {word.capitalize() for word in bert.tokens if word.isalpha()}
     letters = {chr(i) for i in (*range(0x41, 0x5B), *range(0xC0, 0x180))}
     more = whole | letters | {f"##{letter}" for letter in letters}
@@ -148,7 +148,7 @@ def test_wordpiece_equals_bert_in_python(bert, captions, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["a [SEP] b", "[CLS]", "a[MASK]"])
-def test_deviation_special_strings_are_text(bert, bert_fast, text):
+def test_special_strings_are_text_unlike_in_transformers(bert, bert_fast, text):
     assert set(bert_fast(text, add_special_tokens=False)["input_ids"]) & {101, 102, 103}
     assert not set(bert.encode(text)) & {101, 102, 103}
 
@@ -164,7 +164,7 @@ def test_clip_equals_transformers(clip, clip_fast, captions):
     assert clip_fast("a dog")["input_ids"] == [clip.start_id, *clip.encode("a dog"), clip.end_id]
 
 
-def test_deviation_end_of_text_string_is_text(clip, clip_fast):
+def test_the_end_of_text_string_is_text_unlike_in_transformers(clip, clip_fast):
     assert clip.end_id in clip_fast("a <|endoftext|> b", add_special_tokens=False)["input_ids"]
     assert clip.end_id not in clip.encode("a <|endoftext|> b")
 

@@ -1,4 +1,4 @@
-"""Evaluation against torchvision's transforms on Pillow images, put together as CLIP publishes them."""
+"""Evaluation equals torchvision's transforms on Pillow images, composed as CLIP publishes them."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ theirs = pytest.importorskip("torchvision.transforms")
 
 
 @given(st.tuples(st.integers(1, 400), st.integers(1, 400)), st.integers(1, 240), st.integers(0, 2**32 - 1))
-def test_evaluation_is_bit_for_bit_that_of_clip(size, side, seed):
+def test_evaluation_equals_clips_bit_for_bit(size, side, seed):
     image = Image.fromarray(np.random.default_rng(seed).integers(0, 256, (*size, 3), dtype=np.uint8))
     published = theirs.Compose(
         [
@@ -41,8 +41,8 @@ def photographs(data_root) -> list[Image.Image]:
 
 
 @pytest.mark.parametrize("side", [224, 336, 96])
-def test_photographs_are_bit_for_bit_those_of_open_clip(side, photographs):
-    """No tolerance: both resample with Pillow and normalise with torch, in the same order."""
+def test_photographs_equal_open_clips_bit_for_bit(side, photographs):
+    """Without tolerance: both resample with Pillow and normalise with torch, in the same order."""
     open_clip = pytest.importorskip("open_clip")
     ours = ImageTransform(TransformConfig(), (side, side), train=False)
     published = open_clip.image_transform(side, is_train=False)
@@ -52,12 +52,11 @@ def test_photographs_are_bit_for_bit_those_of_open_clip(side, photographs):
         assert torch.equal(ours(image), published(image))
 
 
-def test_photographs_are_those_of_transformers(photographs):
-    """The same where it resamples with Pillow, but for the last bits of a float32; the torchvision variant that it
-    prefers rounds bicubic weights otherwise, and is off by up to two of 255 grey levels.
+def test_photographs_equal_transformers(photographs):
+    """Equal to the variant that resamples with Pillow, up to the last bits of a float32.
 
-    Only where the margin to crop is even: an odd one transformers always halves downwards, torchvision, which CLIP was
-    published with, to the even half, one pixel further every other time.
+    The torchvision variant, its default, rounds bicubic weights differently, by up to two of 255 grey levels. Only
+    even margins are compared: transformers rounds half an odd one down, torchvision to the nearest even number.
     """
     transformers = pytest.importorskip("transformers")
     ours = ImageTransform(TransformConfig(), (224, 224), train=False)
@@ -73,8 +72,8 @@ def test_photographs_are_those_of_transformers(photographs):
             assert difference.max() <= grey_levels
 
 
-def test_photographs_for_towers_of_imagenet_are_bit_for_bit_those_of_torchvision(photographs):
-    """ResNets' and ViTs' own colours, bilinear."""
+def test_photographs_for_imagenet_towers_equal_torchvisions_bit_for_bit(photographs):
+    """ImageNet's mean and std, bilinear."""
     config = TransformConfig(mean=IMAGENET_MEAN, std=IMAGENET_STD, interpolation="bilinear")
     ours = ImageTransform(config, (224, 224), train=False)
     steps = [theirs.Resize(224), theirs.CenterCrop(224), theirs.ToTensor()]

@@ -1,4 +1,4 @@
-"""GPT-2 of transformers: in and out, as a language model and as a text tower."""
+"""GPT-2 of transformers, imported and exported, as a language model and as a text tower."""
 
 import random
 
@@ -75,8 +75,8 @@ def test_text_tower(seed, tmp_path):
     )
 
 
-def test_the_vocabulary_that_is_written_is_gpt2s(data_root, tmp_path):
-    """Merges are recovered from the ranks alone, and are those of the published file."""
+def test_the_written_vocabulary_is_gpt2s(data_root, tmp_path):
+    """The merges are recovered from the ranks and equal those of the published file."""
     tokenizer = load_tokenizer(data_root / "vocab")
     config = transformers.GPT2Config(n_embd=4, n_head=1, n_layer=1, n_positions=4)
     transformers.GPT2LMHeadModel(config).save_pretrained(tmp_path / "theirs")

@@ -1,8 +1,7 @@
-"""Pickles written in the published way come back pixel by pixel; anything else in them is refused, unrun."""
+"""CIFAR-10: published pickles give back every pixel; other content is refused and never run."""
 
 import os
 import pickle
-import struct
 from pathlib import Path
 
 import numpy as np
@@ -11,55 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from minclip.data.cifar10 import Cifar10Config
-
-NAMES = (b"airplane", b"cat", b"dog")
-BATCHES = (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")
-
-
-def python2_pickle(pixels: np.ndarray, labels: list[int], module: bytes = b"numpy.core.multiarray") -> bytes:
-    """A batch as Python 2 and its numpy wrote it, opcode by opcode (pickle protocol 2)."""
-
-    def text(value: bytes) -> bytes:
-        return b"U" + bytes([len(value)]) + value
-
-    def number(value: int) -> bytes:
-        return b"J" + struct.pack("<i", value)
-
-    dtype = b"cnumpy\ndtype\n" + text(b"u1") + number(0) + number(1) + b"\x87R"
-    dtype += b"(" + number(3) + text(b"|") + b"NNN" + number(-1) + number(-1) + number(0) + b"tb"
-    array = (
-        b"c"
-        + module
-        + b"\n_reconstruct\n"
-        + b"cnumpy\nndarray\n"
-        + number(0)
-        + b"\x85"
-        + text(b"b")
-        + b"\x87R"
-    )
-    shape = b"".join(map(number, pixels.shape)) + b"\x86"
-    content = b"T" + struct.pack("<i", pixels.nbytes) + pixels.tobytes()
-    array += b"(" + number(1) + shape + dtype + b"\x89" + content + b"tb"
-    items = text(b"data") + array + text(b"labels") + b"](" + b"".join(map(number, labels)) + b"e"
-    return b"\x80\x02}(" + items + text(b"batch_label") + text(b"batch 1 of 5") + b"u."
-
-
-def noise(n: int, seed: int = 0) -> np.ndarray:
-    return np.random.default_rng(seed).integers(0, 256, (n, 3072), dtype=np.uint8)
-
-
-def write(
-    root: Path, sizes: tuple[int, ...] = (2,) * 6, names: tuple[bytes, ...] = NAMES
-) -> dict[str, tuple]:
-    """The folder of pickles, batches of these sizes -> (pixels, labels) of each."""
-    root.mkdir(exist_ok=True)
-    (root / "batches.meta").write_bytes(pickle.dumps({b"label_names": list(names)}, 2))
-    written = {}
-    for number, (name, n) in enumerate(zip(BATCHES, sizes, strict=True)):
-        pixels, labels = noise(n, number), [k % len(names) for k in range(n)]
-        (root / name).write_bytes(python2_pickle(pixels, labels))
-        written[name] = pixels, labels
-    return written
+from tests.minclip.data.published import CIFAR10_NAMES, cifar10_noise, python2_pickle, write_cifar10
 
 
 def read(root: Path, **fields) -> dict:
@@ -69,7 +20,7 @@ def read(root: Path, **fields) -> dict:
 @given(st.lists(st.integers(1, 5), min_size=6, max_size=6))
 def test_every_row_comes_back(tmp_path_factory, sizes):
     root = tmp_path_factory.mktemp("cifar")
-    written = write(root, tuple(sizes))
+    written = write_cifar10(root, tuple(sizes))
     splits = read(root)
     assert len(splits["test"]) == sizes[-1]
     assert len(splits["train"]) + len(splits["dev"]) == sum(sizes[:-1])
@@ -84,15 +35,15 @@ def test_every_row_comes_back(tmp_path_factory, sizes):
                 assert image[y, x].tolist() == [channel[32 * y + x] for channel in (red, green, blue)]
             assert image.tobytes() == np.stack([red, green, blue], -1).tobytes()
             assert record.group == label
-            article = "an" if NAMES[label] == b"airplane" else "a"
-            assert record.captions == (f"a photo of {article} {NAMES[label].decode()}",)
+            article = "an" if CIFAR10_NAMES[label] == b"airplane" else "a"
+            assert record.captions == (f"a photo of {article} {CIFAR10_NAMES[label].decode()}",)
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
-def test_what_numpy_writes_today_is_read_too(tmp_path, protocol):
-    """Written anew by Python 3: texts through _codecs.encode, numpy's new module names."""
-    write(tmp_path)
-    pixels = noise(3, 9)
+def test_pickles_of_todays_numpy_are_read(tmp_path, protocol):
+    """Python 3 writes bytes through _codecs.encode, and numpy 2 under new module names."""
+    write_cifar10(tmp_path)
+    pixels = cifar10_noise(3, 9)
     (tmp_path / "test_batch").write_bytes(pickle.dumps({b"data": pixels, b"labels": [0, 1, 2]}, protocol))
     test = read(tmp_path)["test"]
     assert np.asarray(test[2].open()).tobytes() == pixels[2].reshape(3, 1024).T.tobytes()
@@ -100,7 +51,7 @@ def test_what_numpy_writes_today_is_read_too(tmp_path, protocol):
 
 
 def test_dev_is_drawn_from_the_training_images(tmp_path):
-    write(tmp_path, (4, 4, 4, 4, 4, 3))
+    write_cifar10(tmp_path, (4, 4, 4, 4, 4, 3))
     splits = read(tmp_path, dev_fraction=0.25)
     assert [len(splits[name]) for name in ("train", "dev", "test")] == [15, 5, 3]
     other = read(tmp_path, dev_fraction=0.25, split_seed=1)
@@ -109,7 +60,7 @@ def test_dev_is_drawn_from_the_training_images(tmp_path):
 
 
 def test_class_names_and_templates(tmp_path):
-    write(tmp_path)
+    write_cifar10(tmp_path)
     config = Cifar10Config(root=str(tmp_path), templates=("a {}", "A {} of a {}", "the {}", "data {}"))
     assert config.class_names() == ("airplane", "cat", "dog")
     airplane = next(record for record in config.read()["test"] if record.group == 0)
@@ -134,7 +85,7 @@ class Hostile:
 )
 def test_a_hostile_pickle_is_refused_unrun(tmp_path, monkeypatch, call, name):
     monkeypatch.chdir(tmp_path)
-    write(tmp_path)
+    write_cifar10(tmp_path)
     (tmp_path / "data_batch_3").write_bytes(pickle.dumps({b"data": Hostile(*call), b"labels": []}, 2))
     with pytest.raises(
         ValueError, match=rf"data_batch_3' is not .* it asks for \S+\.{name}, which CIFAR-10"
@@ -146,10 +97,10 @@ def test_a_hostile_pickle_is_refused_unrun(tmp_path, monkeypatch, call, name):
 
 @given(st.integers(0, 6400), st.integers(0, 255))
 def test_damage_is_a_one_line_error_or_changes_no_more_than_pixels(tmp_path_factory, place, value):
-    """A file cut short is always an error; with one byte changed, an error or a whole batch."""
+    """A truncated file is always an error; a changed byte gives an error or a whole batch."""
     root = tmp_path_factory.mktemp("cifar")
-    write(root)
-    content = python2_pickle(noise(2), [0, 1])
+    write_cifar10(root)
+    content = python2_pickle(cifar10_noise(2), [0, 1])
     place = place % len(content)
     (root / "test_batch").write_bytes(content[:place])
     with pytest.raises(ValueError, match="test_batch") as caught:
@@ -168,18 +119,21 @@ def test_damage_is_a_one_line_error_or_changes_no_more_than_pixels(tmp_path_fact
     "content, message",
     [
         (
-            {b"data": noise(2)[:, :3000], b"labels": [0, 1]},
+            {b"data": cifar10_noise(2)[:, :3000], b"labels": [0, 1]},
             r"holds an array of shape \(2, 3000\), not \(N, 3072\)",
         ),
-        ({b"data": noise(2).astype("u2"), b"labels": [0, 1]}, r"holds an array of type .*u2.*, not of bytes"),
         (
-            {b"data": np.asfortranarray(noise(2)), b"labels": [0, 1]},
+            {b"data": cifar10_noise(2).astype("u2"), b"labels": [0, 1]},
+            r"holds an array of type .*u2.*, not of bytes",
+        ),
+        (
+            {b"data": np.asfortranarray(cifar10_noise(2)), b"labels": [0, 1]},
             "holds an array of .* not of bytes in rows",
         ),
-        ({b"data": noise(2), b"labels": [0]}, "has 2 images and 1 labels"),
-        ({b"data": noise(2), b"labels": [0, 3]}, "has the label 3, batches.meta names 3 classes"),
-        ({b"data": noise(2), b"labels": [0, -1]}, "has the label -1"),
-        ({b"data": noise(2), b"labels": [0, "1"]}, "has the label '1'"),
+        ({b"data": cifar10_noise(2), b"labels": [0]}, "has 2 images and 1 labels"),
+        ({b"data": cifar10_noise(2), b"labels": [0, 3]}, "has the label 3, batches.meta names 3 classes"),
+        ({b"data": cifar10_noise(2), b"labels": [0, -1]}, "has the label -1"),
+        ({b"data": cifar10_noise(2), b"labels": [0, "1"]}, "has the label '1'"),
         ({b"data": np.ndarray, b"labels": []}, "has no array data with a list labels"),
         ({b"data": np.dtype("u1"), b"labels": []}, "holds an array without content"),
         ({b"fine_labels": []}, "has no array data with a list labels"),
@@ -187,7 +141,7 @@ def test_damage_is_a_one_line_error_or_changes_no_more_than_pixels(tmp_path_fact
     ],
 )
 def test_other_content_is_named(tmp_path, content, message):
-    write(tmp_path)
+    write_cifar10(tmp_path)
     (tmp_path / "data_batch_2").write_bytes(pickle.dumps(content, 2))
     with pytest.raises(ValueError, match=f"data_batch_2' {message}") as caught:
         read(tmp_path)
@@ -195,8 +149,8 @@ def test_other_content_is_named(tmp_path, content, message):
 
 
 def test_bytes_that_do_not_fill_the_rows(tmp_path):
-    write(tmp_path)
-    whole = python2_pickle(noise(2), [0, 1])
+    write_cifar10(tmp_path)
+    whole = python2_pickle(cifar10_noise(2), [0, 1])
     (tmp_path / "test_batch").write_bytes(whole.replace(b"J\x02\0\0\0J\x00\x0c", b"J\x03\0\0\0J\x00\x0c"))
     with pytest.raises(ValueError, match="has 6144 bytes for 3 images of 3072"):
         read(tmp_path)
@@ -207,7 +161,7 @@ def test_missing_files(tmp_path):
         ValueError, match=r"cannot read .*batches.meta': No such file .* CIFAR-10's folder as root"
     ):
         read(tmp_path)
-    write(tmp_path)
+    write_cifar10(tmp_path)
     (tmp_path / "data_batch_4").unlink()
     with pytest.raises(ValueError, match=r"cannot read .*data_batch_4'"):
         read(tmp_path)
@@ -225,7 +179,7 @@ def test_missing_files(tmp_path):
 
 
 def test_the_real_data(data_root):
-    """Every image of the files is read, and its own numpy pickle agrees."""
+    """Every image is read and equals numpy's own unpickling."""
     config = Cifar10Config(root=str(data_root / "cifar-10-batches-py"), dev_fraction=0.1)
     splits = config.read()
     with open(Path(config.root) / "test_batch", "rb") as file:

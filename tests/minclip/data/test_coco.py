@@ -1,39 +1,14 @@
-"""COCO's annotation files, written as published: every caption at its image, in its split; faults in one line."""
+"""COCO: each image has its captions and its split; faults are one line."""
 
-import json
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from minclip.data.coco import CocoConfig
 from minclip.data.records import Record
-
-
-def write(root: Path, folder: str, captions: dict[int, list[str]], with_files: bool = True) -> dict[int, str]:
-    """An annotation file, its captions in any order but each image's own -> the images' file names."""
-    prefix = f"COCO_{folder}_" if "2014" in folder else ""
-    names = {number: f"{prefix}{number:012}.jpg" for number in captions}
-    images = [
-        {"license": 3, "file_name": name, "height": 2, "width": 3, "id": number}
-        for number, name in names.items()
-    ]
-    longest = max(map(len, captions.values()), default=0)
-    annotations = [
-        {"image_id": number, "id": 10 * number + k, "caption": texts[k]}
-        for k in range(longest)
-        for number, texts in captions.items()
-        if k < len(texts)
-    ]
-    (root / "annotations").mkdir(parents=True, exist_ok=True)
-    (root / folder).mkdir(exist_ok=True)
-    content = {"info": {}, "images": images, "licenses": [], "annotations": annotations}
-    (root / "annotations" / f"captions_{folder}.json").write_text(json.dumps(content), encoding="utf-8")
-    for name in names.values() if with_files else ():
-        Image.new("RGB", (3, 2)).save(root / folder / name)
-    return names
+from tests.minclip.data.published import write_coco
 
 
 def read(root: Path, **fields) -> dict[str, list[Record]]:
@@ -50,7 +25,7 @@ IMAGES = st.dictionaries(
 def test_round_trip(tmp_path_factory, train, val, year):
     root, expected = tmp_path_factory.mktemp("coco"), {}
     for folder, split, captions in ((f"train{year}", "train", train), (f"val{year}", "dev", val)):
-        for number, name in write(root, folder, captions).items():
+        for number, name in write_coco(root, folder, captions).items():
             expected[f"{folder}/{name}"] = split, tuple(text.strip() for text in captions[number])
     splits = read(root, year=year)
     assert expected == {r.image_id: (split, r.captions) for split, records in splits.items() for r in records}
@@ -60,7 +35,7 @@ def test_round_trip(tmp_path_factory, train, val, year):
 
 
 def test_one_of_the_files_is_enough_and_some_images_may_be_missing(tmp_path):
-    names = write(tmp_path, "val2017", {1: ["x"], 2: ["y", " "], 3: []})
+    names = write_coco(tmp_path, "val2017", {1: ["x"], 2: ["y", " "], 3: []})
     (tmp_path / "val2017" / names[1]).unlink()
     with pytest.warns(
         UserWarning, match="left out 1 images with captions, not in .*: val2017/000000000001.jpg"
@@ -96,7 +71,7 @@ def test_one_of_the_files_is_enough_and_some_images_may_be_missing(tmp_path):
     ],
 )
 def test_faults_are_named(tmp_path, content, message):
-    write(tmp_path, "train2017", {1: ["x"]}, with_files=False)
+    write_coco(tmp_path, "train2017", {1: ["x"]}, with_files=False)
     with pytest.raises(ValueError, match=r"none of the 1 images .*: put the images into .*train2017' and"):
         read(tmp_path)
     (tmp_path / "annotations" / "captions_train2017.json").write_text(content)

@@ -1,13 +1,11 @@
-"""Pairs are a function of (seed, epoch, index), cached or not, in workers or not; damaged images are replaced."""
+"""Pairs are a function of (seed, epoch, index), with and without cache and workers; damaged images are replaced."""
 
 import pickle
 import random
 import warnings
 from collections import Counter
-from functools import partial
 from multiprocessing.reduction import ForkingPickler
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import example, given
@@ -15,38 +13,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from minclip.data.dataset import PairDataset, in_threads
-from minclip.data.records import Record, open_image
-from minclip.data.tokenizer import WordPiece, encode_batch
-from minclip.data.transforms import ImageTransform, TransformConfig
-
-CAPTIONS = ("a dog runs", "a cat sleeps on the mat", "two dogs", "one cat", "a dog and a cat")
-TOKENIZER = WordPiece.train(CAPTIONS, 60)
-SMALL = {"image_size": (8, 8), "crop_scale": (0.4, 1.0), "flip": True}
-
-
-def draw(seed: int, height: int, width: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8))
-
-
-def make_records(n: int, damaged: tuple[int, ...] = (), size: tuple[int, int] = (10, 12)) -> list[Record]:
-    """`n` different pictures, each with its own five captions; the damaged ones name files that do not exist."""
-    return [
-        Record(
-            f"{k}.png",
-            partial(open_image, f"/nowhere/{k}.png") if k in damaged else partial(draw, k, *size),
-            tuple(f"{caption} {k}" for caption in CAPTIONS),
-            group=100 + k,
-        )
-        for k in range(n)
-    ]
-
-
-def make(records: list[Record], train: bool = True, **options) -> PairDataset:
-    fields = dict(options.pop("fields", SMALL))
-    transform = ImageTransform(
-        image_size=fields.pop("image_size"), config=TransformConfig(**fields), train=train
-    )
-    return PairDataset(records, transform, TOKENIZER, 12, **{"seed": 0, **options})
+from minclip.data.records import Record
+from minclip.data.tokenizer import encode_batch
+from tests.minclip.data.pairs import CAPTIONS, TOKENIZER, draw, make, make_records
 
 
 def same(first: dict, second: dict) -> bool:
@@ -61,7 +30,7 @@ def same(first: dict, second: dict) -> bool:
 def test_an_item_depends_on_seed_epoch_and_index_alone(seed, epoch, index):
     records = make_records(10)
     dataset, fresh = make(records, seed=seed), make(records, seed=seed)
-    _ = dataset[(0, 0)], dataset[(epoch, 9 - index)]  # what was drawn before does not matter
+    _ = dataset[(0, 0)], dataset[(epoch, 9 - index)]  # earlier draws do not matter
     random.seed(seed)  # nor does any global state
     torch.manual_seed(seed)
     item = dataset[(epoch, index)]
@@ -80,10 +49,10 @@ def test_seed_and_epoch_both_draw_anew():
 
 def test_every_caption_is_drawn_equally_often_over_the_epochs():
     dataset = make(make_records(2), fields={"image_size": (1, 1)})
-    assert len(dataset) == 2  # one pair an image an epoch, however many captions
+    assert len(dataset) == 2  # one pair per image and epoch, for any number of captions
     counts = Counter(dataset[(epoch, 1)]["caption"] for epoch in range(2000))
     assert set(counts) == set(dataset.records[1].captions)
-    assert max(abs(count - 400) for count in counts.values()) < 90  # five deviations
+    assert max(abs(count - 400) for count in counts.values()) < 90  # five standard deviations
 
 
 @given(
@@ -136,7 +105,7 @@ def test_without_a_cache_nothing_is_decoded():
 
 
 def test_few_images_are_decoded_ahead():
-    """Not a job per item: a set of millions would fill the memory before the first is decoded."""
+    """One job per item would fill the memory with millions of jobs before the first is decoded."""
     taken = []
     results = in_threads(lambda item: item * item, (taken.append(k) or k for k in range(10**9)), workers=2)
     assert [next(results) for _ in range(50)] == [k * k for k in range(50)]
@@ -146,7 +115,7 @@ def test_few_images_are_decoded_ahead():
 
 
 def test_processes_share_the_cache_and_copy_no_image():
-    """As spawn and forkserver hand the dataset to a worker; fork shares all memory anyway."""
+    """Pickled as for workers started by spawn or forkserver; fork shares all memory anyway."""
     dataset = make(make_records(50, size=(14, 15)), cache_bytes=10**6)
     dataset.fill_cache(1, progress=False)
     message = ForkingPickler.dumps(dataset)
@@ -176,14 +145,14 @@ def test_a_damaged_image_is_replaced_by_the_next_good_one(damaged, index, cached
 
 
 def random_after_caption(seed: str) -> random.Random:
-    """The random state of an item once its caption is drawn."""
+    """Return the random state of an item after its caption is drawn."""
     rng = random.Random(seed)
     rng.choice(CAPTIONS)
     return rng
 
 
 def met(index: int, expected: int) -> set[int]:
-    """The indices looked at on the way from `index` to `expected`, round and round."""
+    """Return the indices from `index` up to `expected`, wrapping around."""
     return {(index + step) % 10 for step in range((expected - index) % 10)}
 
 
@@ -261,7 +230,7 @@ def test_no_records_is_an_error():
         make([])
 
 
-def test_progress_is_shown_only_when_asked_for(capsys):
+def test_progress_is_shown_only_on_request(capsys):
     for progress in (False, True):
         make(make_records(3), cache_bytes=10**6).fill_cache(1, progress)
         assert ("decoding images" in capsys.readouterr().err) == progress

@@ -1,6 +1,5 @@
-"""Both published layouts give the same records; published lists and drawn splits part the images."""
+"""Flickr8k: both published layouts give the same records; splits are published or drawn, and disjoint."""
 
-import csv
 import tempfile
 import warnings
 from pathlib import Path
@@ -8,41 +7,21 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from minclip.data.flickr8k import LISTS, NEVER_PUBLISHED, Flickr8kConfig
 from minclip.data.records import Record
+from tests.minclip.data.published import (
+    write_flickr8k_csv,
+    write_flickr8k_lists,
+    write_flickr8k_tokens,
+    write_images,
+)
 
 # The signs that Kaggle's CSV has to quote, and what the published captions are made of.
 WORDS = st.text("ab ,\"'.-#é|", min_size=1, max_size=20).filter(lambda text: text.strip())
 CAPTIONS = st.lists(st.lists(WORDS, min_size=1, max_size=5), min_size=1, max_size=8).map(
     lambda lists: {f"{k}_ab.jpg": texts for k, texts in enumerate(lists)}
 )
-
-
-def write_images(root: Path, names: list[str], folder: str = "Images") -> None:
-    (root / folder).mkdir(parents=True, exist_ok=True)
-    for name in names:
-        Image.new("RGB", (2, 2)).save(root / folder / name)
-
-
-def write_kaggle(root: Path, captions: dict[str, list[str]], prefix: str = "") -> None:
-    root.mkdir(exist_ok=True)
-    with (root / "captions.txt").open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["image", "caption"])
-        writer.writerows((prefix + name, text) for name, texts in captions.items() for text in texts)
-
-
-def write_token(root: Path, captions: dict[str, list[str]], line_end: str = "\n") -> None:
-    root.mkdir(exist_ok=True)
-    rows = [f"{name}#{k}\t{text}" for name, texts in captions.items() for k, text in enumerate(texts)]
-    (root / "Flickr8k.token.txt").write_text(line_end.join(rows) + line_end, encoding="utf-8", newline="")
-
-
-def write_lists(root: Path, **lists: list[str]) -> None:
-    for split, names in lists.items():
-        (root / LISTS[split]).write_text("".join(name + "\n" for name in names))
 
 
 def some(n: int) -> dict[str, list[str]]:
@@ -71,12 +50,12 @@ def contents(splits: dict[str, list[Record]]) -> dict[str, list[tuple]]:
 def test_kaggle_and_token_layouts_give_the_same_records(captions, prefix, windows):
     with tempfile.TemporaryDirectory() as folder:
         kaggle, token = Path(folder, "kaggle"), Path(folder, "token")
-        write_kaggle(kaggle, captions, prefix)
+        write_flickr8k_csv(kaggle, captions, prefix)
         write_images(kaggle, list(captions), "Images")
-        write_token(token, captions, "\r\n" if windows else "\n")
+        write_flickr8k_tokens(token, captions, "\r\n" if windows else "\n")
         write_images(token, list(captions), "Flicker8k_Dataset")
         for root in (kaggle, token):
-            write_lists(root, train=list(captions))
+            write_flickr8k_lists(root, train=list(captions))
         assert contents(quietly(kaggle)) == contents(quietly(token))
         (records,) = quietly(kaggle).values()
         stripped = {name: tuple(text.strip() for text in texts) for name, texts in captions.items()}
@@ -95,35 +74,37 @@ def test_kaggle_and_token_layouts_give_the_same_records(captions, prefix, window
 )
 def test_unpacked_archives_are_found(tmp_path, text, images):
     (tmp_path / text).mkdir(exist_ok=True)
-    write_token(tmp_path / text, some(4))
+    write_flickr8k_tokens(tmp_path / text, some(4))
     write_images(tmp_path, list(some(4)), images)
-    write_lists(tmp_path / text, train=list(some(4)))
+    write_flickr8k_lists(tmp_path / text, train=list(some(4)))
     assert names(quietly(tmp_path)) == {"train": list(some(4))}
 
 
 def test_the_misspelt_image(tmp_path):
-    """`.jpg.1` belongs to `.jpg`; nobody is warned that this image is missing, for nobody has it."""
+    """`.jpg.1` belongs to `.jpg`; its image was never published, so there is no warning that it is missing."""
     captions = some(2)
-    write_token(tmp_path, {**captions, NEVER_PUBLISHED + ".1": ["people waiting"]})
+    write_flickr8k_tokens(tmp_path, {**captions, NEVER_PUBLISHED + ".1": ["people waiting"]})
     write_images(tmp_path, list(captions))
-    write_lists(tmp_path, train=list(captions))
+    write_flickr8k_lists(tmp_path, train=list(captions))
     assert names(quietly(tmp_path)) == {"train": list(captions)}
     write_images(tmp_path, [NEVER_PUBLISHED])
-    write_lists(tmp_path, train=[NEVER_PUBLISHED])
+    write_flickr8k_lists(tmp_path, train=[NEVER_PUBLISHED])
     assert quietly(tmp_path)["train"][0].captions == ("people waiting",)
 
 
 def test_captions_lose_white_space_and_nothing_else(tmp_path):
-    write_kaggle(tmp_path, {"a.jpg": ['  A "big" dog , runs .\t', "   ", "Two  dogs ."], "b.jpg": [" "]})
+    write_flickr8k_csv(
+        tmp_path, {"a.jpg": ['  A "big" dog , runs .\t', "   ", "Two  dogs ."], "b.jpg": [" "]}
+    )
     write_images(tmp_path, ["a.jpg", "b.jpg"])
-    write_lists(tmp_path, train=["a.jpg"])
+    write_flickr8k_lists(tmp_path, train=["a.jpg"])
     assert quietly(tmp_path)["train"][0].captions == ('A "big" dog , runs .', "Two  dogs .")
 
 
 def test_images_in_no_list_are_in_no_split(tmp_path):
-    write_kaggle(tmp_path, some(9))
+    write_flickr8k_csv(tmp_path, some(9))
     write_images(tmp_path, list(some(9)))
-    write_lists(tmp_path, train=["002.jpg", "001.jpg"], dev=["005.jpg"], test=["007.jpg", "007.jpg"])
+    write_flickr8k_lists(tmp_path, train=["002.jpg", "001.jpg"], dev=["005.jpg"], test=["007.jpg", "007.jpg"])
     assert names(quietly(tmp_path)) == {
         "train": ["002.jpg", "001.jpg"],
         "dev": ["005.jpg"],
@@ -135,26 +116,28 @@ def test_images_in_no_list_are_in_no_split(tmp_path):
 def test_any_of_the_lists_may_be_there(present):
     with tempfile.TemporaryDirectory() as folder:
         root, captions = Path(folder), some(6)
-        write_kaggle(root, captions)
+        write_flickr8k_csv(root, captions)
         write_images(root, list(captions))
-        write_lists(root, **{split: [f"00{k}.jpg"] for k, split in enumerate(LISTS) if split in present})
+        write_flickr8k_lists(
+            root, **{split: [f"00{k}.jpg"] for k, split in enumerate(LISTS) if split in present}
+        )
         assert quietly(root).keys() == present
 
 
 def test_without_lists_the_split_is_drawn_by_image(tmp_path):
     captions = some(40)
-    write_kaggle(tmp_path, captions)
+    write_flickr8k_csv(tmp_path, captions)
     write_images(tmp_path, list(captions))
     splits = names(quietly(tmp_path))
     assert {split: len(members) for split, members in splits.items()} == {"train": 30, "dev": 5, "test": 5}
     assert sorted(name for members in splits.values() for name in members) == list(captions)
     assert names(quietly(tmp_path, split_seed=1)) != splits
-    write_kaggle(tmp_path, {name: captions[name][::-1] for name in reversed(captions)})
+    write_flickr8k_csv(tmp_path, {name: captions[name][::-1] for name in reversed(captions)})
     assert names(quietly(tmp_path)) == splits
 
 
 def test_too_few_images_for_its_fixed_shares(tmp_path):
-    write_kaggle(tmp_path, some(2))
+    write_flickr8k_csv(tmp_path, some(2))
     write_images(tmp_path, list(some(2)))
     with pytest.raises(
         ValueError, match=r"split 'dev' \(0.125 of 2 images\) would be empty: give more images, or"
@@ -163,9 +146,9 @@ def test_too_few_images_for_its_fixed_shares(tmp_path):
 
 
 def test_images_in_another_spelling_are_found(tmp_path):
-    write_kaggle(tmp_path, some(2))
+    write_flickr8k_csv(tmp_path, some(2))
     write_images(tmp_path, ["000.JPG", "001.jpg"])
-    write_lists(tmp_path, train=["000.jpg", "001.jpg"])
+    write_flickr8k_lists(tmp_path, train=["000.jpg", "001.jpg"])
     with pytest.warns(
         UserWarning, match="read 1 images by names .* the first is '000.jpg', its file '000.JPG'"
     ):
@@ -174,9 +157,9 @@ def test_images_in_another_spelling_are_found(tmp_path):
 
 
 def test_missing_images_are_counted_and_named(tmp_path):
-    write_kaggle(tmp_path, some(9))
+    write_flickr8k_csv(tmp_path, some(9))
     write_images(tmp_path, list(some(4)))
-    write_lists(tmp_path, train=list(some(6)), dev=["007.jpg"])
+    write_flickr8k_lists(tmp_path, train=list(some(6)), dev=["007.jpg"])
     with pytest.warns(UserWarning, match="left out") as caught:
         splits = read(tmp_path)
     assert names(splits) == {"train": list(some(4))}
@@ -195,7 +178,7 @@ def test_missing_parts_are_named(tmp_path):
         ValueError, match=r"no captions.txt and no Flickr8k.token.txt in .* is it Flickr8k's folder"
     ):
         read(tmp_path)
-    write_kaggle(tmp_path, some(3))
+    write_flickr8k_csv(tmp_path, some(3))
     with pytest.raises(ValueError, match=r"no folder of images in .* Images, Flicker8k_Dataset"):
         read(tmp_path)
     write_images(tmp_path, ["other.jpg"])
@@ -207,15 +190,15 @@ def test_missing_parts_are_named(tmp_path):
 
 @pytest.mark.filterwarnings("ignore::UserWarning")
 def test_lists_that_overlap_or_name_nothing(tmp_path):
-    write_kaggle(tmp_path, some(3))
+    write_flickr8k_csv(tmp_path, some(3))
     write_images(tmp_path, list(some(3)))
-    write_lists(tmp_path, train=["000.jpg", "001.jpg"], dev=["001.jpg"])
+    write_flickr8k_lists(tmp_path, train=["000.jpg", "001.jpg"], dev=["001.jpg"])
     with pytest.raises(ValueError, match=r"'001.jpg' is in Flickr_8k.trainImages.txt and in Flickr_8k.dev"):
         read(tmp_path)
     (tmp_path / LISTS["dev"]).write_bytes(b"caf\xe9.jpg\n")
     with pytest.raises(ValueError, match=r"devImages.txt' is not UTF-8 text \(.*\): save it as UTF-8$"):
         read(tmp_path)
-    write_lists(tmp_path, train=[], dev=["099.jpg"])
+    write_flickr8k_lists(tmp_path, train=[], dev=["099.jpg"])
     with pytest.raises(ValueError, match=r"no image is in any of Flickr_8k.trainImages.txt, Flickr_8k.dev"):
         read(tmp_path)
 
@@ -227,7 +210,7 @@ def test_lists_that_overlap_or_name_nothing(tmp_path):
         ("captions.txt", b"", r"has the columns \[\]"),
         ("captions.txt", b"image,caption\na.jpg,a dog, a cat\n", "line 2 has 3 columns, not 2"),
         ("captions.txt", b'image,caption\na.jpg,"a dog\n', "is not as published: unexpected end of data"),
-        ("captions.txt", b"image,caption\na.jpg,caf\xe9\n", "is not as published: 'utf-8' codec"),
+        ("captions.txt", b"image,caption\na.jpg,caf\xe9\n", "is not UTF-8 text \\(invalid"),
         ("captions.txt", b"image,caption\na.jpg, \n", "captions.txt' has no caption: fetch it again"),
         ("Flickr8k.token.txt", b"a.jpg#0\ta dog\n\nb.jpg#0 a cat\n", "line 3 has no tab"),
         ("Flickr8k.token.txt", b"", "has no caption: fetch it again"),
@@ -242,7 +225,7 @@ def test_a_damaged_captions_file(tmp_path, name, content, message):
 
 
 def test_the_published_data(data_root, tmp_path):
-    """6,000 and 1,000 images of five captions each; the same records from the token file."""
+    """6,000 and 1,000 images with five captions each, and the same records from the token file."""
     root = data_root / "flickr8k"
     splits = quietly(root)
     assert {split: len(records) for split, records in splits.items()} == {"train": 6000, "dev": 1000}

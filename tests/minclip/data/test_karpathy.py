@@ -1,4 +1,4 @@
-"""Karpathy's JSON, written as published: the same records, his splits, faults in one line."""
+"""Karpathy's JSON files: records and splits come back; faults are one line."""
 
 import json
 from pathlib import Path
@@ -6,34 +6,15 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from minclip.data.flickr8k import LISTS, Flickr8kConfig, collect, kaggle_rows
+from minclip.data.flickr8k import LISTS, Flickr8kConfig, kaggle_rows, read_captions
 from minclip.data.karpathy import KarpathyConfig, read_split_lists
 from minclip.data.records import Record
+from tests.minclip.data.published import karpathy_entry, write_karpathy
 
 SPLITS = {"train": "train", "restval": "train", "val": "dev", "test": "test"}
 SPLIT = st.sampled_from(list(SPLITS))
 TEXT = st.text(min_size=1, max_size=20).filter(lambda text: text.strip())
-
-
-def image(name: str, split: str, captions: list[str], folder: str | None = None) -> dict:
-    """An entry with all the fields of the published files."""
-    sentences = [
-        {"tokens": text.split(), "raw": text, "imgid": 0, "sentid": k} for k, text in enumerate(captions)
-    ]
-    entry = {"sentids": [0], "imgid": 0, "sentences": sentences, "split": split, "filename": name}
-    return entry | ({"filepath": folder, "cocoid": 1} if folder else {})
-
-
-def write(path: Path, images: list[dict], with_files: bool = True) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    path.write_text(json.dumps({"images": images, "dataset": "any"}), encoding="utf-8")
-    for entry in images if with_files else ():
-        folder = path.parent / entry.get("filepath", "")
-        folder.mkdir(exist_ok=True)
-        Image.new("RGB", (3, 2)).save(folder / entry["filename"])
-    return path
 
 
 def read(path: Path, **fields) -> dict[str, list[Record]]:
@@ -46,10 +27,10 @@ def read(path: Path, **fields) -> dict[str, list[Record]]:
 def test_round_trip(tmp_path_factory, drawn):
     folder = tmp_path_factory.mktemp("karpathy")
     listed = [
-        image(f"{k}.png", split, texts, "val2014" if filed else None)
+        karpathy_entry(f"{k}.png", split, texts, "val2014" if filed else None)
         for k, (split, texts, filed) in enumerate(drawn)
     ]
-    splits = read(write(folder / "dataset_coco.json", listed))
+    splits = read(write_karpathy(folder / "dataset_coco.json", listed))
     found = {r.image_id: (split, r.captions) for split, records in splits.items() for r in records}
     assert found == {
         ("val2014/" if filed else "") + f"{k}.png": (SPLITS[split], tuple(text.strip() for text in texts))
@@ -61,10 +42,15 @@ def test_round_trip(tmp_path_factory, drawn):
 
 
 def test_images_may_lie_elsewhere_and_some_may_be_missing(tmp_path):
-    write(tmp_path / "images" / "unused.json", [image("a.png", "train", ["x"]), image("b.png", "val", ["x"])])
+    write_karpathy(
+        tmp_path / "images" / "unused.json",
+        [karpathy_entry("a.png", "train", ["x"]), karpathy_entry("b.png", "val", ["x"])],
+    )
     path = tmp_path / "dataset_flickr8k.json"
-    listed = [image(f"{name}.png", "train", ["x"]) for name in "abc"] + [image("d.png", "val", [])]
-    write(path, listed, with_files=False)
+    listed = [karpathy_entry(f"{name}.png", "train", ["x"]) for name in "abc"] + [
+        karpathy_entry("d.png", "val", [])
+    ]
+    write_karpathy(path, listed, with_files=False)
     with pytest.raises(
         ValueError, match=r"none of the 3 images .*'.*a.png': give the folder .* with --data.image_root"
     ):
@@ -82,19 +68,19 @@ def test_images_may_lie_elsewhere_and_some_may_be_missing(tmp_path):
         ('{"images": [', "is not JSON: "),
         (
             '{"annotations": []}',
-            r"is not as published \(KeyError: 'images'\): each of its images has filename",
+            r"is not as published \(KeyError: 'images'\): each of its images needs filename",
         ),
         ("[]", "is not as published"),
         ('{"images": [{"filename": "a.png"}]}', r"is not as published \(KeyError: 'split'\)"),
         ('{"images": ["a.png"]}', "is not as published"),
         (
-            json.dumps({"images": [image("a.png", "trian", ["x"])]}),
+            json.dumps({"images": [karpathy_entry("a.png", "trian", ["x"])]}),
             "image 'a.png' has the split 'trian': use train",
         ),
-        (json.dumps({"images": [image("a.png", "val", ["x"])] * 2}), "lists image 'a.png' twice"),
+        (json.dumps({"images": [karpathy_entry("a.png", "val", ["x"])] * 2}), "lists image 'a.png' twice"),
         (json.dumps({"images": []}), "lists no image: fetch it again"),
         (
-            json.dumps({"images": [image("a.png", "val", [])]}),
+            json.dumps({"images": [karpathy_entry("a.png", "val", [])]}),
             "no image with a caption in '.*': is it the right",
         ),
     ],
@@ -111,15 +97,15 @@ def test_faults_are_named(tmp_path, content, message):
 
 
 def test_the_published_flickr8k_through_its_json(data_root, tmp_path):
-    """The JSON made from the published lists and captions gives what the lists give."""
+    """A JSON file made of the published lists and captions gives the same records as the lists."""
     root = data_root / "flickr8k"
-    captions = collect(root / "captions.txt", kaggle_rows)
+    captions = read_captions(root / "captions.txt", kaggle_rows)
     listed = [
-        image(name, {"train": "train", "dev": "val"}[split], captions[name])
+        karpathy_entry(name, {"train": "train", "dev": "val"}[split], captions[name])
         for split in ("train", "dev")
         for name in (root / LISTS[split]).read_text().split()
     ]
-    path = write(tmp_path / "dataset_flickr8k.json", listed, with_files=False)
+    path = write_karpathy(tmp_path / "dataset_flickr8k.json", listed, with_files=False)
     splits, expected = read(path, image_root=str(root / "Images")), Flickr8kConfig(root=str(root)).read()
     assert {name: len(records) for name, records in splits.items()} == {"train": 6000, "dev": 1000}
     for name, records in splits.items():

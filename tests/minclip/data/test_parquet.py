@@ -1,7 +1,6 @@
-"""Parquet files written by pyarrow in the shared layouts give the rows they were written from, pixel by pixel."""
+"""Parquet files written by pyarrow give back their rows, pixel by pixel."""
 
 import builtins
-import io
 import pickle
 import warnings
 from pathlib import Path
@@ -10,27 +9,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
 from minclip.data import parquet
 from minclip.data.parquet import ParquetConfig
 from minclip.data.records import Record
+from tests.minclip.data.published import png, write_parquet
 
 pyarrow = pytest.importorskip("pyarrow", reason="pyarrow is optional")
 pq = pytest.importorskip("pyarrow.parquet", reason="pyarrow is optional")
-
-
-def png(number: int) -> bytes:
-    """An image file of one plain colour, told apart by it."""
-    content = io.BytesIO()
-    Image.new("RGB", (3, 2), (number, 7, 9)).save(content, "PNG")
-    return content.getvalue()
-
-
-def write(path: Path, rows_in_group: int = 2, **columns: list) -> Path:
-    path.parent.mkdir(exist_ok=True)
-    pq.write_table(pyarrow.table(columns), path, row_group_size=rows_in_group)
-    return path
 
 
 def read(path: Path, **fields) -> dict[str, list[Record]]:
@@ -41,7 +27,7 @@ def read(path: Path, **fields) -> dict[str, list[Record]]:
 
 
 def content(splits: dict[str, list[Record]]) -> dict[int, tuple[str, ...]]:
-    """{the image's colour: its captions}, of the pictures as they are decoded."""
+    """Return {colour of the decoded image: its captions}."""
     records = [record for members in splits.values() for record in members]
     return {np.asarray(record.open())[0, 0, 0].item(): record.captions for record in records}
 
@@ -56,12 +42,12 @@ ROWS = st.lists(st.tuples(st.integers(0, 9), TEXT), min_size=2, max_size=12).fil
     ROWS, st.sampled_from(["img text_EN", "image caption", "Image TEXT"]), st.booleans(), st.integers(1, 5)
 )
 def test_round_trip(tmp_path_factory, rows, names, as_struct, rows_in_group):
-    """One row a caption, wherever the same image stands; bytes alone or, as on hubs, with a path."""
+    """One row per caption, equal images in any rows; bytes alone or, as on hubs, with a path."""
     folder = tmp_path_factory.mktemp("parquet")
     image, caption = names.split()
     images = [{"bytes": png(n), "path": None} if as_struct else png(n) for n, _ in rows]
     columns = {"id": list(range(len(rows))), image: images, caption: [text for _, text in rows]}
-    splits = read(write(folder / "pairs.parquet", rows_in_group, **columns))
+    splits = read(write_parquet(folder / "pairs.parquet", rows_in_group, **columns))
     expected: dict[int, tuple[str, ...]] = {}
     for number, text in rows:
         expected[number] = tuple(dict.fromkeys((*expected.get(number, ()), text.strip())))
@@ -76,17 +62,17 @@ def test_lists_of_captions_and_several_files_of_a_hub(tmp_path):
     for name, numbers in (("train-00000-of-00002", (1, 2)), ("train-00001-of-00002", (3,)), ("test-0", (4,))):
         images = [{"bytes": png(n), "path": f"{n}.png"} for n in numbers]
         captions = [[f"a {n}", "", f"b {n}"] for n in numbers]
-        write(tmp_path / "data" / f"{name}.parquet", image=images, caption=captions)
+        write_parquet(tmp_path / "data" / f"{name}.parquet", image=images, caption=captions)
     splits = read(tmp_path)
     assert content({"train": splits["train"]}) == {n: (f"a {n}", f"b {n}") for n in (1, 2, 3)}
     assert content({"test": splits["test"]}) == {4: ("a 4", "b 4")}
     assert splits.keys() == {"train", "test"}
 
 
-def test_the_column_split_wins_over_the_files_names(tmp_path):
-    """As Flickr30k is shared: all in files named TEST."""
+def test_the_split_column_wins_over_file_names(tmp_path):
+    """Flickr30k is shared with all splits in files named TEST."""
     columns = {"image": [png(n) for n in range(4)], "caption": list("abcd")}
-    write(tmp_path / "TEST-0000-of-0001.parquet", **columns, split=["train", "val", "test", "train"])
+    write_parquet(tmp_path / "TEST-0000-of-0001.parquet", **columns, split=["train", "val", "test", "train"])
     assert {name: sorted(content({name: records})) for name, records in read(tmp_path).items()} == {
         "train": [0, 3],
         "dev": [1],
@@ -94,10 +80,10 @@ def test_the_column_split_wins_over_the_files_names(tmp_path):
     }
 
 
-def test_the_split_is_drawn_where_all_is_for_training(tmp_path):
+def test_the_split_is_drawn_if_every_row_is_for_training(tmp_path):
     columns = {"img": [png(n) for n in range(20)], "text_EN": [f"text {n}" for n in range(20)]}
     for name in ("train-00000-of-00001", "pairs", "train"):
-        path = write(tmp_path / f"{name}.parquet", 3, **columns)
+        path = write_parquet(tmp_path / f"{name}.parquet", 3, **columns)
         splits = read(path, dev_fraction=0.1, split_seed=42)
         assert {split: len(records) for split, records in splits.items()} == {"train": 18, "dev": 2}
         assert [r.image_id for r in read(path, dev_fraction=0.1)["dev"]] != [
@@ -107,7 +93,7 @@ def test_the_split_is_drawn_where_all_is_for_training(tmp_path):
 
 
 def test_records_are_places_in_the_file_and_row_groups_are_read_once(tmp_path, monkeypatch):
-    path = write(
+    path = write_parquet(
         tmp_path / "a.parquet", 5, img=[png(n) for n in range(20)], text=list("abcdefghijklmnopqrst")
     )
     splits = read(path, dev_fraction=0.1)
@@ -124,16 +110,16 @@ def test_records_are_places_in_the_file_and_row_groups_are_read_once(tmp_path, m
 
 def test_rows_without_image_or_caption_and_images_of_two_splits(tmp_path):
     columns = {"image": [png(1), None, b"", png(2), png(3)], "caption": ["a", "b", "c", None, "  "]}
-    path = write(tmp_path / "a.parquet", **columns)
+    path = write_parquet(tmp_path / "a.parquet", **columns)
     with (
         pytest.warns(UserWarning, match=r"left out 4 of 5 rows of .*a.parquet: no image or no caption"),
         pytest.raises(ValueError, match="would be empty"),
     ):
         ParquetConfig(path=str(path)).read()
     with pytest.raises(ValueError, match=r"none of the 2 rows of .* has both image and caption"):
-        read(write(path, image=[None, png(1)], caption=["a", ""]))
+        read(write_parquet(path, image=[None, png(1)], caption=["a", ""]))
     split = ["test", "train", "train"]
-    write(path, image=[png(1), png(1), png(2)], caption=["a", "b", "c"], split=split)
+    write_parquet(path, image=[png(1), png(1), png(2)], caption=["a", "b", "c"], split=split)
     with pytest.warns(
         UserWarning, match=r"1 rows of .*a.parquet have an image of another split: moved there"
     ):
@@ -161,12 +147,15 @@ def test_rows_without_image_or_caption_and_images_of_two_splits(tmp_path):
             {"image": [b"x"], "text": ["a"], "split": ["trian"]},
             "0000:000000 has the split 'trian': use train",
         ),
-        ({"image": [b"x"], "text": [{"a": 1}]}, "0000:000000 column 'text' holds {'a': 1}, which is no text"),
+        (
+            {"image": [b"x"], "text": [{"a": 1}]},
+            "0000:000000 column 'text' holds {'a': 1}, which is not text",
+        ),
         (
             {"image": [b"x"], "text": [b"caf\xe9"]},
-            "0000:000000 column 'text' holds .*, which is no text: write",
+            "0000:000000 column 'text' holds .*, which is not text: write",
         ),
-        ({"image": [b"x"], "text": [float("nan")]}, "0000:000000 column 'text' holds nan, which is no text"),
+        ({"image": [b"x"], "text": [float("nan")]}, "0000:000000 column 'text' holds nan, which is not text"),
         (
             {"image": [b"x"], "text": ["a"], "split": [True]},
             "0000:000000 column 'split' holds True, which is",
@@ -175,14 +164,14 @@ def test_rows_without_image_or_caption_and_images_of_two_splits(tmp_path):
 )
 def test_other_columns_are_named(tmp_path, columns, message):
     with pytest.raises(ValueError, match=message) as caught:
-        read(write(tmp_path / "a.parquet", **columns))
+        read(write_parquet(tmp_path / "a.parquet", **columns))
     assert "\n" not in str(caught.value)
     assert "a.parquet" in str(caught.value)
 
 
-def test_captions_of_bytes_are_texts_and_a_column_stands_once(tmp_path):
+def test_captions_may_be_bytes_and_a_repeated_column_is_refused(tmp_path):
     captions = [b"ein Hund", "ünter".encode(), b" "]
-    path = write(tmp_path / "a.parquet", image=[png(1), png(2), png(2)], caption=captions)
+    path = write_parquet(tmp_path / "a.parquet", image=[png(1), png(2), png(2)], caption=captions)
     with pytest.warns(UserWarning, match="left out 1 of 3 rows"):
         assert content(ParquetConfig(path=str(path), dev_fraction=0.5).read()) == {
             1: ("ein Hund",),
@@ -197,13 +186,13 @@ def test_captions_of_bytes_are_texts_and_a_column_stands_once(tmp_path):
     arrow = pyarrow.StringArray.from_buffers(
         1, pyarrow.py_buffer(b"\0\0\0\0\1\0\0\0"), pyarrow.py_buffer(b"\xe9")
     )
-    write(path, image=[png(1)], caption=arrow)
+    write_parquet(path, image=[png(1)], caption=arrow)
     with pytest.raises(ValueError, match=r"a.parquet' is not a whole Parquet file: 'utf-8' codec"):
         read(path)
 
 
 def test_repeated_captions_of_an_image_count_once(tmp_path):
-    path = write(
+    path = write_parquet(
         tmp_path / "a.parquet", image=[png(1), png(2), png(1)], caption=[["x", "y"], ["x"], ["z", " x"]]
     )
     with pytest.warns(UserWarning, match=r"left out 1 repeated captions of .*a\.parquet: .* once"):
@@ -212,7 +201,9 @@ def test_repeated_captions_of_an_image_count_once(tmp_path):
 
 
 def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):
-    path = write(tmp_path / "a.parquet", 3, image=[png(1), png(2)[:50], png(3)], caption=["a", "b", "c"])
+    path = write_parquet(
+        tmp_path / "a.parquet", 3, image=[png(1), png(2)[:50], png(3)], caption=["a", "b", "c"]
+    )
     damaged = [r for records in read(path).values() for r in records if r.captions == ("b",)]
     with pytest.raises(ValueError, match=r"cannot decode image '.*a.parquet:0000:000001'"):
         damaged[0].open()
@@ -221,7 +212,7 @@ def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):
 def test_missing_files_damaged_files_and_no_pyarrow(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"no .parquet file at .*nowhere'.*--data.path"):
         read(tmp_path / "nowhere")
-    path = write(tmp_path / "a.parquet", image=[png(1), png(2)], caption=["a", "b"])
+    path = write_parquet(tmp_path / "a.parquet", image=[png(1), png(2)], caption=["a", "b"])
     whole = path.read_bytes()
     for kept in (0, 3, len(whole) // 2, len(whole) - 1):
         path.write_bytes(whole[:kept])

@@ -1,4 +1,4 @@
-"""Spellings of splits, records of files that are there and that are not, damaged JSON."""
+"""Spellings of splits and files, records of present and missing files, texts and JSON."""
 
 import unicodedata
 import warnings
@@ -106,14 +106,14 @@ def test_missing_files_are_counted_by_cause(tmp_path):
     ]
 
 
-def test_the_folder_itself_is_the_one_that_is_named(tmp_path):
+def test_the_folder_itself_must_be_spelled_exactly(tmp_path):
     write_files(tmp_path, "Sub/a.png")
     names = FileNames(tmp_path / "SUB")
     assert names["a.png"] == "a.png"
     assert names.missing == {"a.png": f"not in {tmp_path / 'SUB'}"}
 
 
-def test_names_that_fit_are_said_nothing_of(tmp_path):
+def test_exact_names_give_no_warning(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert len(file_records({"a.png": ["x"]}, write_files(tmp_path, "a.png", "A.png"), "", "")) == 1
@@ -123,8 +123,8 @@ KINDS = {type(config.data): config.data for config in PRESETS.values()}
 
 
 @pytest.mark.parametrize("data", KINDS.values(), ids=[kind.__name__ for kind in KINDS])
-def test_data_that_is_not_given_is_asked_for(data: Data, monkeypatch, tmp_path):
-    """In a folder that has all kinds of data, none of which is taken unasked."""
+def test_a_missing_data_option_is_named(data: Data, monkeypatch, tmp_path):
+    """Data in the current folder is not used without the option."""
     option = next((name for name in ("root", "path") if hasattr(data, name)), None)
     if option is None:
         return  # the built-in world
@@ -135,7 +135,7 @@ def test_data_that_is_not_given_is_asked_for(data: Data, monkeypatch, tmp_path):
         data.read()
 
 
-def test_what_is_given_is_a_path():
+def test_a_given_path_is_returned():
     assert given_path("a/b", "folder", "--data.root DIR") == Path("a/b")
 
 

@@ -1,45 +1,20 @@
-"""What is written to a shard comes back; shards made by others are read as they are; damage is found and named."""
+"""Tar shards: round trips, layouts of other programs, damage found and named."""
 
-import io
 import json
 import pickle
 import tarfile
 from functools import partial
-from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
+from benchmarks.layouts import write_shards
 from minclip.data.records import Record
-from minclip.data.tarfiles import check_end, read_shard, write_shards
+from minclip.data.tarfiles import check_end, read_shard
+from tests.minclip.data.tars import draw, encoded, same_image, samples, write_tar
 
 CLASSES = [("a cat", "one cat"), ("a dog",)]
-
-
-def draw(number: int) -> Image.Image:
-    return Image.fromarray(np.random.default_rng(number).integers(0, 256, (3, 4, 3), dtype=np.uint8))
-
-
-def encoded(number: int, kind: str = "PNG") -> bytes:
-    content = io.BytesIO()
-    draw(number).save(content, kind, **({"lossless": True} if kind == "WEBP" else {}))
-    return content.getvalue()
-
-
-def write(path: Path, members: list[tuple[str, bytes]], **options) -> Path:
-    with tarfile.open(path, "w", **options) as tar:
-        for name, content in members:
-            member = tarfile.TarInfo(name)
-            member.size = len(content)
-            tar.addfile(member, io.BytesIO(content))
-    return path
-
-
-def same_image(record: Record, number: int) -> bool:
-    return np.array_equal(np.asarray(record.open()), np.asarray(draw(number)))
 
 
 TEXT = st.text(st.characters(exclude_categories=("Cs",)), min_size=1, max_size=12)
@@ -50,7 +25,7 @@ LINES = st.lists(TEXT.filter(lambda text: text.strip()), min_size=1, max_size=3)
 def test_round_trip(tmp_path_factory, captions, shard_size, with_class):
     folder = tmp_path_factory.mktemp("shards")
     records = [Record(f"{k}", partial(draw, k), tuple(texts), k % 2) for k, texts in enumerate(captions)]
-    shards = write_shards(records, folder, shard_size, ["cat", "dog"] if with_class else ())
+    shards = write_shards(samples(records, with_class), folder, shard_size)
     sizes = json.loads((folder / "sizes.json").read_text())
     assert [path.name for path in shards] == list(sizes)
     assert max(sizes.values()) <= shard_size
@@ -66,15 +41,14 @@ def test_round_trip(tmp_path_factory, captions, shard_size, with_class):
         assert record.group == (written.group if with_class else number)
         one_line = tuple(" ".join(text.splitlines()).strip() for text in written.captions)
         assert record.captions == (CLASSES[written.group] if with_class else one_line)
-    assert (folder / "classnames.txt").exists() == with_class
 
 
 @pytest.mark.parametrize("format", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
-def test_layouts_of_others(tmp_path, format):
+def test_shards_written_by_other_programs(tmp_path, format):
     """Captions and class together, metadata, classes alone; folders and long names; files in any order."""
     long = "deep/" * 10 + "n" * 40
     members = [
-        ("./train/000.jpg", encoded(0, "WEBP")),  # told apart by content, not by name
+        ("./train/000.jpg", encoded(0, "WEBP")),  # the format is recognised by content, not by name
         ("./train/000.txt", b" a cat \n\none cat\r\n"),
         ("./train/000.cls", b"1\n"),
         ("x/1.0.b.txt", b"no image of this name"),
@@ -89,7 +63,7 @@ def test_layouts_of_others(tmp_path, format):
         ("README", b"nothing"),
         ("._3.png", b"left by a Mac"),
     ]
-    path = write(tmp_path / "0.tar", members, format=format)
+    path = write_tar(tmp_path / "0.tar", members, format=format)
     check_end(path)
     records, left_out = read_shard(path, CLASSES, first=100)
     assert [record.captions for record in records] == [
@@ -113,12 +87,12 @@ def test_classes_without_names_and_numbers_of_samples_are_different_groups(tmp_p
     """Sample 1 has the class 0, sample 2 the class 1, samples 0 and 3 none."""
     labels = {"b": b"0", "c": b"1"}
     members = [(f"{key}.png", encoded(0)) for key in "abcd"] + [(f"{key}.txt", b"x") for key in "abcd"]
-    path = write(tmp_path / "0.tar", members + [(f"{key}.cls", label) for key, label in labels.items()])
+    path = write_tar(tmp_path / "0.tar", members + [(f"{key}.cls", label) for key, label in labels.items()])
     groups = [record.group for record in read_shard(path, ())[0]]
     assert len(set(groups)) == 4
     again = [record.group for record in read_shard(path, (), first=4)[0]]
     assert [group in groups for group in again] == [False, True, True, False]
-    write(path, [("a.png", encoded(0)), ("a.txt", b"x"), ("a.cls", b"-1")])
+    write_tar(path, [("a.png", encoded(0)), ("a.txt", b"x"), ("a.cls", b"-1")])
     with pytest.raises(ValueError, match=r"0.tar/a has the class -1: classes are numbered from 0"):
         read_shard(path, ())
 
@@ -131,7 +105,7 @@ def test_incomplete_samples_are_left_out_by_name(tmp_path):
         ("c.txt", b" \n"),
         ("d.json", b"{}"),
     ]
-    path = write(tmp_path / "0.tar", [*members, ("e.png", encoded(2)), ("e.txt", b"a cat")])
+    path = write_tar(tmp_path / "0.tar", [*members, ("e.png", encoded(2)), ("e.txt", b"a cat")])
     records, left_out = read_shard(path, (), first=7)
     assert [(record.image_id, record.group) for record in records] == [("0.tar/e", 7)]
     assert left_out == ["0.tar/a", "0.tar/b", "0.tar/c", "0.tar/d"]
@@ -152,7 +126,7 @@ def test_incomplete_samples_are_left_out_by_name(tmp_path):
             "a.json",
             b'{"text": {"a": 1}}',
             (),
-            "or .cls: column 'text' holds {'a': 1}, which is no text: write",
+            "or .cls: column 'text' holds {'a': 1}, which is not text: write",
         ),
         (
             "a.txt",
@@ -163,14 +137,14 @@ def test_incomplete_samples_are_left_out_by_name(tmp_path):
     ],
 )
 def test_faulty_texts_are_named(tmp_path, name, content, classes, message):
-    path = write(tmp_path / "0.tar", [("a.png", encoded(0)), (name, content)])
+    path = write_tar(tmp_path / "0.tar", [("a.png", encoded(0)), (name, content)])
     with pytest.raises(ValueError, match=message) as caught:
         read_shard(path, classes)
     assert "\n" not in str(caught.value)
 
 
 def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):
-    path = write(
+    path = write_tar(
         tmp_path / "0.tar", [("a.png", encoded(0)[:60]), ("a.txt", b"x"), ("b.png", b""), ("b.txt", b"y")]
     )
     for record in read_shard(path, ())[0]:
@@ -180,9 +154,9 @@ def test_a_damaged_image_is_named_when_it_is_opened(tmp_path):
 
 @given(st.integers(1, 10240))
 def test_every_cut_is_found(tmp_path_factory, missing):
-    """By the end alone, but for what tar pads the end with; and by going through the shard, wherever a file is hit."""
+    """`check_end` finds a cut before the final padding, and `read_shard` a cut within any file."""
     folder = tmp_path_factory.mktemp("shards")
-    path = write(folder / "0.tar", [(f"{k}.{e}", encoded(k)) for k in range(3) for e in ("png", "txt")])
+    path = write_tar(folder / "0.tar", [(f"{k}.{e}", encoded(k)) for k in range(3) for e in ("png", "txt")])
     whole = path.read_bytes()
     used = len(whole.rstrip(b"\0"))
     path.write_bytes(whole[: len(whole) - missing])
@@ -196,12 +170,14 @@ def test_every_cut_is_found(tmp_path_factory, missing):
 
 
 def test_damaged_headers_doubles_and_other_files(tmp_path):
-    path = write(tmp_path / "0.tar", [(f"{k}.txt", b"x") for k in range(3)])
+    path = write_tar(tmp_path / "0.tar", [(f"{k}.txt", b"x") for k in range(3)])
     whole = path.read_bytes()
-    path.write_bytes(whole[:1024] + b"\xff" * 512 + whole[1536:])  # tarfile alone would stop here in silence
+    path.write_bytes(
+        whole[:1024] + b"\xff" * 512 + whole[1536:]
+    )  # tarfile alone would end here without an error
     with pytest.raises(ValueError, match="is not a whole tar file: no header at byte 1024; fetch it again"):
         read_shard(path, ())
-    write(path, [("a.txt", b"x"), ("b.txt", b"x"), ("a.TXT", b"x")])
+    write_tar(path, [("a.txt", b"x"), ("b.txt", b"x"), ("a.TXT", b"x")])
     with pytest.raises(ValueError, match=r"is not a whole tar file: a\.TXT is there twice"):
         read_shard(path, ())
     path.write_bytes(b"no tar at all" * 200)

@@ -11,7 +11,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from minclip.pretrained.folders import save_tokenizer
 
 from minclip.data.tokenizer import load_tokenizer
 from minclip.data.wordpiece import (
@@ -23,6 +22,7 @@ from minclip.data.wordpiece import (
     remove_controls,
     split_words,
 )
+from minclip.pretrained.vocabulary import save_tokenizer
 from minlm.merges import merge_pair
 from tests.minclip.data.vocabularies import CORPUS, texts
 

@@ -1,26 +1,25 @@
 """Small towers and CLIPs with drawn weights, and files of theirs, for the tests of every format."""
 
 import json
+from typing import Any
 
 import torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from minclip.clip import CLIP, TOWERS, CLIPConfig
-from minclip.data.tokenizer import WordPiece
+from minclip.data.tokenizer import Tokenizer, WordPiece
 from minclip.data.transforms import ImageTransform, TransformConfig
-from minclip.pretrained import (
-    export,
-)
+from minclip.pretrained import export
 from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig
 from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
 
 WORDS = WordPiece.train(["a dog on the beach", "the cat"] * 2, 60)
-SIZES = {"d_model": 8, "n_heads": 2, "n_layers": 2}
-VIT = {**SIZES, "patch_size": (8, 8), "image_size": (16, 24)}
-TEXT = {**SIZES, "vocab_size": WORDS.vocab_size, "context_length": 9}
+SIZES: dict[str, Any] = {"d_model": 8, "n_heads": 2, "n_layers": 2}
+VIT: dict[str, Any] = {**SIZES, "patch_size": (8, 8), "image_size": (16, 24)}
+TEXT: dict[str, Any] = {**SIZES, "vocab_size": WORDS.vocab_size, "context_length": 9}
 IMAGE_CONFIGS = [
     ResNetConfig(depths=(1, 2), d_model=8),
     ResNetConfig(depths=(1, 1, 2), d_model=8, block="bottleneck"),
@@ -59,7 +58,7 @@ class EndsLast(WordPiece):
 LAST = EndsLast(WORDS.tokens)
 
 
-def text_config(tokenizer=WORDS, **options) -> GPTTextConfig:
+def text_config(tokenizer: Tokenizer = WORDS, **options: Any) -> GPTTextConfig:
     return GPTTextConfig(
         d_model=64,
         n_heads=1,
@@ -68,11 +67,11 @@ def text_config(tokenizer=WORDS, **options) -> GPTTextConfig:
         activation="quick_gelu",
         vocab_size=tokenizer.vocab_size,
         vocab_digest=tokenizer.digest,
-        **{"end_id": tokenizer.end_id} | options,
+        **({"end_id": tokenizer.end_id} | options),
     )
 
 
-def drawn_clip(image=CLIP_VIT, text=None, **options) -> CLIP:
+def drawn_clip(image: Any = CLIP_VIT, text: Any = None, **options: Any) -> CLIP:
     """Make a CLIP and draw all of its values."""
     model = CLIP(CLIPConfig(image=image, text=text or text_config(), embed_dim=6, **options)).eval()
     for name, value in model.state_dict().items():
@@ -81,7 +80,7 @@ def drawn_clip(image=CLIP_VIT, text=None, **options) -> CLIP:
     return model
 
 
-def drawn_tower(config):
+def drawn_tower(config: Any) -> Any:
     """Make a tower and draw all of its values, BatchNorm's and the patch bias included."""
     tower = TOWERS[type(config)](config).eval()
     for name, value in tower.state_dict().items():

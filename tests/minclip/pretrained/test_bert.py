@@ -5,10 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from minclip.pretrained import (
-    load_text_tower,
-    save_text_tower,
-)
+from minclip.pretrained import load_text_tower, save_text_tower
 from tests.minclip.pretrained.published import (
     TEXT_CONFIGS,
     WORDS,

@@ -7,17 +7,13 @@ from safetensors.torch import save_file
 
 from minclip.data.tokenizer import encode_batch
 from minclip.presets import FULL
-from minclip.pretrained import (
-    save_text_tower,
-)
+from minclip.pretrained import save_text_tower
 from minclip.runs import load, make_model, make_tokenizer
 from minclip.towers.text import GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.tokenizer import train_bpe
 from minlm.training.config import files_beside_weights
-from tests.minclip.pretrained.published import (
-    drawn_tower,
-)
+from tests.minclip.pretrained.published import drawn_tower
 
 
 def test_a_run_on_gpt2_with_its_own_vocabulary(tmp_path):

@@ -3,15 +3,8 @@
 import pytest
 
 from minclip.data.transforms import OPENAI_MEAN, TransformConfig
-from minclip.pretrained import (
-    load_clip,
-    load_clip_model,
-)
-from tests.minclip.pretrained.published import (
-    WORDS,
-    edit_json,
-    hf_folder,
-)
+from minclip.pretrained import load_clip, load_clip_model
+from tests.minclip.pretrained.published import WORDS, edit_json, hf_folder
 
 
 def test_hugging_faces_end_of_text(tmp_path):

@@ -5,14 +5,8 @@ import json
 import pytest
 
 from minclip.data.transforms import TransformConfig
-from minclip.pretrained import (
-    load_image_tower,
-    save_image_tower,
-)
-from tests.minclip.pretrained.published import (
-    IMAGE_CONFIGS,
-    drawn_tower,
-)
+from minclip.pretrained import load_image_tower, save_image_tower
+from tests.minclip.pretrained.published import IMAGE_CONFIGS, drawn_tower
 
 
 def test_a_config_of_another_model_is_refused(tmp_path):

@@ -6,11 +6,7 @@ import pytest
 import torch
 
 from minclip.presets import PRESETS
-from minclip.pretrained import (
-    export,
-    load_clip,
-    load_clip_model,
-)
+from minclip.pretrained import export, load_clip, load_clip_model
 from tests.minclip.pretrained.published import (
     WORDS,
     clip_batch,

@@ -3,11 +3,7 @@
 import pytest
 import torch
 
-from minclip.pretrained import (
-    load_clip_model,
-    load_image_tower,
-    load_text_tower,
-)
+from minclip.pretrained import load_clip_model, load_image_tower, load_text_tower
 from tests.minclip.pretrained.published import (
     CLIP_RESNET,
     CLIP_VIT,

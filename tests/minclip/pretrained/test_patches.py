@@ -3,10 +3,7 @@
 import pytest
 import torch
 
-from minclip.pretrained import (
-    export,
-    load_clip,
-)
+from minclip.pretrained import export, load_clip
 from minclip.pretrained.patches import square_grid
 from tests.minclip.pretrained.published import (
     CLIP_VIT,

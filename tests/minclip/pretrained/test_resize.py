@@ -10,11 +10,7 @@ from hypothesis import strategies as st
 
 from minclip.clip import CLIPConfig
 from minclip.data.transforms import TransformConfig
-from minclip.pretrained import (
-    load_image_tower,
-    pretrained_towers,
-    save_image_tower,
-)
+from minclip.pretrained import load_image_tower, pretrained_towers, save_image_tower
 from minclip.pretrained.resize import grid_of, resize_image, resize_text
 from minclip.towers.modified_resnet import ModifiedResNet, ModifiedResNetConfig
 from minclip.towers.resnet import ResNet, ResNetConfig

@@ -10,11 +10,7 @@ from safetensors.torch import save_file
 from minclip.clip import CLIP, CLIPConfig
 from minclip.data.tokenizer import encode_batch
 from minclip.presets import RunConfig
-from minclip.pretrained import (
-    load_image_tower,
-    load_text_tower,
-    pretrained_towers,
-)
+from minclip.pretrained import load_image_tower, load_text_tower, pretrained_towers
 from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig
 from minclip.towers.text import BertTextConfig, GPTTextConfig
@@ -23,9 +19,7 @@ from minlm.lm import LMConfig, TransformerLM
 from minlm.training.checkpoint import save_checkpoint
 from minlm.training.config import files_beside_weights
 from minlm.training.state import TrainConfig
-from tests.minclip.pretrained.published import (
-    WORDS,
-)
+from tests.minclip.pretrained.published import WORDS
 
 OWN_TEXT = {"d_model": 8, "n_heads": 2, "n_layers": 2, "vocab_size": WORDS.vocab_size, "context_length": 9}
 OWN = [

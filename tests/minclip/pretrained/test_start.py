@@ -7,19 +7,10 @@ import torch
 
 from minclip.clip import CLIP, CLIPConfig
 from minclip.data.transforms import TransformConfig
-from minclip.pretrained import (
-    pretrained_towers,
-    save_image_tower,
-    save_text_tower,
-)
+from minclip.pretrained import pretrained_towers, save_image_tower, save_text_tower
 from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minclip.towers.vit import VisionTransformer, VisionTransformerConfig
-from tests.minclip.pretrained.published import (
-    IMAGE_CONFIGS,
-    TEXT_CONFIGS,
-    WORDS,
-    drawn_tower,
-)
+from tests.minclip.pretrained.published import IMAGE_CONFIGS, TEXT_CONFIGS, WORDS, drawn_tower
 
 ASKED = {"trained_blocks": 1, "lr_factor": 0.1, "dropout": 0.2, "attention_dropout": 0.3}
 

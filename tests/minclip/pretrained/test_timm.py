@@ -5,15 +5,9 @@ import json
 import pytest
 
 from minclip.data.transforms import TransformConfig
-from minclip.pretrained import (
-    load_image_tower,
-    save_image_tower,
-)
+from minclip.pretrained import load_image_tower, save_image_tower
 from minclip.towers.vit import VisionTransformerConfig
-from tests.minclip.pretrained.published import (
-    VIT,
-    drawn_tower,
-)
+from tests.minclip.pretrained.published import VIT, drawn_tower
 
 
 @pytest.mark.parametrize(

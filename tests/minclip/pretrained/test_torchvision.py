@@ -4,15 +4,8 @@ import pytest
 import torch
 
 from minclip.data.transforms import TransformConfig
-from minclip.pretrained import (
-    load_image_tower,
-    save_image_tower,
-)
-from tests.minclip.pretrained.published import (
-    IMAGE_CONFIGS,
-    drawn_tower,
-    edit,
-)
+from minclip.pretrained import load_image_tower, save_image_tower
+from tests.minclip.pretrained.published import IMAGE_CONFIGS, drawn_tower, edit
 
 
 def resnet_folder(folder):

@@ -9,10 +9,7 @@ import minclip
 import minclip.data.clip_bpe
 from minclip.data.clip_bpe import ClipBPE
 from minclip.data.tokenizer import WordPiece
-from minclip.pretrained import (
-    export,
-    load_clip,
-)
+from minclip.pretrained import export, load_clip
 from tests.minclip.pretrained.published import (
     WORDS,
     clip_batch,
