@@ -63,7 +63,7 @@ class TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, texts, logit_scale, row_sums, column_sums = ctx.saved_tensors
         at_images, at_texts = [], torch.zeros_like(texts)
         for rows in tiles(len(images)):
@@ -73,7 +73,7 @@ class TiledInfoNCE(torch.autograd.Function):
             at_logits[:, rows].diagonal().sub_(1)
             at_images.append(at_logits @ texts)
             at_texts.addmm_(at_logits.T, images[rows])
-        factor = gradient * logit_scale.exp()
+        factor = gradients[0] * logit_scale.exp()
         at_images = factor * torch.cat(at_images)  # (B, E)
         # l_ij = exp(s) <u_i, v_j>, so the gradient at s is the sum over i of <u_i, gradient at u_i>.
         return at_images, factor * at_texts, (at_images * images).sum(), None

@@ -195,7 +195,7 @@ def test_every_other_figure_has_a_panel(tmp_path):
     assert points.get_xydata().tolist() == [[30, 0.25], [60, 0.5]]
     assert points.get_marker() == "o"
     assert (tmp_path / "metrics.png").stat().st_size > 5000
-    with pytest.raises(ValueError, match="no figure beside the loss in the metrics"):
+    with pytest.raises(ValueError, match="no metric beside the loss"):
         metric_curves(write(tmp_path / "bare.jsonl", [training_row(1, 2.0)]), tmp_path / "metrics.png")
 
 
