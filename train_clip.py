@@ -47,14 +47,14 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     check_images(dev)
     if resume:
         tokenizer = load_tokenizer(run)
-        check_digest(tokenizer.digest, config.text.vocab_digest, run)
+        check_digest(tokenizer.digest, config.model.text.vocab_digest, run)
     else:
         tokenizer = make_tokenizer(config, records)
         config = config.with_tokenizer(tokenizer)
     config = replace(config, train=fit_batch(config.train, len(records), world_size()))
     torch.manual_seed(config.train.seed)
     model = make_model(config, run, resume)
-    config = replace(config, image=model.config.image, text=model.config.text)
+    config = replace(config, model=model.config)
     run.mkdir(parents=True, exist_ok=True)
     if rank() == 0:
         check_same_data(run, data_digest(records))

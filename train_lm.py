@@ -1,14 +1,14 @@
-"""Train a language model: preset -> text -> tokens -> model -> fit() -> figures, a sample and pictures.
+"""Train a language model: preset -> text -> tokens -> model -> fit() -> metrics, a sample and plots.
 
     python train_lm.py                                                the built-in script, five minutes on two cores
     python train_lm.py --preset shakespeare-char --data.path input.txt
     python train_lm.py --preset script-lm --data.path script.txt      your own screenplay
-    python train_lm.py --preset script-seq2seq --data.path script.txt     what is replied to a line
-    python train_lm.py --resume runs/NAME                             continue what was stopped
+    python train_lm.py --preset script-seq2seq --data.path script.txt     reply to a line
+    python train_lm.py --resume runs/NAME                             continue a stopped run
     torchrun --nproc-per-node 2 train_lm.py ...                       two processes share each batch
 
 Any field of the config is an option: --model.n_layers 6 --train.lr 5e-4. The run's folder holds config.json,
-metrics.jsonl, the checkpoints, the pictures, sample.txt and result.json.
+metrics.jsonl, the checkpoints, the plots, sample.txt and result.json.
 """
 
 import time
@@ -34,7 +34,7 @@ from minlm.training.report import write_report
 
 
 def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
-    """One training run, from text to figures -> what stands in result.json ({} in processes beside the first)."""
+    """Train a model and evaluate it -> the content of result.json ({} in processes other than the first)."""
     started = time.monotonic()
     if resume and (result := finished_result(run, config)):
         return result
@@ -63,7 +63,7 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
     if rank():
         return {}
 
-    # First what cannot be had again without training, on disk; then what is printed and drawn from it.
+    # First write the results, then print and plot them.
     loss = task.text_loss(model)
     result = loss.metrics() | floors(task, texts)
     seconds = state.restored_seconds + time.monotonic() - started
@@ -81,16 +81,14 @@ def train(config: RunConfig, run: Path, resume: bool = False) -> dict:
 
 
 def floors(task: TokenTask, texts: dict[str, str]) -> dict[str, Any]:
-    """Losses in nats per character to compare with: chance, unigrams and bigrams of the model's own tokens, and the
-    source's own entropy where it is known.
-    """
+    """Compute baselines in nats per character: chance, unigrams, bigrams, and the source's entropy if known."""
     metrics: dict[str, Any] = task.baselines()
     metrics["chance"] = {"nats_per_character": metrics["chance"]}
     return metrics | task.entropy(texts["validation"])
 
 
 def describe(result: dict[str, Any]) -> str:
-    """The figures of a validation text in one line."""
+    """Summarise the metrics of a validation text in one line."""
     nats = result["nats_per_character"]
     chance = result["chance"]["nats_per_character"]
     beside = f"bigrams {result['bigram']:.3f}, unigrams {result['unigram']:.3f}, chance {chance:.3f}"
@@ -108,7 +106,7 @@ def describe(result: dict[str, Any]) -> str:
     )
 
 
-main = partial(run_training, train, PRESETS, __doc__, FULL, ABOUT)
+main = partial(run_training, train, PRESETS, __doc__ or "", FULL, ABOUT)
 
 if __name__ == "__main__":
     with errors_in_one_line():

@@ -34,8 +34,9 @@ from minclip.presets import PRESETS, RunConfig
 from minclip.runs import check_splits, load
 from minclip.towers.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
 from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
+from minlm.training.checkpoint import last_checkpoint
 from minlm.training.command import OneLineParser, run_main
-from minlm.training.config import check_file
+from minlm.training.config import check_file, load_config
 
 STEPS, BATCH, RATES = 400, 256, (1e-3, 1e-2, 3e-2)
 STYLES = {
@@ -139,7 +140,7 @@ def measure(config: RunConfig, model: CLIP, tokenizer: Tokenizer, transform: Ima
     print(
         f"{len(train):,} training and {len(dev):,} dev images; widths {images.shape[1]} and {texts.shape[1]}"
     )
-    for family, name, make in heads(config.embed_dim, (images.shape[1], texts.shape[1])):
+    for family, name, make in heads(config.model.embed_dim, (images.shape[1], texts.shape[1])):
         start = time.perf_counter()
         runs = [(*train_heads(make, images, texts, first, counts, lr), lr) for lr in RATES]
         image_head, text_head, loss, lr = min(runs, key=lambda run: run[2])
@@ -192,11 +193,10 @@ def main() -> None:
             )
             train_clip.train(replace(config, data=data, train=settings), run)
         model, tokenizer, transform = load(run)
-    if not isinstance(model.config, RunConfig):
-        raise ValueError(f"--run {run} names no data: give a run of train_clip.py")
+        config = load_config(RunConfig, last_checkpoint(run) / "config.json")
     print("| head | parameters | image to text R@1 | text to image R@1 | training loss | rate | time |")
     print("|---|---|---|---|---|---|---|")
-    rows = measure(model.config, model, tokenizer, transform)
+    rows = measure(config, model, tokenizer, transform)
     draw(rows, f"Heads on frozen towers, {STEPS} steps each", given.plot)
     print(f"plot: {given.plot}")
 

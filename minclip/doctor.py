@@ -32,10 +32,10 @@ def examine(config: RunConfig) -> Iterator[Finding]:
     check_splits(splits)
     tokenizer = make_tokenizer(config, splits["train"])
     config = config.with_tokenizer(tokenizer)
-    yield from examine_captions(splits["train"], tokenizer, config.text.context_length)
+    yield from examine_captions(splits["train"], tokenizer, config.model.text.context_length)
     yield examine_towers(config)
-    if isinstance(config.image, VisionTransformerConfig):
-        n = config.image.n_patches
+    if isinstance(config.model.image, VisionTransformerConfig):
+        n = config.model.image.n_patches
         few = n < FEW_PATCHES
         advice = f", fewer than {FEW_PATCHES}: use a smaller patch_size or larger images" if few else ""
         yield "problem" if few else "ok", f"the image tower has {n} patches{advice}"
@@ -48,7 +48,7 @@ def examine(config: RunConfig) -> Iterator[Finding]:
 def examine_towers(config: RunConfig) -> Finding:
     """Check that the config's pretrained weights match it and that the model can be built."""
     try:
-        with_towers, _ = pretrained_towers(config)
+        with_towers, _ = pretrained_towers(config.model)
     except ValueError as error:
         return "problem", str(error)
     return examine_model(lambda: CLIP(with_towers))

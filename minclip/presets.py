@@ -5,7 +5,7 @@ weights; full has the published sizes and reads pretrained weights from files (-
 """
 
 from dataclasses import dataclass, field, replace
-from typing import Annotated
+from typing import Annotated, Self
 
 from minclip.clip import CLIPConfig
 from minclip.data.cifar10 import Cifar10Config
@@ -22,7 +22,7 @@ from minclip.data.transforms import ImageTransform, TransformConfig
 from minclip.towers.resnet import ResNetConfig
 from minclip.towers.text import BertTextConfig, GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
-from minlm.training.bounds import at_least
+from minlm.training.bounds import Bounded, at_least
 from minlm.training.state import TrainConfig
 
 Data = (
@@ -39,38 +39,52 @@ Data = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunConfig(CLIPConfig):
-    """A CLIP, its training data and its training.
+class ModelConfig(Bounded):
+    """A CLIP and the preparation of its images: what its weights need to be used, besides a vocabulary.
+
+    model: towers, heads and loss
+    transform: from images to tensors
+    """
+
+    model: CLIPConfig = field(default_factory=CLIPConfig, metadata={"inline": True})
+    transform: TransformConfig = field(default_factory=TransformConfig)
+
+    def image_transform(self, train: bool) -> ImageTransform:
+        return ImageTransform(self.transform, self.model.image.image_size, train)
+
+    def with_tokenizer(self, tokenizer: Tokenizer) -> Self:
+        """Return this config with the text tower's fields that are set from the tokenizer."""
+        known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
+        if isinstance(self.model.text, GPTTextConfig):
+            known["end_id"] = tokenizer.end_id
+        return replace(self, model=replace(self.model, text=replace(self.model.text, **known)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(ModelConfig):
+    """A model, its training data and its training.
 
     vocabulary: vocab.txt of a WordPiece, CLIP's merges file, or GPT-2's files; none = train a WordPiece of
         text.vocab_size tokens on the training captions
     cache_gib: most GiB of memory for decoded training images and features of frozen towers
-    transform: from images to tensors
     data: images and captions
     train: optimizer, schedule and batches
     """
 
     vocabulary: str | None = None
     cache_gib: Annotated[float, at_least(0)] = 4.0
-    transform: TransformConfig = field(default_factory=TransformConfig)
     data: Data = field(default_factory=ShapesConfig)
     train: TrainConfig
 
-    def image_transform(self, train: bool) -> ImageTransform:
-        return ImageTransform(self.transform, self.image.image_size, train)
-
-    def with_tokenizer(self, tokenizer: Tokenizer) -> "RunConfig":
-        """Return this config with the text tower's fields that are set from the tokenizer."""
-        known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
-        if isinstance(self.text, GPTTextConfig):
-            known["end_id"] = tokenizer.end_id
-        return replace(self, text=replace(self.text, **known))
-
 
 SHAPES = RunConfig(
-    image=VisionTransformerConfig(d_model=128, n_heads=4, n_layers=4, image_size=(64, 64), patch_size=(8, 8)),
-    text=GPTTextConfig(d_model=128, n_heads=4, n_layers=2, vocab_size=400, context_length=48),
-    embed_dim=128,
+    model=CLIPConfig(
+        image=VisionTransformerConfig(
+            d_model=128, n_heads=4, n_layers=4, image_size=(64, 64), patch_size=(8, 8)
+        ),
+        text=GPTTextConfig(d_model=128, n_heads=4, n_layers=2, vocab_size=400, context_length=48),
+        embed_dim=128,
+    ),
     data=ShapesConfig(train_size=20_000),
     train=TrainConfig(
         steps=550,
@@ -86,9 +100,13 @@ SHAPES = RunConfig(
     ),
 )
 FLICKR8K = RunConfig(
-    image=ResNetConfig(image_size=(96, 96), block="basic", depths=(1, 1, 1), d_model=64, stem="small"),
-    text=BertTextConfig(d_model=256, n_heads=4, n_layers=1, vocab_size=4000, context_length=40, dropout=0.3),
-    embed_dim=256,
+    model=CLIPConfig(
+        image=ResNetConfig(image_size=(96, 96), block="basic", depths=(1, 1, 1), d_model=64, stem="small"),
+        text=BertTextConfig(
+            d_model=256, n_heads=4, n_layers=1, vocab_size=4000, context_length=40, dropout=0.3
+        ),
+        embed_dim=256,
+    ),
     transform=TransformConfig(crop_scale=(0.25, 1.0), flip=True, color_jitter=0.4, interpolation="bilinear"),
     data=Flickr8kConfig(root=""),
     train=TrainConfig(
@@ -131,37 +149,50 @@ HALF = TransformConfig(
 MINI_VIT = VisionTransformerConfig(
     d_model=128, n_heads=4, n_layers=4, image_size=(64, 64), patch_size=(8, 8), dropout=0.1
 )
-MINI_BERT = replace(FLICKR8K.text, pool="first")
+MINI_BERT = replace(FLICKR8K.model.text, pool="first")
 WEAK_CROPS = replace(FLICKR8K.transform, crop_scale=(0.4, 1.0))
 
 SYSTEMS = {
     "resnet50-distilbert-flickr8k": {
         "full": RunConfig(
-            image=replace(RESNET50, lr_factor=0.1),
-            text=replace(DISTILBERT, lr_factor=0.01),
-            embed_dim=256,
-            projection="residual",
-            loss="soft_targets",
+            model=CLIPConfig(
+                image=replace(RESNET50, lr_factor=0.1),
+                text=replace(DISTILBERT, lr_factor=0.01),
+                embed_dim=256,
+                projection="residual",
+                loss="soft_targets",
+            ),
             transform=IMAGENET,
             data=Flickr8kConfig(root=""),
             train=TrainConfig(epochs=5, batch_size=32, lr=1e-3, weight_decay=1e-3, beta2=0.999),
         ),
         "tiny": replace(
             FLICKR8K,
-            text=MINI_BERT,
-            projection="residual",
+            model=replace(FLICKR8K.model, text=MINI_BERT, projection="residual"),
             train=replace(FLICKR8K.train, minutes=8.0),
         ),
     },
     "vit-gpt-captions": {
         "full": RunConfig(
-            image=VisionTransformerConfig(
-                d_model=512, n_heads=4, n_layers=3, image_size=(224, 224), patch_size=(16, 16), pool="last"
+            model=CLIPConfig(
+                image=VisionTransformerConfig(
+                    d_model=512,
+                    n_heads=4,
+                    n_layers=3,
+                    image_size=(224, 224),
+                    patch_size=(16, 16),
+                    pool="last",
+                ),
+                text=GPTTextConfig(
+                    d_model=256,
+                    n_heads=4,
+                    n_layers=3,
+                    vocab_size=8000,
+                    context_length=16,
+                    activation="gelu_tanh",
+                ),
+                embed_dim=256,
             ),
-            text=GPTTextConfig(
-                d_model=256, n_heads=4, n_layers=3, vocab_size=8000, context_length=16, activation="gelu_tanh"
-            ),
-            embed_dim=256,
             transform=HALF,
             data=ParquetConfig(path="", split_seed=42),
             train=TrainConfig(
@@ -175,11 +206,18 @@ SYSTEMS = {
             ),
         ),
         "tiny": RunConfig(
-            image=replace(MINI_VIT, pool="last"),
-            text=GPTTextConfig(
-                d_model=128, n_heads=4, n_layers=2, vocab_size=2000, context_length=16, activation="gelu_tanh"
+            model=CLIPConfig(
+                image=replace(MINI_VIT, pool="last"),
+                text=GPTTextConfig(
+                    d_model=128,
+                    n_heads=4,
+                    n_layers=2,
+                    vocab_size=2000,
+                    context_length=16,
+                    activation="gelu_tanh",
+                ),
+                embed_dim=128,
             ),
-            embed_dim=128,
             transform=WEAK_CROPS,
             data=ParquetConfig(path="", split_seed=42),
             train=replace(FLICKR8K.train, minutes=5.0),
@@ -187,21 +225,25 @@ SYSTEMS = {
     },
     "vit-distilbert-cifar10": {
         "full": RunConfig(
-            image=replace(VIT_B16, trained_blocks=0),
-            text=replace(DISTILBERT, trained_blocks=0),
-            embed_dim=512,
-            projection="linear_norm",
+            model=CLIPConfig(
+                image=replace(VIT_B16, trained_blocks=0),
+                text=replace(DISTILBERT, trained_blocks=0),
+                embed_dim=512,
+                projection="linear_norm",
+            ),
             transform=HALF,
             data=Cifar10Config(root=""),
             train=TrainConfig(epochs=30, batch_size=64, lr=1e-3, weight_decay=0.0, beta2=0.999),
         ),
         "tiny": RunConfig(
-            image=VisionTransformerConfig(
-                d_model=128, n_heads=4, n_layers=6, image_size=(32, 32), patch_size=(4, 4), dropout=0.1
+            model=CLIPConfig(
+                image=VisionTransformerConfig(
+                    d_model=128, n_heads=4, n_layers=6, image_size=(32, 32), patch_size=(4, 4), dropout=0.1
+                ),
+                text=replace(MINI_BERT, d_model=128, vocab_size=60, context_length=16, dropout=0.1),
+                embed_dim=128,
+                projection="linear_norm",
             ),
-            text=replace(MINI_BERT, d_model=128, vocab_size=60, context_length=16, dropout=0.1),
-            embed_dim=128,
-            projection="linear_norm",
             transform=TransformConfig(crop_scale=(0.5, 1.0), flip=True, color_jitter=0.2),
             data=Cifar10Config(root="", dev_fraction=0.05),
             train=replace(FLICKR8K.train, minutes=13.0, batch_size=128, evaluate_every=300, save_every=300),
@@ -209,19 +251,24 @@ SYSTEMS = {
     },
     "vit-distilbert-ndlinear-flickr8k": {
         "full": RunConfig(
-            image=replace(VIT_B16, lr_factor=0.1),
-            text=replace(DISTILBERT, lr_factor=0.1),
-            embed_dim=256,
-            projection="ndlinear",
+            model=CLIPConfig(
+                image=replace(VIT_B16, lr_factor=0.1),
+                text=replace(DISTILBERT, lr_factor=0.1),
+                embed_dim=256,
+                projection="ndlinear",
+            ),
             transform=replace(HALF, crop_scale=(0.6, 1.0), flip=True),
             data=Flickr8kConfig(root=""),
             train=TrainConfig(epochs=5, batch_size=64, lr=1e-4, beta2=0.999),
         ),
         "tiny": replace(
             FLICKR8K,
-            image=replace(MINI_VIT, d_model=192, image_size=(96, 96), patch_size=(16, 16)),
-            text=MINI_BERT,
-            projection="ndlinear",
+            model=replace(
+                FLICKR8K.model,
+                image=replace(MINI_VIT, d_model=192, image_size=(96, 96), patch_size=(16, 16)),
+                text=MINI_BERT,
+                projection="ndlinear",
+            ),
             train=replace(FLICKR8K.train, minutes=8.0),
         ),
     },

@@ -6,15 +6,16 @@ from pathlib import Path
 
 import torch
 
-from minclip.clip import CLIP
+from minclip.clip import CLIP, CLIPConfig
 from minclip.data.records import Record
 from minclip.data.shards import ShardRecords
 from minclip.data.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.data.transforms import ImageTransform
-from minclip.presets import RunConfig
+from minclip.presets import ModelConfig, RunConfig
 from minclip.pretrained import is_published, load_clip, pretrained_towers
 from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint, load_into
 from minlm.training.config import load_config
+from minlm.training.files import read_object
 
 
 def check_splits(splits: Mapping[str, Sequence[Record]]) -> None:
@@ -31,7 +32,7 @@ def make_tokenizer(config: RunConfig, records: Sequence[Record]) -> Tokenizer:
     if config.vocabulary:
         return load_tokenizer(config.vocabulary)
     captions = [caption for record in records for caption in record.captions]
-    return WordPiece.train(captions, config.text.vocab_size)
+    return WordPiece.train(captions, config.model.text.vocab_size)
 
 
 def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
@@ -40,15 +41,15 @@ def make_model(config: RunConfig, run: Path, resume: bool) -> CLIP:
     Towers whose config names `weights` have the sizes and weights of that file; see `pretrained_towers`.
     """
     if resume and has_checkpoint(run):
-        return load_model(config, last_checkpoint(run)).train()
-    with_towers, weights = pretrained_towers(config)
+        return load_model(config.model, last_checkpoint(run)).train()
+    with_towers, weights = pretrained_towers(config.model)
     model = CLIP(with_towers)
     model.init_logit_bias(config.train.batch_size)
     model.load_state_dict(weights, strict=False)  # names were checked on reading; the heads have none here
     return model
 
 
-def load_model(config: RunConfig, folder: Path) -> CLIP:
+def load_model(config: CLIPConfig, folder: Path) -> CLIP:
     """Load the model of a config from a checkpoint, in eval mode; ValueError if they do not match."""
     check_depth(config.image.n_layers + config.text.n_layers, folder)
     with torch.device("meta"):  # skip the initialisation
@@ -76,12 +77,13 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
     if is_published(path):
         return load_clip(path, vocabulary)
     folder = last_checkpoint(Path(path))
-    config: RunConfig = load_config(RunConfig, folder / "config.json")
+    exported = "train" not in read_object(folder / "config.json", missing_ok=True)
+    config: ModelConfig = load_config(ModelConfig if exported else RunConfig, folder / "config.json")
     tokenizer = load_tokenizer(folder)
-    check_digest(tokenizer.digest, config.text.vocab_digest, folder)
-    if config.text != config.with_tokenizer(tokenizer).text:
+    check_digest(tokenizer.digest, config.model.text.vocab_digest, folder)
+    if config != config.with_tokenizer(tokenizer):
         raise ValueError(
             f"{folder}: config.json has another vocab_size or end_id than the vocabulary ({tokenizer.vocab_size}, "
             f"{tokenizer.end_id}): put the run's own config.json back"
         )
-    return load_model(config, folder), tokenizer, config.image_transform(train=False)
+    return load_model(config.model, folder), tokenizer, config.image_transform(train=False)

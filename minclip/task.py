@@ -47,7 +47,7 @@ class PairTask:
             records,
             config.image_transform(train=True),
             tokenizer,
-            config.text.context_length,
+            config.model.text.context_length,
             config.train.seed,
             cache_bytes=int(config.cache_gib * 2**30),
         )

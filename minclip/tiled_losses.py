@@ -35,10 +35,11 @@ def gradients_by_tiles(
 
     at_logits: from rows to d loss / d l_ij + [ i = j ] of these rows, (R, B), for l_ij = exp(s) <u_i, v_j> + bias.
     """
-    at_images, at_texts, at_bias = torch.empty_like(images), torch.zeros_like(texts), -len(images)
+    at_images, at_texts = torch.empty_like(images), torch.zeros_like(texts)  # (B, E) each
+    at_bias = images.new_tensor(-len(images))
     for rows in tiles(len(images)):
         gradient = at_logits(rows)  # (R, B)
-        at_bias = at_bias + gradient.sum()
+        at_bias += gradient.sum()
         gradient[:, rows].diagonal().sub_(1)
         at_images[rows] = gradient @ texts
         at_texts.addmm_(gradient.T, images[rows])
@@ -71,7 +72,7 @@ class TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, texts, logit_scale, row_sums, column_sums = ctx.saved_tensors
 
         def at_logits(rows: slice) -> Tensor:
@@ -80,7 +81,7 @@ class TiledInfoNCE(torch.autograd.Function):
             return logits.sub_(row_sums[rows, None]).exp_().add_(of_columns).div_(2)
 
         found = gradients_by_tiles(images, texts, logit_scale, at_logits)
-        return gradient * found[0], gradient * found[1], gradient * found[2], None
+        return *(gradients[0] * x for x in found[:3]), None
 
 
 class TiledSigmoid(torch.autograd.Function):
@@ -110,7 +111,7 @@ class TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, texts, logit_scale, logit_bias = ctx.saved_tensors
 
         def at_logits(rows: slice) -> Tensor:
@@ -118,7 +119,7 @@ class TiledSigmoid(torch.autograd.Function):
             return logits.add_(logit_bias).sigmoid_()
 
         found = gradients_by_tiles(images, texts, logit_scale, at_logits)
-        return *(gradient * x for x in found), None
+        return *(gradients[0] * x for x in found), None
 
 
 def tiled_clip_loss(

@@ -27,7 +27,7 @@ from minlm.pretrained import save_gpt2
 from minlm.runs import load
 from minlm.screenplay.script import parse_script, reply_pairs
 from minlm.screenplay.source import ScreenplayConfig
-from minlm.seq2seq import Seq2SeqConfig
+from minlm.seq2seq import EncoderDecoder
 from minlm.training.checkpoint import last_checkpoint
 from minlm.training.command import (
     add_device,
@@ -49,27 +49,25 @@ parser_of = partial(checkpoint_parser, package="minlm")
 
 
 def generate(arguments: list[str]) -> None:
-    """Continue a prompt; or, from an encoder-decoder, reply to it."""
+    """Continue a prompt; an encoder-decoder replies to it."""
     parser = parser_of(generate)
     add_device(parser)
     parser.add_argument("--prompt", nargs="+", required=True, help="one text, or several")
-    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="end at the first of these")
-    parser.add_argument("--stream", action="store_true", help="print each piece as soon as it is drawn")
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="end before the first of these")
+    parser.add_argument("--stream", action="store_true", help="print each piece as soon as it is sampled")
     parser.add_argument(
-        "--beam", type=int, default=0, metavar="W", help="the likeliest text of a beam, not a draw"
+        "--beam", type=int, default=0, metavar="W", help="beam search with W beams instead of sampling"
     )
     add_options(parser, SamplingConfig())
     given = vars(parser.parse_args(arguments))
     asked = {name: given[name] for name in given.keys() & asdict(SamplingConfig()).keys()}
     config: SamplingConfig = override(SamplingConfig(), asked)
     if given["beam"] and (given["stream"] or given["stop"] or asked.keys() - {"max_new_tokens"}):
-        raise ValueError(
-            "--beam finds the likeliest text: of the other options it takes --max_new_tokens only"
-        )
+        raise ValueError("--beam takes no option of sampling but --max_new_tokens: leave out the others")
     device = choose_device(given["device"])
-    model, tokenizer, run = load(given["checkpoint"])
+    model, tokenizer, _ = load(given["checkpoint"])
     model.to(device)
-    replies = isinstance(run.model, Seq2SeqConfig)  # its prompt is what is replied to, and is not repeated
+    replies = isinstance(model, EncoderDecoder)  # the prompt is not a part of its text
     prompts = given["prompt"]
     if given["stream"]:
         for i, prompt in enumerate(prompts):
@@ -88,7 +86,7 @@ def generate(arguments: list[str]) -> None:
 
 
 def evaluate(arguments: list[str]) -> None:
-    """The loss on the whole validation text, of the run's own data or of another file."""
+    """Compute the loss on the validation text, of the run's own data or of another file."""
     parser = parser_of(evaluate)
     add_device(parser)
     parser.add_argument("--stride", type=int, help="tokens between windows (default: half the context)")
@@ -97,10 +95,10 @@ def evaluate(arguments: list[str]) -> None:
         type=int,
         default=0,
         metavar="N",
-        help="nanoGPT's estimate beside it, from N batches",
+        help="also nanoGPT's estimate, from N batches",
     )
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there as well")
-    given, rest = parser.parse_known_args(arguments)  # which options there are depends on the data
+    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the metrics to this file")
+    given, rest = parser.parse_known_args(arguments)  # the other options depend on the data
     check_file(given.json, "--json")
     if given.random_batches < 0:
         raise ValueError(f"--random_batches {given.random_batches} must be at least 0")
@@ -115,22 +113,21 @@ def evaluate(arguments: list[str]) -> None:
     texts = config.data.read()
     model, tokenizer, _ = load(given.checkpoint)
     model.to(device)
-    if isinstance(config.model, Seq2SeqConfig):
+    if isinstance(model, EncoderDecoder):
         if given.stride is not None or given.random_batches:
             raise ValueError(
                 "--stride and --random_batches are for models that continue a text: leave them out"
             )
         pairs = reply_pairs(parse_script(texts["validation"]))
-        loss = evaluate_replies(model, ReplyDataset(pairs, tokenizer, config.model.context_length))
+        dataset = ReplyDataset(pairs, tokenizer, config.model.context_length)
+        metrics = evaluate_replies(model, dataset).metrics()
     else:
         ids = np.concatenate(list(encoded(texts["validation"], tokenizer)))
-        loss = evaluate_text(model, tokenizer, ids, given.stride)
-    metrics = loss.metrics()
-    if given.random_batches:
-        size, seed = config.train.batch_size, config.train.seed
-        metrics["random_batches_nats_per_token"] = random_batches_loss(
-            model, ids, size, seed, given.random_batches
-        )
+        metrics = evaluate_text(model, tokenizer, ids, given.stride).metrics()
+        if given.random_batches:
+            size, seed = config.train.batch_size, config.train.seed
+            estimate = random_batches_loss(model, ids, size, seed, given.random_batches)
+            metrics["random_batches_nats_per_token"] = estimate
     metrics["seconds"] = time.monotonic() - started
     for name, value in metrics.items():
         print(f"{name:>30}  {value:.4f}" if isinstance(value, float) else f"{name:>30}  {value:,}")
@@ -139,40 +136,40 @@ def evaluate(arguments: list[str]) -> None:
 
 
 def export(arguments: list[str]) -> None:
-    """Write a TransformerLM of GPT-2's layout (learned positions) as a Hugging Face folder."""
+    """Write a TransformerLM with GPT-2's layout (learned positions) as a Hugging Face folder."""
     parser = parser_of(export)
     parser.add_argument("--to", choices=("hf-gpt2",), required=True)
-    parser.add_argument("--out", type=Path, metavar="FOLDER", help="where to (default: RUN-FORMAT)")
+    parser.add_argument("--out", type=Path, metavar="FOLDER", help="output folder (default: RUN-FORMAT)")
     given = parser.parse_args(arguments)
     out = given.out or Path(f"{given.checkpoint.resolve()}-{given.to}")
     check_folder(out)
-    model, tokenizer, config = load(given.checkpoint)
-    if isinstance(config.model, Seq2SeqConfig):
+    model, tokenizer, _ = load(given.checkpoint)
+    if isinstance(model, EncoderDecoder):
         raise ValueError(
-            f"{given.checkpoint} is an encoder-decoder: only a model that continues text is a GPT-2"
+            f"{given.checkpoint} is an encoder-decoder: give a run that continues text, as GPT-2 does"
         )
     save_gpt2(model, out, tokenizer)
     print(out)
 
 
 def doctor(arguments: list[str]) -> None:
-    """What will go wrong with this text and config, before step 0; the options are train_lm.py's.
+    """Report problems of a text and config before step 0; the options are train_lm.py's.
 
-    Exit status 1 where something is a problem.
+    Exit status 1 if there is a problem.
     """
-    print_findings(examine(command_line(PRESETS, inspect.getdoc(doctor), arguments, FULL, ABOUT).config))
+    print_findings(
+        examine(command_line(PRESETS, inspect.getdoc(doctor) or "", arguments, FULL, ABOUT).config)
+    )
 
 
 def report(arguments: list[str]) -> None:
-    """Write the page of a run, finished or stopped; or of several, with their curves and metrics side by side."""
+    """Write the report of a run, finished or stopped, or of several, with their curves and metrics side by side."""
     report_runs(arguments, report, "minlm", lambda run: loss_curve(run, run / "loss.png"), compare_losses)
 
 
 COMMANDS = {command.__name__: command for command in (generate, evaluate, export, doctor, report)}
 
-
-def main() -> None:
-    call_command(COMMANDS, __doc__)
+main = partial(call_command, COMMANDS, __doc__ or "")
 
 
 run = partial(run_main, main)  # the command `minlm` of an installed project

@@ -1,8 +1,7 @@
-"""Text -> what a model is trained on: windows of a long text, or (line, reply) pairs.
+"""Training data from text: windows of a long text, or (line, reply) pairs.
 
-A split is a file of token ids, memory-mapped: training reads the windows it draws, and no more of it is in memory.
-A text is encoded piece by piece; the text itself is in memory while that is done. Training and validation have one
-file each, so that no window reaches across.
+Each split is a memory-mapped file of token ids, so training holds in memory only the windows that it reads. Texts are
+encoded piece by piece.
 """
 
 import hashlib
@@ -21,12 +20,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from minlm.screenplay.script import parse_script, read_script
-from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.tokenizer import Tokenizer
 from minlm.training.bounds import Bounded, within
 from minlm.training.distributed import rank
 
 ID_TYPE = np.uint32  # any vocabulary; four bytes per token
-PIECE = 1 << 18  # characters that are encoded at once
+PIECE = 1 << 18  # characters encoded at once
 CUT = re.compile(r"(?<=\S)[ \n]")
 
 
@@ -35,11 +34,11 @@ class TextFileConfig(Bounded):
     """A screenplay, or any plain text, from a file.
 
     path: the text, UTF-8 or Windows-1252; a web page's <pre> is found
-    split: what is held out: whole scenes of a script, drawn by the seed, or the end of the text
+    split: the part held out: randomly drawn scenes of a script, or the end of the text
     validation_fraction: share of the characters held out
-    split_seed: draws the scenes that are held out
+    split_seed: seed that draws the scenes held out
 
-    A text whose scenes are too few or too long for that share, or that has none, is split at its end instead.
+    A text without scenes, or with too few or too long ones, is split at its end.
     """
 
     path: str = ""
@@ -48,11 +47,11 @@ class TextFileConfig(Bounded):
     split_seed: int = 0
 
     def entropy(self, text: str) -> dict[str, float]:
-        """Nothing is known of it."""
+        """Return no entropies: those of a file are unknown."""
         return {}
 
     def read(self) -> dict[str, str]:
-        """{"train", "validation"}: two texts. ValueError: no such file, or nothing in it."""
+        """Return {"train": text, "validation": text}. ValueError for a missing or too short file."""
         if not self.path:
             raise ValueError("no text to learn from: give a script or any plain text with --data.path FILE")
         text = read_script(self.path)
@@ -67,22 +66,23 @@ class TextFileConfig(Bounded):
         return checked_splits(splits or {"train": text[:end], "validation": text[end:]})
 
     def scene_splits(self, text: str) -> dict[str, str] | None:
-        """{"train", "validation"}, split by scenes; None where that comes nowhere near the fraction."""
+        """Return {"train": text, "validation": text} split by scenes, None if that misses the fraction by far."""
         try:
             scenes = [scene.text + "\n" for scene in parse_script(text).scenes]
-        except ValueError:  # nobody speaks: a plain text
+        except ValueError:  # no dialogue: a plain text
             return None
         return split_scenes(scenes, self.validation_fraction, self.split_seed)
 
 
 def split_scenes(scenes: Sequence[str], fraction: float, seed: int) -> dict[str, str] | None:
-    """Scenes drawn one by one until they have `fraction` of the characters are validation; the others train.
+    """Draw scenes for validation until they have `fraction` of the characters; the others are for training.
 
-    None where validation is then more than twice, or training less than half, of what is wanted.
+    Returns None if validation has more than twice, or training less than half, of its share.
     """
     order = list(range(len(scenes)))
     random.Random(f"{seed}/scenes").shuffle(order)
-    total, held_out, size = sum(map(len, scenes)), set(), 0
+    total, size = sum(map(len, scenes)), 0
+    held_out: set[int] = set()
     for i in order:
         if size < fraction * total:
             held_out.add(i)
@@ -94,6 +94,7 @@ def split_scenes(scenes: Sequence[str], fraction: float, seed: int) -> dict[str,
 
 
 def checked_splits(splits: dict[str, str]) -> dict[str, str]:
+    """Return the splits. ValueError for one of less than two characters."""
     for name, text in splits.items():
         if len(text) < 2:
             raise ValueError(
@@ -103,10 +104,10 @@ def checked_splits(splits: dict[str, str]) -> dict[str, str]:
 
 
 def pieces(text: str, size: int = PIECE) -> Iterator[str]:
-    """The text in pieces of `size` characters, or as many more as it takes to end at a cut.
+    """Yield the text in pieces of at least `size` characters that can be encoded one by one.
 
-    Encoded one by one they have the ids of the whole. A cut lies before a space or line end and behind a character
-    that is not white space. In GPT2_PATTERN no match goes from the one to the other, and none looks back.
+    Each ends before a space or line end, after a character that is not white space. No match of GPT2_PATTERN crosses
+    such a place, and none looks back.
     """
     start = 0
     while start < len(text):
@@ -116,18 +117,16 @@ def pieces(text: str, size: int = PIECE) -> Iterator[str]:
         start = end
 
 
-def encoded(text: str, tokenizer: CharTokenizer | BPETokenizer, size: int = PIECE) -> Iterator[np.ndarray]:
-    """The ids of a text, piece by piece: in all they are tokenizer.encode(text)."""
+def encoded(text: str, tokenizer: Tokenizer, size: int = PIECE) -> Iterator[np.ndarray]:
+    """Yield the ids of tokenizer.encode(text), piece by piece."""
     for piece in pieces(text, size):
         yield np.array(tokenizer.encode(piece), dtype=ID_TYPE)
 
 
-def encode_splits(
-    texts: dict[str, str], tokenizer: CharTokenizer | BPETokenizer, folder: Path
-) -> dict[str, np.ndarray]:
-    """Write the ids of each text to folder/NAME.ids, unless they are there already, and memory-map them.
+def encode_splits(texts: dict[str, str], tokenizer: Tokenizer, folder: Path) -> dict[str, np.ndarray]:
+    """Write the ids of each text to folder/NAME.ids, unless the file exists, and memory-map them.
 
-    ValueError where what is there already is no such file.
+    ValueError if an existing file is not such a file.
     """
     splits = {}
     for name, text in texts.items():
@@ -137,48 +136,46 @@ def encode_splits(
             try:
                 with temporary.open("wb") as file:
                     for ids in encoded(text, tokenizer):
-                        file.write(ids)
+                        file.write(ids.data)
                 os.replace(temporary, path)
             finally:
                 temporary.unlink(missing_ok=True)
         size = path.stat().st_size
         if size == 0 or size % ID_TYPE().itemsize:
-            raise ValueError(f"{path} has {size} bytes, which are no ids: remove it, and it is written again")
+            raise ValueError(f"{path} is not a token file ({size} bytes): delete it to rebuild it")
         ids = splits[name] = np.memmap(path, dtype=ID_TYPE, mode="r")
         if ids.max() >= tokenizer.vocab_size:
             raise ValueError(
-                f"{path} has id {ids.max()}, the vocabulary has {tokenizer.vocab_size}: remove it, and it is "
-                "written again"
+                f"{path} has id {ids.max()}, but the vocabulary has {tokenizer.vocab_size} ids: delete it to rebuild it"
             )
     return splits
 
 
 def token_counts(ids: np.ndarray, vocab_size: int) -> np.ndarray:
-    """How often each id occurs, (vocab_size); the ids (n) are read piece by piece."""
+    """Count each id: ids (n), read piece by piece -> counts (vocab_size)."""
     counts = np.zeros(vocab_size, dtype=np.int64)
     for start in range(0, len(ids), PIECE):
         counts += np.bincount(ids[start : start + PIECE], minlength=vocab_size)
     return counts
 
 
-def text_size(ids: np.ndarray, tokenizer: CharTokenizer | BPETokenizer) -> tuple[int, int]:
-    """(characters, bytes of UTF-8) of the text of ids (n), from its tokens' counts.
+def text_size(ids: np.ndarray, tokenizer: Tokenizer) -> tuple[int, int]:
+    """Count the (characters, bytes of UTF-8) of the text of ids (n), from the counts of its tokens.
 
-    A character whose first byte lies before the ids is not counted, its other bytes are.
+    Of a character that begins before the ids, only its remaining bytes are counted.
     """
     characters = n_bytes = 0
     for token, count in enumerate(token_counts(ids, tokenizer.vocab_size).tolist()):
         if count:
             content = tokenizer.token_bytes(token)
-            characters += count * sum(
-                byte & 0xC0 != 0x80 for byte in content
-            )  # 10xxxxxx continues a character
+            # 10xxxxxx continues a character.
+            characters += count * sum(byte & 0xC0 != 0x80 for byte in content)
             n_bytes += count * len(content)
     return characters, n_bytes
 
 
 def texts_digest(texts: dict[str, str]) -> str:
-    """SHA-256 of the texts with a zero byte between them, without a copy of any of them."""
+    """Compute the SHA-256 of the texts with a zero byte between them, without copying them."""
     digest = hashlib.sha256()
     for i, text in enumerate(texts.values()):
         digest.update(b"\0" if i else b"")
@@ -188,9 +185,9 @@ def texts_digest(texts: dict[str, str]) -> str:
 
 
 def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:
-    """context_length, or as much of it as the shortest split can fill; a window's targets need one id more.
+    """Return context_length, shortened to what the shortest split fills; a window's targets need one more id.
 
-    ValueError where that is nothing.
+    ValueError for a split of less than two tokens.
     """
     name, ids = min(splits.items(), key=lambda item: len(item[1]))
     if len(ids) < 2:
@@ -199,11 +196,10 @@ def fit_context(context_length: int, splits: dict[str, np.ndarray]) -> int:
 
 
 class TokenizedDataset(Dataset):
-    """Windows of context_length ids and the ids that follow them; the key is (epoch, index).
+    """Windows of context_length ids and the next id of each; the key is (epoch, index).
 
-    In an epoch the windows lie end to end, none overlaps another, and where the first one begins is drawn from
-    (seed, epoch): over the epochs they begin at every place where a window fits, so that every token is seen,
-    and at every place of a window. ids (n) is an array or a memory map. ValueError where it does not fill one.
+    The windows of an epoch do not overlap. The first begins at an offset drawn from (seed, epoch), so that over the
+    epochs every token is read at every place of a window. ids (n): an array or a memory map, with at least one window.
     """
 
     def __init__(self, ids: np.ndarray, context_length: int, seed: int):
@@ -219,36 +215,36 @@ class TokenizedDataset(Dataset):
         return self.n_windows
 
     def phase(self, epoch: int) -> int:
-        """Where the first window of an epoch begins."""
-        last = len(self.ids) - 1 - self.n_windows * self.context_length  # where all windows still fit
+        """Draw the offset of an epoch's first window."""
+        last = len(self.ids) - 1 - self.n_windows * self.context_length  # offset at which all windows fit
         return random.Random(f"{self.seed}/{epoch}/phase").randint(0, last)
 
     def __getitem__(self, key: tuple[int, int]) -> np.ndarray:
-        """(epoch, index) -> (context_length + 1) ids: the window and the token after it."""
+        """Return the window of (epoch, index) and the token after it, (context_length + 1) ids."""
         epoch, index = key
         start = self.phase(epoch) + index * self.context_length
         return self.ids[start : start + self.context_length + 1]
 
     def collate(self, windows: list[np.ndarray]) -> dict[str, Tensor]:
-        """Windows -> tokens and targets (B, T): targets[:, t] follows tokens[:, t]."""
+        """Stack windows to tokens and targets (B, T); targets[:, t] follows tokens[:, t]."""
         ids = torch.from_numpy(np.stack(windows).astype(np.int64))  # (B, T + 1)
         return {"tokens": ids[:, :-1], "targets": ids[:, 1:]}
 
 
 class ReplyDataset(Dataset):
-    """(line, reply) pairs for an encoder-decoder; the key is (epoch, index), and every epoch is the same.
+    """(line, reply) pairs for an encoder-decoder; the key is (epoch, index), all epochs are equal.
 
-    Lines are cut at context_length tokens; a reply keeps its end id. `n_cut` counts both.
+    Lines and replies are cut at context_length tokens; a reply keeps its end id. n_cut: number of pairs cut.
     """
 
     def __init__(
         self,
         pairs: Sequence[tuple[str, str]],
-        tokenizer: CharTokenizer | BPETokenizer,
+        tokenizer: Tokenizer,
         context_length: int,
     ):
         if not pairs:
-            raise ValueError("no reply in this split: nobody answers anybody; give a longer script")
+            raise ValueError("no reply in this split: give a longer script")
         self.tokenizer = tokenizer
         encoded = [(tokenizer.encode(line), tokenizer.encode(reply)) for line, reply in pairs]
         self.n_cut = sum(
@@ -266,22 +262,22 @@ class ReplyDataset(Dataset):
         return self.pairs[key[1]]
 
     def collate(self, pairs: list[tuple[list[int], list[int]]]) -> dict[str, Tensor]:
-        """-> source, source_mask (B, S); tokens, targets, token_mask (B, T): tokens begin with start_id."""
+        """Pad pairs to source, source_mask (B, S) and tokens, targets, token_mask (B, T), tokens from start_id on."""
         source, source_mask = padded([line for line, _ in pairs], self.tokenizer.pad_id)
         targets, token_mask = padded([reply for _, reply in pairs], self.tokenizer.pad_id)
-        start = torch.full((len(pairs), 1), self.tokenizer.start_id)
+        start = torch.tensor([[self.tokenizer.start_id]] * len(pairs))  # (B, 1)
         tokens = torch.cat([start, targets[:, :-1]], dim=1)  # (B, T)
         names = ("source", "source_mask", "tokens", "targets", "token_mask")
         return dict(zip(names, (source, source_mask, tokens, targets, token_mask), strict=True))
 
     def batches(self, batch_size: int) -> Iterator[dict[str, Tensor]]:
-        """All pairs once, in order."""
+        """Yield all pairs once, in order."""
         for start in range(0, len(self), batch_size):
             yield self.collate(self.pairs[start : start + batch_size])
 
 
-def padded(rows: list[list[int]], pad_id: int) -> tuple[Tensor, Tensor]:
-    """Rows of unequal length -> tokens (B, T), padded on the right, and token_mask (B, T), True = real."""
+def padded(rows: list[list[int]], pad_id: int | None) -> tuple[Tensor, Tensor]:
+    """Pad rows on the right with pad_id -> tokens (B, T), token_mask (B, T), True = real."""
     length = max(map(len, rows))
     tokens = torch.tensor([row + [pad_id] * (length - len(row)) for row in rows])  # (B, T)
     real = torch.arange(length) < torch.tensor([len(row) for row in rows])[:, None]  # (B, T)

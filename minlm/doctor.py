@@ -1,4 +1,4 @@
-"""What will go wrong with this text and this config, said before step 0."""
+"""Problems of a text and a config, reported before step 0."""
 
 from collections.abc import Iterator
 from math import log
@@ -11,18 +11,18 @@ from minlm.runs import MODELS, make_tokenizer
 from minlm.screenplay.script import parse_script, read_script
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.task import Continuation, Replies, TokenTask
-from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.tokenizer import Tokenizer
 from minlm.training.findings import Finding, examine_hardware, examine_model, examine_schedule
 
-MAX_SHARE = 0.05  # of replies cut, before it is a problem
+MAX_SHARE = 0.05  # of replies cut; more is a problem
 MIN_SPOKEN = 0.1  # of a script's words
 MAX_EMPTY = 0.05  # of its turns
 LONG_TURN = 600  # words
-LONG_LINE = 30  # characters; a shorter line may stand in two splits by chance
+LONG_LINE = 30  # characters; shorter lines may be in both splits by chance
 
 
 def examine(config: RunConfig) -> Iterator[Finding]:
-    """Everything that can be known of a run before it starts. ValueError where the text cannot be read."""
+    """Examine a run before it starts. ValueError if the text cannot be read."""
     texts = config.data.read()
     yield examine_hardware(config.train)
     for name, text in texts.items():
@@ -39,18 +39,18 @@ def examine(config: RunConfig) -> Iterator[Finding]:
 
 
 def examine_leakage(texts: dict[str, str]) -> Finding:
-    """Long lines of the validation text that stand in the training text too."""
+    """Count long lines of the validation text that are also in the training text."""
     known = set(texts["train"].split("\n"))
     lines = [line for line in texts["validation"].split("\n") if len(line.strip()) >= LONG_LINE]
     both = [line for line in lines if line in known]
-    text = f"{len(both):,} of {len(lines):,} long lines of validation stand in training too"
+    text = f"{len(both):,} of {len(lines):,} long lines of validation are also in training"
     if both:
         text += f", as {both[0].strip()[:60]!r}"
     return "problem" if 2 * len(both) > len(lines) > 0 else "note" if both else "ok", text
 
 
 def examine_script(text: str, needed: bool) -> Iterator[Finding]:
-    """Who speaks in a script, and signs that it was misread. Problems only where the script is `needed`."""
+    """Report a script's scenes and speakers, and signs that it was misread: problems if the script is `needed`."""
     level = "problem" if needed else "note"
     try:
         script = parse_script(text)
@@ -73,16 +73,14 @@ def examine_script(text: str, needed: bool) -> Iterator[Finding]:
 
 
 def examine_scenes(data: TextFileConfig) -> Iterator[Finding]:
-    """Scenes too few or too long to be split by."""
+    """Report scenes that are too few or too long for a split by scenes."""
     if data.split == "scenes" and data.scene_splits(read_script(data.path)) is None:
         text = f"its scenes are too few or too long to hold out {data.validation_fraction:.0%}"
         yield "note", f"{text}: the end of the text is held out instead"
 
 
-def examine_windows(
-    config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
-) -> Iterator[Finding]:
-    """Tokens, context and epochs of a run that continues text."""
+def examine_windows(config: RunConfig, tokenizer: Tokenizer, texts: dict[str, str]) -> Iterator[Finding]:
+    """Report tokens, context and epochs of a run that continues text."""
     with TemporaryDirectory() as folder:
         task = Continuation(config, tokenizer, texts, Path(folder))
         n_train = len(task.splits["train"])
@@ -98,10 +96,8 @@ def examine_windows(
         yield examine_baselines(task)
 
 
-def examine_replies(
-    config: RunConfig, tokenizer: CharTokenizer | BPETokenizer, texts: dict[str, str]
-) -> Iterator[Finding]:
-    """Pairs, cut lines and epochs of a run that replies."""
+def examine_replies(config: RunConfig, tokenizer: Tokenizer, texts: dict[str, str]) -> Iterator[Finding]:
+    """Report pairs, cut lines and epochs of a run that replies."""
     task, length = Replies(config, tokenizer, texts, Path()), config.model.context_length
     for name, pairs in {"train": task.dataset, "validation": task.validation}.items():
         share = pairs.n_cut / len(pairs)
@@ -112,10 +108,10 @@ def examine_replies(
 
 
 def examine_baselines(task: TokenTask) -> Finding:
-    """Losses on the validation split of models that are no network."""
+    """Report baselines on the validation split."""
     losses = task.baselines()
     return "ok", (
-        f"validation loss in nats per character at chance {losses['chance']:.3f}, of a model of the tokens' "
-        f"frequencies (unigrams) {losses['unigram']:.3f}, of their pairs (bigrams) {losses['bigram']:.3f}; at "
-        f"chance it is ln({task.tokenizer.vocab_size}) = {log(task.tokenizer.vocab_size):.3f} nats per token"
+        f"validation loss in nats per character at chance {losses['chance']:.3f}, of unigrams "
+        f"{losses['unigram']:.3f}, of bigrams {losses['bigram']:.3f}; "
+        f"chance is ln({task.tokenizer.vocab_size}) = {log(task.tokenizer.vocab_size):.3f} nats per token"
     )

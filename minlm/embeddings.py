@@ -96,7 +96,7 @@ class Rotary(nn.Module):
     positions. These pairs are GPT-NeoX's; the paper pairs neighbours.
     """
 
-    frequency: Tensor  # (K/2)
+    frequency: Tensor
 
     def __init__(self, head_size: int, base: float = 10000.0):
         super().__init__()

@@ -1,6 +1,6 @@
-"""The loss of a language model on a whole split, in units that do not depend on its vocabulary, and baselines for it.
+"""Loss of a language model on a whole split, in units that do not depend on its vocabulary, and baselines.
 
-Nats per character, bits per byte of UTF-8, and perplexity, which is per token.
+Units: nats per character, bits per byte of UTF-8, and perplexity, which is per token.
 """
 
 from dataclasses import asdict, dataclass
@@ -12,18 +12,19 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from minlm.data import ReplyDataset, text_size
+from minlm.lm import TransformerLM
 from minlm.losses import bits_per_byte, perplexity, token_loss
-from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.seq2seq import EncoderDecoder
+from minlm.tokenizer import Tokenizer
 
-Tokenizer = CharTokenizer | BPETokenizer
 Following = tuple[np.ndarray, np.ndarray]  # (previous, targets), ids (n) each: targets[i] follows previous[i]
 PEER_BATCHES = 200  # nanoGPT's eval_iters
-PAIRS = 1 << 20  # pairs of tokens that are counted at once
+PAIRS = 1 << 20  # pairs of tokens counted at once
 
 
 @dataclass(frozen=True)
 class TextLoss:
-    """What a text costs a model: nats in all, over so many tokens, characters and bytes."""
+    """Total loss on a text in nats, with token, character and byte counts."""
 
     nats: float
     tokens: int
@@ -35,7 +36,7 @@ class TextLoss:
         return self.nats / self.tokens
 
     def metrics(self) -> dict[str, float]:
-        """What result.json says of it."""
+        """Return the metrics of result.json."""
         return {
             "nats_per_character": self.nats / self.characters,
             "bits_per_byte": bits_per_byte(self.nats, self.bytes),
@@ -45,17 +46,18 @@ class TextLoss:
 
 
 def device_of(model: nn.Module) -> torch.device:
+    """Return the device of a model's parameters."""
     return next(model.parameters()).device
 
 
 def strided_windows(n_ids: int, context_length: int, stride: int) -> list[tuple[int, int, int]]:
-    """(start, end, first) of each window: ids start to end - 1 are read, targets first + 1 to end are scored.
+    """Return (start, end, scored) per window: inputs start to end - 1, scored targets scored + 1 to end.
 
-    The windows cover targets 1 to n_ids - 1 once each. Every window but the first scores its last `stride`
-    targets at most, so that each of them is told from context_length - stride tokens at least.
+    The windows score each target 1 to n_ids - 1 once. All but the first score their last `stride` targets, each with a
+    context of at least context_length - stride tokens.
     """
     if not 1 <= stride <= context_length:
-        raise ValueError(f"stride={stride} must lie in 1 to context_length={context_length}")
+        raise ValueError(f"stride={stride} must be in [1, context_length={context_length}]")
     windows, scored = [], 0
     while scored < n_ids - 1:
         end = min(context_length if not windows else scored + stride, n_ids - 1)
@@ -66,24 +68,24 @@ def strided_windows(n_ids: int, context_length: int, stride: int) -> list[tuple[
 
 @torch.inference_mode()
 def evaluate_text(
-    model: nn.Module,
+    model: TransformerLM,
     tokenizer: Tokenizer,
     ids: np.ndarray,
     stride: int | None = None,
     batch_size: int = 32,
 ) -> TextLoss:
-    """The cost of a text of ids (n), all of it but its first token: the same figure each time.
+    """Compute the loss on a text of ids (n), without its first token, by a model in eval mode.
 
-    A TransformerLM reads it in windows that overlap (see `strided_windows`); stride: half the context where it
-    is not given. The model is in eval mode. ValueError for fewer than two tokens.
+    The windows overlap (see `strided_windows`). stride: half the context by default. ValueError for a single token.
     """
     if len(ids) < 2:
         raise ValueError(f"a text of {len(ids)} tokens cannot be scored: give at least 2")
     context_length, device = model.config.context_length, device_of(model)
-    stride = (context_length + 1) // 2 if stride is None else stride
-    windows = strided_windows(len(ids), context_length, stride)
+    windows = strided_windows(
+        len(ids), context_length, (context_length + 1) // 2 if stride is None else stride
+    )
     nats = 0.0
-    # Windows of one length and one number of scored targets go together; only the first and last differ.
+    # A batch has windows of one length and one number of targets; only the first and last windows differ.
     for group in tqdm(list(batched(windows, batch_size)), "scoring", leave=False, disable=None):
         rows = np.stack([ids[start : end + 1] for start, end, _ in group]).astype(np.int64)
         rows = torch.from_numpy(rows).to(device)  # (B, T + 1)
@@ -94,7 +96,7 @@ def evaluate_text(
 
 
 def batched(windows: list[tuple[int, int, int]], size: int) -> list[list[tuple[int, int, int]]]:
-    """The windows in order, up to `size` of one shape together."""
+    """Group consecutive windows of one shape, up to `size` per group."""
     groups: list[list[tuple[int, int, int]]] = []
     for window in windows:
         start, end, scored = window
@@ -112,18 +114,17 @@ def batched(windows: list[tuple[int, int, int]], size: int) -> list[list[tuple[i
 
 @torch.inference_mode()
 def random_batches_loss(
-    model: nn.Module,
+    model: TransformerLM,
     ids: np.ndarray,
     batch_size: int,
     seed: int,
     n_batches: int = PEER_BATCHES,
     context_length: int | None = None,
 ) -> float:
-    """nanoGPT's estimator: the mean loss, in nats a token, of windows that begin anywhere, with replacement.
+    """Estimate the loss in nats per token as nanoGPT does, from randomly placed windows drawn with replacement.
 
-    It scores a window's first tokens from little context, so it lies above the cost of the whole text; it is
-    here for comparison with that project's figures. context_length: the model's, where it is not given.
-    ValueError where the text does not fill a window.
+    The first tokens of a window have little context, so the estimate is above the loss on the whole text.
+    context_length: the model's by default. ValueError for a text shorter than a window.
     """
     context_length, device = context_length or model.config.context_length, device_of(model)
     if len(ids) <= context_length:
@@ -139,8 +140,8 @@ def random_batches_loss(
 
 
 @torch.inference_mode()
-def evaluate_replies(model: nn.Module, dataset: ReplyDataset, batch_size: int = 32) -> TextLoss:
-    """The cost of all replies of a dataset, each told from its line; a reply's end counts as a line end does."""
+def evaluate_replies(model: EncoderDecoder, dataset: ReplyDataset, batch_size: int = 32) -> TextLoss:
+    """Compute the loss on all replies of a dataset, each given its line; the end of a reply counts as a line end."""
     device, nats, tokens = device_of(model), 0.0, 0
     for batch in dataset.batches(batch_size):
         total, count = reply_loss(model, {name: value.to(device) for name, value in batch.items()})
@@ -149,13 +150,13 @@ def evaluate_replies(model: nn.Module, dataset: ReplyDataset, batch_size: int = 
 
 
 def reply_size(dataset: ReplyDataset) -> tuple[int, int]:
-    """(characters, bytes of UTF-8) of all replies; the end of each counts as a line end."""
+    """Count the (characters, bytes of UTF-8) of all replies; the end of each counts as a line end."""
     replies = [dataset.tokenizer.decode(reply[:-1]) + "\n" for _, reply in dataset.pairs]
     return sum(map(len, replies)), sum(len(reply.encode("utf-8", "surrogatepass")) for reply in replies)
 
 
 def reply_tokens(dataset: ReplyDataset) -> Following:
-    """(previous, targets) of all replies, as the decoder reads them: from start_id to end_id."""
+    """Return (previous, targets) of all replies, as the decoder reads them: from start_id to end_id."""
     start_id, replies = dataset.tokenizer.start_id, [reply for _, reply in dataset.pairs]
     previous = [token for reply in replies for token in (start_id, *reply[:-1])]
     return np.array(previous), np.concatenate(replies)
@@ -164,15 +165,15 @@ def reply_tokens(dataset: ReplyDataset) -> Following:
 def baselines(
     train: Following, validation: Following, vocab_size: int, n_characters: int
 ) -> dict[str, float]:
-    """Loss on the validation targets, in nats per character, of three models of the same tokens without a network.
+    """Compute the validation loss, in nats per character, of three count-based models of the same tokens.
 
         chance    p(w) = 1 / V
         unigram   p(w) = (n(w) + T / V) / (n + T)
         bigram    p(w | v) = (n(v w) + T(v) p(w)) / (n(v) + T(v)),    p(w) the unigram's
 
-    n counts the training targets, n(v w) those that follow v; T and T(v) are how many of them are different, T(v) = 1
-    after a v that training lacks (Witten and Bell 1991, method C). Each is a distribution over all V ids, so that the
-    loss is the length of a code. n_characters: of the validation targets' text.
+    n: number of training targets; n(v w): those w that follow v; T and T(v): the different ones among them, with
+    T(v) = 1 for a v that training lacks (Witten and Bell 1991, method C). Each p is a distribution over all V ids.
+    n_characters: of the text of the validation targets.
     """
     (known, n_known), (scored, n_scored) = (pair_counts(pairs, vocab_size) for pairs in (train, validation))
     before, after = np.divmod(known, vocab_size)
@@ -195,7 +196,7 @@ def baselines(
 
 
 def pair_counts(pairs: Following, vocab_size: int) -> tuple[np.ndarray, np.ndarray]:
-    """(codes, counts) of the pairs v w that occur, in order of their codes v V + w; read piece by piece."""
+    """Count the pairs v w -> (codes, counts), sorted by their codes v V + w; read piece by piece."""
     previous, targets = pairs
     codes = counts = np.zeros(0, dtype=np.int64)
     for start in range(0, len(targets), PAIRS):
@@ -209,8 +210,8 @@ def pair_counts(pairs: Following, vocab_size: int) -> tuple[np.ndarray, np.ndarr
 
 
 def reply_loss(
-    model: nn.Module, batch: dict[str, Tensor], label_smoothing: float = 0.0
+    model: EncoderDecoder, batch: dict[str, Tensor], label_smoothing: float = 0.0
 ) -> tuple[Tensor, int]:
-    """Of an EncoderDecoder, on a batch of a ReplyDataset -> (sum in nats, tokens of the replies)."""
+    """Compute the loss of a batch of a ReplyDataset -> (sum in nats, tokens of the replies)."""
     logits = model(batch["source"], batch["tokens"], batch["source_mask"])  # (B, T, V)
     return token_loss(logits, batch["targets"], batch["token_mask"], label_smoothing)

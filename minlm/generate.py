@@ -78,8 +78,8 @@ class DecodingState:
     arrays of the cache are allocated once.
     """
 
-    memory: Tensor  # (B, S, D), of an EncoderDecoder
-    source_mask: Tensor | None  # (B, S), of an EncoderDecoder
+    memory: Tensor  # of an EncoderDecoder
+    source_mask: Tensor | None  # of an EncoderDecoder
 
     def __init__(self, model: Model, prompts: Prompts, stop: int | None = None):
         if model.training:

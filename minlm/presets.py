@@ -1,4 +1,4 @@
-"""What one training run is, and the recipes that `train_lm.py --preset` offers."""
+"""The config of a training run, and the recipes of `train_lm.py --preset`."""
 
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal
@@ -7,21 +7,21 @@ from minlm.data import TextFileConfig
 from minlm.lm import LMConfig
 from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
-from minlm.tokenizer import BPETokenizer, CharTokenizer
+from minlm.tokenizer import Tokenizer
 from minlm.training.bounds import Bounded, within
 from minlm.training.state import TrainConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig(Bounded):
-    """A language model, the text it learns from, and how it learns.
+    """A language model, its training text, and its training.
 
-    tokens: what the text is cut into: its characters, or byte pairs trained on it and run by tiktoken
-    vocabulary: a vocabulary to use instead: GPT-2's encoder.json, a .tiktoken file, or what a run saved
+    tokens: characters of the text, or byte pairs learned from it
+    vocabulary: a vocabulary to use instead: GPT-2's encoder.json, a .tiktoken file, or that of a run
     label_smoothing: share of the probability that training spreads over all tokens
-    model: the network; model.vocab_size is how many byte pairs to train
+    model: the network; model.vocab_size is the number of byte pairs to learn
     data: the text
-    train: how the model is trained
+    train: options of training
     """
 
     tokens: Literal["characters", "byte-pairs"] = "characters"
@@ -31,14 +31,14 @@ class RunConfig(Bounded):
     data: ScreenplayConfig | TextFileConfig = field(default_factory=ScreenplayConfig)
     train: TrainConfig
 
-    def with_tokenizer(self, tokenizer: CharTokenizer | BPETokenizer) -> "RunConfig":
-        """This config with what the model must know of the tokenizer. ValueError where that lacks an id."""
+    def with_tokenizer(self, tokenizer: Tokenizer) -> "RunConfig":
+        """Return this config with the model's fields set from the tokenizer. ValueError if an id is missing."""
         known = {"vocab_size": tokenizer.vocab_size, "vocab_digest": tokenizer.digest}
         if isinstance(self.model, Seq2SeqConfig):
             if None in (tokenizer.start_id, tokenizer.end_id, tokenizer.pad_id):
                 raise ValueError(
-                    "an encoder-decoder needs start, end and pad ids, and this vocabulary has not all of them: "
-                    "leave vocabulary out, and one is made"
+                    "an encoder-decoder needs start, end and pad ids, and this vocabulary lacks one: "
+                    "leave out --vocabulary, and one is learned"
                 )
             known["start_id"] = tokenizer.start_id
         return replace(self, model=replace(self.model, **known))
@@ -92,7 +92,7 @@ PRESETS = {
 }
 ABOUT = {
     "screenplay": "the built-in script, five minutes on two cores",
-    "shakespeare-char": "characters of any text, as nanoGPT's example has them: --data.path input.txt",
+    "shakespeare-char": "characters of any text, as in nanoGPT's example: --data.path input.txt",
     "script-lm": "continue a movie script in plain text: --data.path FILE",
     "script-seq2seq": "reply to a line of a movie script in plain text: --data.path FILE",
 }

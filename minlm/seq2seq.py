@@ -44,7 +44,7 @@ class EncoderDecoder(nn.Module):
 
     One matrix embeds source and target, times sqrt(D), and is the head (section 3.4). Positions are sines.
 
-    Initial std: 0.02 for embedding.tokens.weight; the Blocks as in `Transformer`.
+    Initial std: embedding.tokens.weight 0.02; the Blocks as in `Transformer`.
 
     Differences from the paper:
     - the initial std. The paper's code has 1/sqrt(D) for the embedding: with a tied head, the model then first predicts

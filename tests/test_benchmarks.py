@@ -68,9 +68,12 @@ def test_the_layouts_have_the_same_images_captions_and_splits(tmp_path, monkeypa
 
 SMALL = replace(
     PRESETS["shapes"],
-    image=replace(PRESETS["shapes"].image, d_model=16, n_heads=2, n_layers=1),
-    text=replace(PRESETS["shapes"].text, d_model=16, n_heads=2, n_layers=1),
-    embed_dim=16,
+    model=replace(
+        PRESETS["shapes"].model,
+        image=replace(PRESETS["shapes"].model.image, d_model=16, n_heads=2, n_layers=1),
+        text=replace(PRESETS["shapes"].model.text, d_model=16, n_heads=2, n_layers=1),
+        embed_dim=16,
+    ),
     data=ShapesConfig(train_size=64, dev_size=90),
     train=replace(PRESETS["shapes"].train, steps=2, minutes=0.0, batch_size=16),
 )
@@ -141,7 +144,7 @@ def test_the_learning_rate_of_the_lowest_training_loss_is_evaluated(monkeypatch,
     monkeypatch.setattr(heads, "retrieval", retrieval)
     records = [record(i, tuple("abc"[: i + 1])) for i in range(3)]
     config = SimpleNamespace(data=SimpleNamespace(read=lambda: {"train": records[:2], "dev": records}))
-    config.embed_dim = 3
+    config.model = SimpleNamespace(embed_dim=3)
     rows = heads.measure(config, None, None, None)
     size = sum(p.numel() for head in trained[heads.RATES[1]] for p in head.parameters())
     row = {"family": "dense", "name": "3 (4, 5)", "parameters": size, "recall": 0.4, "loss": 0.5}

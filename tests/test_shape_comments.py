@@ -75,16 +75,16 @@ def drive_language_models(comments, sizes):
     B, T, V = (sizes[letter] for letter in "BTV")
     comments.known = {letter: sizes[letter] for letter in "BHKDV"}
     stack = {"d_model": sizes["D"], "n_heads": sizes["H"], "n_layers": 1, "vocab_size": V}
-    tokens, mask = torch.randint(V, (B, T + 1)), torch.ones(B, T + 1, dtype=torch.bool)
+    tokens, mask = torch.randint(V, (B, T + 2)), torch.ones(B, T + 2, dtype=torch.bool)
     for positions, tied, masked in (
         ("learned", True, False),
         ("sinusoidal", False, True),
         ("rotary", True, True),
     ):
-        config = LMConfig(**stack, context_length=T + 1, positions=positions, tied=tied)
+        config = LMConfig(**stack, context_length=T + 2, positions=positions, tied=tied)
         model = minlm.lm.TransformerLM(config)
         logits = model(tokens[:, :T], mask[:, :T] if masked else None)
-        minlm.losses.token_loss(logits, tokens[:, 1:], mask[:, 1:] if masked else None)
+        minlm.losses.token_loss(logits, tokens[:, 2:], mask[:, 2:] if masked else None)
         with record_attention(model):
             caches = model.new_caches(B)
             model(tokens[:, :T], mask[:, :T] if masked else None, caches)
@@ -96,8 +96,8 @@ def drive_encoder_decoder(comments, sizes):
     B, T, S, V = (sizes[letter] for letter in "BTSV")
     comments.known = {letter: sizes[letter] for letter in "BHKDV"}
     stack = {"d_model": sizes["D"], "n_heads": sizes["H"], "n_layers": 1, "vocab_size": V}
-    model = minlm.seq2seq.EncoderDecoder(Seq2SeqConfig(**stack, context_length=max(T + 1, S)))
-    source, target = torch.randint(V, (B, S)), torch.randint(V, (B, T + 1))
+    model = minlm.seq2seq.EncoderDecoder(Seq2SeqConfig(**stack, context_length=max(T + 2, S)))
+    source, target = torch.randint(V, (B, S)), torch.randint(V, (B, T + 2))
     mask = torch.ones(B, S, dtype=torch.bool)
     model(source, target[:, :T], mask)
     memory, caches = model.encode(source, mask), model.new_caches(B, S)
@@ -253,7 +253,7 @@ def test_a_wrong_comment_is_named_with_its_line_and_the_true_shape(tmp_path, rig
 
 
 def test_a_wrong_shape_of_a_parameter_is_named(tmp_path):
-    module, _ = planted(tmp_path, "x (B, H, T, K) turned", "x (B, T, K) turned")
+    module, _ = planted(tmp_path, "Rotate x (B, H, T, K)", "Rotate x (B, T, K)")
     with ShapeComments(module), pytest.raises(AssertionError, match=r"rotate is given x \(2, 3, 5, 4\), not"):
         module.rotate(*TURNED)
 

@@ -110,7 +110,7 @@ def test_help_shows_the_options_of_the_preset_with_their_values(preset, monkeypa
     said = " ".join(capsys.readouterr().out.split())
     assert "python train_clip.py --resume runs/NAME" in said
     assert f"peak learning rate of AdamW (above 0; default: {PRESETS[preset].train.lr})" in said
-    assert f"default: {','.join(map(str, PRESETS[preset].image.image_size))})" in said
+    assert f"default: {','.join(map(str, PRESETS[preset].model.image.image_size))})" in said
 
 
 @pytest.mark.parametrize(
@@ -209,7 +209,7 @@ def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypat
     """From a small folder as it is published to the figures: as many pictures and captions as were written."""
     (tmp_path / "data").mkdir()
     data = LAYOUTS[preset](tmp_path / "data")
-    small = f"{SMALL_TOWERS[type(PRESETS[preset].image)]} {SMALL_TEXT}".split()
+    small = f"{SMALL_TOWERS[type(PRESETS[preset].model.image)]} {SMALL_TEXT}".split()
     out = tmp_path / "run"
     command = ["train_clip.py", "--preset", preset, "--out", out, *small, *data]
     run_here(command, monkeypatch, photos="cifar10" in preset)
@@ -237,7 +237,7 @@ def small_run(preset, root):
     if preset == "shapes":
         return TINY
     root.mkdir()
-    towers = SMALL_TOWERS[type(PRESETS[preset].image)].split()
+    towers = SMALL_TOWERS[type(PRESETS[preset].model.image)].split()
     return [*towers, *SMALL_TEXT.split(), "--preset", preset, *LAYOUTS[preset](root)]
 
 
@@ -311,11 +311,11 @@ def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
     if "parquet" in LAYOUTS[system].__name__:
         pytest.importorskip("pyarrow")
     preset = FULL[system]
-    kind = ResNetConfig if isinstance(preset.image, ResNetConfig) else VisionTransformerConfig
+    kind = ResNetConfig if isinstance(preset.model.image, ResNetConfig) else VisionTransformerConfig
     image = next(config for config in published.IMAGE_CONFIGS if isinstance(config, kind))
     text = published.TEXT_CONFIGS[0]
     words = published.WORDS
-    if isinstance(preset.text, GPTTextConfig):
+    if isinstance(preset.model.text, GPTTextConfig):
         words = train_bpe("a dog on the beach, the cat " * 3, 270)
         text = replace(published.TEXT_CONFIGS[3], vocab_size=words.vocab_size, end_id=words.end_id)
     towers = published.drawn_tower(image), published.drawn_tower(text)
@@ -330,7 +330,10 @@ def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
         command += ["--image.pool", "class"]  # as the file has it; one preset pools otherwise
     run_here(command, monkeypatch)
     trained = load_weights(last_checkpoint(tmp_path / "run"))
-    for name, tower, config in (("image", towers[0], preset.image), ("text", towers[1], preset.text)):
+    for name, tower, config in (
+        ("image", towers[0], preset.model.image),
+        ("text", towers[1], preset.model.text),
+    ):
         for key, value in tower.state_dict().items():
             now = trained[f"{name}_tower.{key}"]
             if key == "positions" and now.shape != value.shape:

@@ -177,7 +177,7 @@ def test_a_context_longer_than_the_text_is_shortened_with_a_message(tmp_path, mo
         tmp_path / "run",
     ]
     train(monkeypatch, *options, *SMALL, "--model.context_length", 500, "--train.batch_size", 1)
-    assert "context_length=500 is shortened to 59, what the shortest split fills" in capsys.readouterr().out
+    assert "context_length=500 is shortened to 59, which the shortest split fills" in capsys.readouterr().out
     assert load(tmp_path / "run")[2].model.context_length == 59
 
 

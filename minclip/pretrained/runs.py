@@ -9,21 +9,22 @@ from safetensors.torch import save_file
 from minclip.clip import CLIP, CLIPConfig
 from minclip.data.tokenizer import Tokenizer
 from minclip.data.transforms import TransformConfig
-from minclip.presets import RunConfig
+from minclip.presets import ModelConfig
 from minclip.pretrained.layout import Layout
 from minclip.towers.freezing import TowerConfig
 from minlm.pretrained.key_map import Plan, Row, count_layers, own
 from minlm.pretrained.options import complete
 from minlm.pretrained.weight_files import WeightFile
 from minlm.training.config import files_beside_weights, from_dict
-from minlm.training.state import TrainConfig
 
 
 def read(source: WeightFile, prefix: str, given: dict[str, Any]) -> Plan:
     """Plan a tower of a CLIP that this project trained, by the config.json beside it."""
     part = prefix.removesuffix("_tower.")
     try:
-        found = getattr(from_dict(CLIPConfig, {part: source.read_json("config.json").get(part)}), part)
+        found = getattr(
+            from_dict(CLIPConfig, {part: source.read_json("config.json").get("model", {}).get(part)}), part
+        )
     except ValueError as error:
         raise ValueError(f"the config.json beside {source.path} is not its run's: {error}") from None
     n_layers = sum(found.depths) if hasattr(found, "depths") else found.n_layers
@@ -46,10 +47,7 @@ def obstacles(config: CLIPConfig) -> list[str]:
 
 def write(model: CLIP, tokenizer: Tokenizer, transform: TransformConfig, folder: Path) -> None:
     """Write a folder for minclip.load."""
-    config = model.config
-    if not isinstance(config, RunConfig):
-        known = {field.name: getattr(config, field.name) for field in fields(CLIPConfig)}
-        config = RunConfig(**known, transform=transform, train=TrainConfig(epochs=1))
+    config = ModelConfig(model=model.config, transform=transform)
     folder.mkdir(parents=True, exist_ok=True)
     save_file({name: own(x) for name, x in model.state_dict().items()}, folder / "model.safetensors")
     files_beside_weights(config, tokenizer)(folder)

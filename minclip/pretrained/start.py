@@ -72,7 +72,7 @@ def read_text(wanted: Any) -> tuple[Any, dict[str, Tensor]]:
     if kind is not type(wanted):
         raise ValueError(
             f"{source.path} is a tower for {kind.__name__}, the config has {type(wanted).__name__}: take one of "
-            f"--preset {', '.join(name for name, preset in PRESETS.items() if type(preset.text) is kind)}, or a "
+            f"--preset {', '.join(name for name, preset in PRESETS.items() if type(preset.model.text) is kind)}, or a "
             f'--config FILE with "type": "{kind.__name__}" in its "text"'
         )
     if hasattr(wanted, "pool"):

@@ -21,8 +21,8 @@ from minlm.training.files import has_content, replace_text
 
 # An option that the configs of one kind of run have, and what to say where another kind is asked for.
 OWNERS = {
-    "model": "of a language model's run: use train_lm.py or python -m minlm",
-    "image": "of a CLIP's run: use train_clip.py or python -m minclip",
+    "tokens": "of a language model's run: use train_lm.py or python -m minlm",
+    "transform": "of a CLIP's run: use train_clip.py or python -m minclip",
 }
 # Options by their old names, in configs that were saved before they were renamed.
 RENAMED = {
@@ -30,6 +30,7 @@ RENAMED = {
     "lr_floor": "min_lr_ratio",
     "clip_norm": "grad_clip_norm",
     "jitter": "color_jitter",
+    **{name: f"model.{name}" for name in ("image", "text", "embed_dim", "temperature", "projection", "loss")},
 }
 
 
@@ -76,7 +77,11 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
     for name, value in values.items():
         if name not in names:
             renamed = RENAMED.get(name)
-            hint = f": it is now {renamed}" if renamed in names else nearest(name, names)
+            hint = (
+                f": it is now {renamed}"
+                if renamed and renamed.partition(".")[0] in names
+                else nearest(name, names)
+            )
             raise ValueError(f"unknown option {prefix}{name}{hint}")
         members = dataclass_members(hints[name])
         if members and value is not None:

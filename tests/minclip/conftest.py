@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 import train_clip
+from minclip.clip import CLIPConfig
 from minclip.data.shapes import ShapesConfig
 from minclip.presets import PRESETS, RunConfig
 from minclip.towers.text import GPTTextConfig
@@ -17,11 +18,15 @@ from minlm.training.state import TrainConfig
 def tiny_config() -> RunConfig:
     return replace(
         PRESETS["shapes"],
-        image=VisionTransformerConfig(
-            d_model=16, n_heads=2, n_layers=1, image_size=(32, 32), patch_size=(8, 8)
+        model=CLIPConfig(
+            image=VisionTransformerConfig(
+                d_model=16, n_heads=2, n_layers=1, image_size=(32, 32), patch_size=(8, 8)
+            ),
+            text=GPTTextConfig(
+                d_model=16, n_heads=2, n_layers=1, vocab_size=200, context_length=48, dropout=0.1
+            ),
+            embed_dim=8,
         ),
-        text=GPTTextConfig(d_model=16, n_heads=2, n_layers=1, vocab_size=200, context_length=48, dropout=0.1),
-        embed_dim=8,
         data=ShapesConfig(train_size=64, dev_size=90, image_size=32),
         train=TrainConfig(steps=6, batch_size=16, ema_decay=0.9, evaluate_every=3, save_every=2),
     )

@@ -19,7 +19,7 @@ from minlm.training.config import from_dict, to_dict
 def test_presets_build_and_survive_json(name):
     config = PRESETS[name]
     assert from_dict(type(config), to_dict(config)) == config
-    assert CLIP(config).logit_scale.exp().item() == pytest.approx(1 / config.temperature)
+    assert CLIP(config.model).logit_scale.exp().item() == pytest.approx(1 / config.model.temperature)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -27,10 +27,10 @@ def test_presets_build_and_survive_json(name):
 def test_the_tokenizers_facts_are_written_into_the_config(name, text):
     tokenizer = WordPiece.train([text], 60)
     config = PRESETS[name].with_tokenizer(tokenizer)
-    assert config.text.vocab_size == tokenizer.vocab_size
-    assert config.text.vocab_digest == tokenizer.digest
-    if isinstance(config.text, GPTTextConfig):
-        assert config.text.end_id == tokenizer.end_id
+    assert config.model.text.vocab_size == tokenizer.vocab_size
+    assert config.model.text.vocab_digest == tokenizer.digest
+    if isinstance(config.model.text, GPTTextConfig):
+        assert config.model.text.end_id == tokenizer.end_id
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -38,7 +38,7 @@ def test_the_transform_has_the_towers_image_size(name):
     config = PRESETS[name]
     for train in (True, False):
         transform = config.image_transform(train)
-        assert transform.image_size == config.image.image_size
+        assert transform.image_size == config.model.image.image_size
         assert transform.crops == (train and config.transform.crop_scale[0] < 1)
 
 
@@ -46,8 +46,8 @@ def test_the_class_captions_of_cifar10_fit_into_its_preset():
     config = PRESETS["vit-distilbert-cifar10"]
     names = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
     captions = [caption for name in names for caption in class_captions(name, config.data.templates)]
-    tokenizer = WordPiece.train(captions, config.text.vocab_size)
-    assert encode_batch(tokenizer, captions, config.text.context_length)[2] == 0
+    tokenizer = WordPiece.train(captions, config.model.text.vocab_size)
+    assert encode_batch(tokenizer, captions, config.model.text.context_length)[2] == 0
 
 
 @pytest.mark.parametrize("gib", [-1.0, float("nan"), float("inf")])

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import minclip
-from minclip.clip import CLIP
+from minclip.clip import CLIP, CLIPConfig
 from minclip.data.cifar10 import Cifar10Config
 from minclip.data.records import Record
 from minclip.data.shapes import ShapesConfig
@@ -26,9 +26,13 @@ from minlm.training.config import files_beside_weights, load_config
 
 TINY = replace(
     PRESETS["shapes"],
-    image=VisionTransformerConfig(d_model=8, n_heads=2, n_layers=1, image_size=(32, 48), patch_size=(16, 16)),
-    text=BertTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=120, context_length=20),
-    embed_dim=6,
+    model=CLIPConfig(
+        image=VisionTransformerConfig(
+            d_model=8, n_heads=2, n_layers=1, image_size=(32, 48), patch_size=(16, 16)
+        ),
+        text=BertTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=120, context_length=20),
+        embed_dim=6,
+    ),
     data=ShapesConfig(train_size=20, dev_size=6),
 )
 
@@ -39,7 +43,7 @@ def saved(tmp_path_factory):
     records = TINY.data.read()["train"]
     tokenizer = make_tokenizer(TINY, records)
     config = TINY.with_tokenizer(tokenizer)
-    model = CLIP(config).eval()
+    model = CLIP(config.model).eval()
     run = tmp_path_factory.mktemp("run")
     save_checkpoint(run, 3, model.state_dict(), {}, files_beside_weights(config, tokenizer))
     return run, model, tokenizer
@@ -190,15 +194,15 @@ def test_numbers_that_are_no_weights_are_refused(copy, saved, change, message):
 
 def test_another_end_of_text_in_the_config_is_refused(tmp_path):
     """With it all texts would have equal embeddings."""
-    config = replace(
-        TINY, text=GPTTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=120, context_length=20)
-    )
+    text = GPTTextConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=120, context_length=20)
+    config = replace(TINY, model=replace(TINY.model, text=text))
     tokenizer = make_tokenizer(config, TINY.data.read()["train"])
     config = config.with_tokenizer(tokenizer)
-    weights = CLIP(config).state_dict()
+    weights = CLIP(config.model).state_dict()
     save_checkpoint(tmp_path, 3, weights, {}, files_beside_weights(config, tokenizer))
     load(tmp_path)
-    config = replace(config, text=replace(config.text, end_id=7))
+    text = replace(config.model.text, end_id=7)
+    config = replace(config, model=replace(config.model, text=text))
     save_checkpoint(tmp_path, 4, weights, {}, files_beside_weights(config, tokenizer))
     with pytest.raises(
         ValueError,

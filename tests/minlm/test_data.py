@@ -195,9 +195,9 @@ def test_ids_that_cannot_be_written_leave_no_file(tmp_path):
 @pytest.mark.parametrize(
     "content, message",
     [
-        (b"", "has 0 bytes, which are no ids: remove it"),
-        (b"\0" * 7, "has 7 bytes, which are no ids"),
-        (b"\0" * 8 + b"\3\0\0\0", "has id 3, the vocabulary has 3: remove it"),
+        (b"", r"is not a token file \(0 bytes\): delete it to rebuild it"),
+        (b"\0" * 7, r"is not a token file \(7 bytes\)"),
+        (b"\0" * 8 + b"\3\0\0\0", "has id 3, but the vocabulary has 3 ids: delete it to rebuild it"),
     ],
 )
 def test_ids_that_are_none_are_refused(tmp_path, content, message):

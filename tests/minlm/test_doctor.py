@@ -62,7 +62,7 @@ def test_nothing_is_wrong_with_a_good_script(tmp_path, model):
     told(found, f"a script of {len(script.scenes)} scenes, {len(script.turns)} turns, 2 characters")
     tokenizer = make_tokenizer(config, texts)
     losses = task_of(config, tokenizer, texts, tmp_path).baselines()
-    told(found, f"(unigrams) {losses['unigram']:.3f}, of their pairs (bigrams) {losses['bigram']:.3f}")
+    told(found, f"of unigrams {losses['unigram']:.3f}, of bigrams {losses['bigram']:.3f}")
     n = tokenizer.vocab_size
     told(found, f"in nats per character at chance {losses['chance']:.3f}")
     told(found, f"ln({n}) = {math.log(n):.3f} nats per token")
@@ -73,10 +73,10 @@ def test_nothing_is_wrong_with_a_good_script(tmp_path, model):
 def test_lines_that_stand_in_both_splits_are_leakage(tmp_path):
     lines = [f"line number {i} of a text that is plain\n" for i in range(40)]
     few = "".join([*lines, lines[3]])
-    level, text = told(findings(tmp_path, few)[0], "stand in training too")
+    level, text = told(findings(tmp_path, few)[0], "are also in training")
     assert (level, text) == (
         "note",
-        "1 of 10 long lines of validation stand in training too, as 'line number 3 of a text that is plain'",
+        "1 of 10 long lines of validation are also in training, as 'line number 3 of a text that is plain'",
     )
     many = "".join(lines[:8]) * 5
     assert "10 of 10 long lines" in problems(findings(tmp_path, many)[0])[0]
@@ -192,8 +192,8 @@ def test_byte_pairs_are_counted(tmp_path):
 @pytest.mark.parametrize(
     "positions, message",
     [
-        ("rotary", "rotary positions need an even head size, not 3 = d_model / n_heads"),
-        ("sinusoidal", "sinusoidal positions need an even width, not d_model=9"),
+        ("rotary", "the head size 3 = d_model / n_heads is odd: rotary positions need an even one"),
+        ("sinusoidal", "d_model=9 is odd: sinusoidal positions need an even width"),
     ],
 )
 def test_a_model_that_cannot_be_made_is_a_problem(tmp_path, positions, message):

@@ -75,13 +75,13 @@ def test_rotary_takes_positions_a_row(seed):
 @pytest.mark.parametrize("width", [2, 3, 4, 6])
 def test_a_mask_covers_the_new_tokens_and_the_cached_ones_and_no_more(width):
     tokens = torch.zeros(1, 3, dtype=torch.int64)
-    message = f"token_mask covers {width} tokens of 5: it must cover the cached ones too"
+    message = f"token_mask covers {width} of 5 tokens: cover the cached ones too"
     with pytest.raises(ValueError, match=message):
         token_positions(tokens, 9, torch.ones(1, width, dtype=torch.bool), n_cached=2)
 
 
 def test_odd_widths_are_refused():
-    with pytest.raises(ValueError, match="even width, not d_model=7"):
+    with pytest.raises(ValueError, match="d_model=7 is odd"):
         sinusoidal_positions(3, 7)
-    with pytest.raises(ValueError, match="even head size, not 5"):
+    with pytest.raises(ValueError, match="the head size 5"):
         Rotary(5)

@@ -61,7 +61,7 @@ def test_each_target_is_scored_once_with_the_context_promised(n_ids, context_len
 @pytest.mark.parametrize("stride", [0, -1, 6])
 def test_strides_that_leave_gaps_are_refused(stride):
     model = TransformerLM(LMConfig(d_model=8, n_heads=2, n_layers=1, vocab_size=3, context_length=5))
-    with pytest.raises(ValueError, match=f"stride={stride} must lie in 1 to context_length=5"):
+    with pytest.raises(ValueError, match=rf"stride={stride} must be in \[1, context_length=5\]"):
         evaluate_text(model, CharTokenizer("abc"), np.zeros(9, dtype=int), stride)
 
 

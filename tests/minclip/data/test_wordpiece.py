@@ -283,7 +283,7 @@ def test_a_cased_vocabulary_comes_back_cased(tmp_path):
         (UNCASED, {"do_lower_case": "no"}, "the option do_lower_case='no' must be bool, not str"),
         (CASED, {"strip_accents": True}, "has strip_accents=True: with do_lower_case=False it must be False"),
         (UNCASED, {"tokenize_chinese_chars": False}, "has tokenize_chinese_chars=False: .* it must be True"),
-        (UNCASED, [], "holds a list where an object of options is needed"),
+        (UNCASED, [], "holds a list, not an o"),
     ],
 )
 def test_case_is_not_guessed(tokens, options, message, tmp_path):

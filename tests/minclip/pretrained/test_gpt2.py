@@ -23,9 +23,9 @@ def test_a_run_on_gpt2_with_its_own_vocabulary(tmp_path):
     tower = drawn_tower(GPTTextConfig(**sizes, vocab_size=words.vocab_size, end_id=words.end_id))
     save_text_tower(tower, words, tmp_path)
     preset = FULL["vit-gpt-captions"]
-    text = replace(preset.text, weights=str(tmp_path), context_length=7)
+    text = replace(preset.model.text, weights=str(tmp_path), context_length=7)
     image = VisionTransformerConfig(d_model=8, n_heads=2, n_layers=1)
-    run = replace(preset, image=image, text=text, vocabulary=str(tmp_path))
+    run = replace(preset, model=replace(preset.model, image=image, text=text), vocabulary=str(tmp_path))
     tokenizer = make_tokenizer(run, [])
     run = run.with_tokenizer(tokenizer)
     assert (run.text.vocab_size, run.text.end_id, run.text.vocab_digest) == (

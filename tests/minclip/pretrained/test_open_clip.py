@@ -123,8 +123,10 @@ def test_a_config_without_a_model_is_refused(tmp_path):
 def test_the_default_preset_goes_to_open_clip(tmp_path):
     """No LayerNorm before the first Block, exact GELU, a WordPiece, no square heads: open_clip has words for them."""
     preset = PRESETS["shapes"]
-    text = replace(preset.text, vocab_size=WORDS.vocab_size, vocab_digest=WORDS.digest, end_id=WORDS.end_id)
-    model = drawn_clip(preset.image, text)
+    text = replace(
+        preset.model.text, vocab_size=WORDS.vocab_size, vocab_digest=WORDS.digest, end_id=WORDS.end_id
+    )
+    model = drawn_clip(preset.model.image, text)
     export(model, WORDS, transform_of(model), tmp_path, "open_clip")
     again, _, _ = load_clip(tmp_path)
     torch.testing.assert_close(again(*clip_batch(model)), model(*clip_batch(model)))

@@ -35,9 +35,13 @@ OWN = [
 def own_run(folder, image, text) -> CLIP:
     """A run of this project with one checkpoint."""
     config = RunConfig(
-        image=replace(image, weights="elsewhere", trained_blocks=0), text=text, train=TrainConfig(epochs=1)
+        model=CLIPConfig(
+            image=replace(image, weights="elsewhere", trained_blocks=0),
+            text=text,
+        ),
+        train=TrainConfig(epochs=1),
     ).with_tokenizer(WORDS)
-    model = CLIP(config).eval()
+    model = CLIP(config.model).eval()
     save_checkpoint(folder, 3, model.state_dict(), {}, files_beside_weights(config, WORDS))
     return model
 
