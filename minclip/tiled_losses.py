@@ -72,7 +72,9 @@ class TiledInfoNCE(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator hides the names)
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         images, texts, logit_scale, row_sums, column_sums = ctx.saved_tensors
 
         def at_logits(rows: slice) -> Tensor:
@@ -111,7 +113,9 @@ class TiledSigmoid(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator hides the names)
+        ctx: Any, *gradients: Tensor
+    ) -> tuple[Tensor | None, ...]:
         images, texts, logit_scale, logit_bias = ctx.saved_tensors
 
         def at_logits(rows: slice) -> Tensor:

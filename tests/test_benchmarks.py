@@ -348,3 +348,15 @@ def test_attention_is_timed_both_ways(monkeypatch, capsys):
     for line in lines:
         written, fused, ratio = map(float, re.findall(r"[\d.]+(?= ms| *$)", line))
         assert abs(ratio - written / fused) < 0.02 + 0.3 * ratio
+
+
+def test_tiles_prints_one_row_each_for_the_step_and_retrieval(monkeypatch):
+    """In this process: 4 pairs in 2 parts, 10 images, 20 captions."""
+    tiles = benchmark("tiles")
+    monkeypatch.setattr(tiles, "PART", 2)
+    monkeypatch.setattr(tiles, "alone", lambda function, *arguments: function(*arguments))
+    step, retrieval = tiles.rows(4, 10, 20)
+    assert re.match(r"step of 4 pairs against 2: memory .* GiB / .* GiB = 1\.\d\d; pairs/s \d+% \(loss", step)
+    assert re.match(
+        r"retrieval of 10 images x 20 captions: 0\.00 GiB above the embeddings; .* = \d+\.", retrieval
+    )

@@ -175,6 +175,16 @@ def drive_clip(comments, sizes):
         model.logits(torch.randn(B, E), torch.randn(M, E))
 
 
+@given(sizes=sizes("R", "E"))
+def drive_metrics(comments, sizes):
+    R, E = sizes["R"], sizes["E"]
+    comments.known = {"B": 2 * R, "R": R, "E": E}
+    images, texts = units(2 * R, E, 0), units(2 * R, E, 1)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(minclip.losses, "TILE_SIZE", R * 2 * R)
+        minclip.losses.contrastive_metrics(images, texts, torch.zeros(()), torch.arange(2 * R) // 2)
+
+
 @given(sizes=sizes("chunk", "blocks", "more", "classes", "templates"))
 def drive_evaluation(comments, sizes):
     chunk, more, E = sizes["chunk"], sizes["more"], 8
@@ -204,6 +214,7 @@ def test_shape_comments_are_true(capsys):
         drive_transformer_towers,
         drive_resnets,
         drive_clip,
+        drive_metrics,
         drive_evaluation,
     )
     with ShapeComments(*MODULES) as comments:
