@@ -301,7 +301,7 @@ def test_a_peer_that_fails_or_prints_no_loss_is_named(tmp_path, monkeypatch):
         ("ablations", ["--text", "EMPTY"], "split train has 0 characters: give a longer text"),
         ("ablations", ["--text", "EMPTY", "--seeds", "0"], "--seeds 0 must be at least 1"),
         ("heads", ["--run", "nowhere"], "no checkpoint in nowhere"),
-        ("heads", ["--run", "PUBLISHED"], "names no data: give a run of train_clip.py"),
+        ("heads", ["--run", "PUBLISHED"], "a run folder has step-* folders"),
         (
             "heads",
             ["--run", "nowhere", "--plot", "nowhere/a.png"],

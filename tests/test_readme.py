@@ -165,10 +165,14 @@ def test_the_commands_run(place, monkeypatch, capsys):
     assert Path("found.png").is_file()
     assert Path("metrics.json").is_file()
     assert Path("runs/mine/result.json").is_file()
-    assert json.loads(Path("runs/tuned/config.json").read_text())["image"]["d_model"] == 8  # the file's
+    assert (
+        json.loads(Path("runs/tuned/config.json").read_text())["model"]["image"]["d_model"] == 8
+    )  # the file's
 
     assert json.loads(Path("runs/mine/config.json").read_text())["train"]["steps"] == 3  # resumed, for longer
-    assert json.loads(Path("runs/bert/config.json").read_text())["text"]["activation"] == "relu"  # the file's
+    assert (
+        json.loads(Path("runs/bert/config.json").read_text())["model"]["text"]["activation"] == "relu"
+    )  # the file's
 
     for source, output in PROGRAMS:
         if not output:  # those that use a run

@@ -190,5 +190,7 @@ def is_published(path: str | Path) -> bool:
 
 
 def is_run_config(folder: Path) -> bool:
-    """Return whether the folder's config.json is that of a run, which has training options."""
-    return "train" in WeightFile(folder / "config.json", {}).read_json("config.json")
+    """Return whether the folder's config.json is of this project: of a run, or of an exported model."""
+    return not {"train", "transform"}.isdisjoint(
+        WeightFile(folder / "config.json", {}).read_json("config.json")
+    )

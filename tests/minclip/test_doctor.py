@@ -31,9 +31,11 @@ def folder(tmp_path):
     return tmp_path
 
 
-def findings(folder, **changes):
+def findings(folder, image=None, **changes):
+    model = replace(PRESETS["pairs"].model, image=image or PRESETS["pairs"].model.image)
     config = replace(
         PRESETS["pairs"],
+        model=model,
         data=TableConfig(path=str(folder / "captions.csv")),
         **{"train": TrainConfig(steps=100, batch_size=5)} | changes,
     )

@@ -80,7 +80,7 @@ def sigmoid_checkpoint(tiny_run, tmp_path_factory):
     """The tiny run's checkpoint as if it had been trained with the sigmoid loss."""
     folder = shutil.copytree(last_checkpoint(tiny_run), tmp_path_factory.mktemp("sigmoid") / "step")
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps(config | {"loss": "sigmoid"}))
+    (folder / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"loss": "sigmoid"}}))
     weights = load_file(folder / "model.safetensors")
     save_file(weights | {"logit_bias": torch.tensor(-1.5)}, folder / "model.safetensors")
     return folder
@@ -134,7 +134,7 @@ def test_texts_that_are_cut_are_named(command, tiny_run, files, capsys, recwarn,
     if command == "evaluate":  # captions of the dev split are longer than this context
         checkpoint = shutil.copytree(last_checkpoint(tiny_run), tmp_path / "step")
         config = json.loads((checkpoint / "config.json").read_text())
-        config["text"]["context_length"] = 4
+        config["model"]["text"]["context_length"] = 4
         (checkpoint / "config.json").write_text(json.dumps(config))
         weights = load_file(checkpoint / "model.safetensors")
         name = "text_tower.embedding.positions.weight"

@@ -73,12 +73,12 @@ def test_loaded_is_saved(saved):
 def test_a_run_starts_from_the_towers_that_its_config_names(saved, tmp_path):
     """And where it is continued, from its checkpoint: the files may be gone by then."""
     run, model, tokenizer = saved
-    export(model, tokenizer, model.config.image_transform(train=False), tmp_path / "out", "towers")
+    export(model, tokenizer, TINY.image_transform(train=False), tmp_path / "out", "towers")
     named = {
         name: replace(getattr(model.config, name), weights=str(tmp_path / "out" / name), trained_blocks=0)
         for name in ("image", "text")
     }
-    config = replace(model.config, **named)
+    config = replace(TINY, model=replace(model.config, **named))
     torch.manual_seed(1)
     started = make_model(config, tmp_path / "new", resume=False)
     for name, value in model.state_dict().items():
@@ -91,7 +91,8 @@ def test_a_run_starts_from_the_towers_that_its_config_names(saved, tmp_path):
 
 
 def test_a_run_with_the_sigmoid_loss_starts_at_its_batchs_bias(tmp_path):
-    config = replace(TINY, loss="sigmoid", train=replace(TINY.train, batch_size=18))
+    model, train = replace(TINY.model, loss="sigmoid"), replace(TINY.train, batch_size=18)
+    config = replace(TINY, model=model, train=train)
     assert make_model(config, tmp_path, resume=False).logit_bias.item() == pytest.approx(-math.log(17))
 
 
@@ -135,7 +136,7 @@ def test_another_vocabulary_of_the_same_size_is_refused(copy):
 
 def test_another_shape_in_the_config_is_refused(copy):
     config = json.loads((copy / "config.json").read_text())
-    (copy / "config.json").write_text(json.dumps(config | {"embed_dim": 7}))
+    (copy / "config.json").write_text(json.dumps(config | {"model": config["model"] | {"embed_dim": 7}}))
     with pytest.raises(
         ValueError, match=r"image_projection.weight is \(6, 8\), config.json makes it \(7, 8\)"
     ):
@@ -153,7 +154,8 @@ def test_another_shape_in_the_config_is_refused(copy):
 )
 def test_a_depth_without_weights_is_refused_before_it_is_built(copy, monkeypatch, tower, n_layers):
     config = json.loads((copy / "config.json").read_text())
-    config[tower] = n_layers if isinstance(n_layers, dict) else config[tower] | {"n_layers": n_layers}
+    towers = config["model"]
+    towers[tower] = n_layers if isinstance(n_layers, dict) else towers[tower] | {"n_layers": n_layers}
     (copy / "config.json").write_text(json.dumps(config))
     monkeypatch.setattr(minclip.runs, "CLIP", lambda config: pytest.fail("the model is built"))
     with pytest.raises(
@@ -189,7 +191,7 @@ def test_numbers_that_are_no_weights_are_refused(copy, saved, change, message):
         load(copy)
     newest = copy.rename(copy.parent / "step-99999999")
     with pytest.raises(ValueError, match=f"{newest}.*: {message}"):
-        make_model(saved[1].config, newest.parent, resume=True)
+        make_model(replace(TINY, model=saved[1].config), newest.parent, resume=True)
 
 
 def test_another_end_of_text_in_the_config_is_refused(tmp_path):

@@ -65,7 +65,7 @@ HEADS = {
 @pytest.mark.parametrize("name", FULL)
 def test_the_presets_at_full_size(name):
     """They have images of 224 pixels and whole texts, and differ from the towers by their heads only."""
-    config = FULL[name]
+    config = FULL[name].model
     model = built(config)
     towers = n_parameters(model.image_tower) + n_parameters(model.text_tower)
     assert n_parameters(model) - towers == HEADS[name]

@@ -28,7 +28,7 @@ def test_a_run_on_gpt2_with_its_own_vocabulary(tmp_path):
     run = replace(preset, model=replace(preset.model, image=image, text=text), vocabulary=str(tmp_path))
     tokenizer = make_tokenizer(run, [])
     run = run.with_tokenizer(tokenizer)
-    assert (run.text.vocab_size, run.text.end_id, run.text.vocab_digest) == (
+    assert (run.model.text.vocab_size, run.model.text.end_id, run.model.text.vocab_digest) == (
         words.vocab_size,
         words.end_id,
         words.digest,
@@ -36,7 +36,7 @@ def test_a_run_on_gpt2_with_its_own_vocabulary(tmp_path):
     model = make_model(run, tmp_path / "run", resume=False).eval()
     tokens, token_mask, _ = encode_batch(tokenizer, ["a dog", "the beach on the cat"], 7)
     torch.testing.assert_close(model.text_tower(tokens, token_mask), tower(tokens, token_mask))
-    files_beside_weights(replace(run, text=model.config.text), tokenizer)(tmp_path / "run")
+    files_beside_weights(replace(run, model=model.config), tokenizer)(tmp_path / "run")
     save_file(model.state_dict(), tmp_path / "run" / "model.safetensors")
     again, same, _ = load(tmp_path / "run")
     assert same.digest == words.digest

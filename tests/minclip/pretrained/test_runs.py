@@ -87,7 +87,7 @@ def test_runs_that_do_not_fit_are_refused_with_a_way_out(tmp_path):
         (10**9, "its config says 1000000000 layers, its tensors say 3: put its own config beside it"),
         (0, "is not its run's: image.n_layers=0 must be at least 1"),
     ):
-        path.write_text(json.dumps(config | {"image": config["image"] | {"n_layers": n_layers}}))
+        path.write_text(json.dumps({"model": {"image": config["model"]["image"] | {"n_layers": n_layers}}}))
         with pytest.raises(ValueError, match=message):
             load_image_tower(weights)
     path.unlink()
