@@ -12,7 +12,7 @@ import resource
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -159,21 +159,23 @@ def retrieval_seconds(n_images: int, n_texts: int, clock: Callable[[], float]) -
 
 def rows(
     n_pairs: int, n_images: int, n_texts: int, clock: Callable[[], float] = time.perf_counter
-) -> list[str]:
-    """Measure both and describe them, one line each."""
+) -> Iterator[str]:
+    """Measure a step and retrieval, and describe each in one line."""
     n_parts = n_pairs // PART
     small, large = alone(step_memory, PART, 1, 1), alone(step_memory, n_pairs, n_parts, 1)
     spent = alone(step_seconds, n_pairs, clock)
     share = spent["plain"] / (spent["plain"] + spent["embed"] + spent["loss"] / n_parts)
+    yield (
+        f"step of {n_pairs:,} pairs against {PART}: memory {large / 2**30:.2f} GiB / {small / 2**30:.2f} GiB = "
+        f"{large / small:.2f}; pairs/s {share:.0%} (loss and metrics: {spent['loss']:.2f} s)"
+    )
     more = alone(retrieval_memory, n_images, n_texts)
     times = alone(retrieval_seconds, n_images, n_texts, clock)
     ratio = times["retrieval"] / times["plain"]
-    return [
-        f"step of {n_pairs:,} pairs against {PART}: memory {large / 2**30:.2f} GiB / {small / 2**30:.2f} GiB = "
-        f"{large / small:.2f}; pairs/s {share:.0%} (loss and metrics: {spent['loss']:.2f} s)",
+    yield (
         f"retrieval of {n_images:,} images x {n_texts:,} captions: {more / 2**30:.2f} GiB above the embeddings; "
-        f"{times['retrieval']:.2f} s / two product passes {times['plain']:.2f} s = {ratio:.2f}",
-    ]
+        f"{times['retrieval']:.2f} s / two product passes {times['plain']:.2f} s = {ratio:.2f}"
+    )
 
 
 def main() -> None:
