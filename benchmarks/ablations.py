@@ -1,4 +1,4 @@
-"""What each idea in the recipe of shakespeare-char is worth: the preset with one thing changed, at equal steps.
+"""Value of each idea in the recipe of shakespeare-char: the preset with one thing changed, at equal steps.
 
     python benchmarks/ablations.py --text input.txt --seeds 2
 

@@ -1,4 +1,4 @@
-"""Which attention is faster here: the written-out one or torch's fused kernel, forward and backward.
+"""Comparison of two forms of attention on this machine: written out, and torch's fused kernel.
 
     python benchmarks/attention.py
 

@@ -71,7 +71,7 @@ def check_killed(script: str, run: Path, options: list) -> None:
 
 
 def check_full_disk(script: str, run: Path, options: list) -> None:
-    """If no file can grow, as on a full disk, the run ends with a one-line error and can be continued later."""
+    """Check that a run on a full disk ends with a one-line error and can be continued later."""
     process = start(script, "--out", run, *options, *LIMITS)
     wait_for_a_checkpoint(process, run)
     resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (2**10, 2**10))

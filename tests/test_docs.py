@@ -184,7 +184,7 @@ def unfused_adamw(model, weight_decay):
 
 
 def fused_adamw(model, weight_decay):
-    """What a run of the library steps with."""
+    """The optimizer of the library's runs."""
     return make_optimizers(model, TrainConfig(steps=3, lr=LR, weight_decay=weight_decay, muon_lr=0.0))
 
 

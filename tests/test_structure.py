@@ -163,3 +163,37 @@ def test_the_told_tree_is_the_real_one():
     assert told == real
     for path in told_tree():
         assert (ROOT / path).exists(), f"docs/tree.md names {path}"
+
+
+CODE = sorted([*SOURCES, *ROOT.glob("tests/**/*.py"), *ROOT.glob("benchmarks/*.py"), *ROOT.glob("docs/*.py")])
+# Words that the project has replaced, and what is written now.
+REPLACED = {
+    r"likeness": "similarity or cosine",
+    r"may look at": "may attend to",
+    r"lr_floor": "min_lr_ratio",
+    r"(?<!grad_)clip_norm": "grad_clip_norm",
+    r"figures, pictures": "metrics, plots",
+}
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_docstrings_begin_with_a_verb_or_a_noun(path):
+    """A question word at the start makes the reader guess what the function does."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef):
+            first = (ast.get_docstring(node) or "").split(" ")[0]
+            told = f"{name(path)}: the docstring of {getattr(node, 'name', 'the module')} begins with {first}"
+            assert first not in ("What", "Whether", "Where", "When", "How", "Which", "Why", "If"), told
+
+
+@pytest.mark.parametrize("path", CODE, ids=name)
+def test_replaced_words_do_not_come_back(path):
+    if path in (
+        Path(__file__),
+        ROOT / "minlm/training/config.py",
+        ROOT / "tests/minlm/training/test_config.py",
+    ):
+        return  # they name the old options in their messages
+    text = path.read_text(encoding="utf-8")
+    for old, new in REPLACED.items():
+        assert not re.search(rf"\b{old}\b", text), f"{name(path)} has {old!r}: write {new}"

@@ -196,7 +196,7 @@ SMALL_TEXT = "--text.d_model 16 --text.n_heads 2 --text.n_layers 1 --minutes 0 -
 
 
 def run_here(command, monkeypatch, photos=False):
-    """The training script in this process; its pictures take longer than such a run, and are tested elsewhere."""
+    """The training script in this process; its plots take longer than such a run, and are tested elsewhere."""
     if not photos:
         for name in ("draw_plots", "draw_image_attention"):
             monkeypatch.setattr(train_clip, name, lambda *given, **named: None)
@@ -206,7 +206,7 @@ def run_here(command, monkeypatch, photos=False):
 
 @pytest.mark.parametrize("preset", [name for name in PRESETS if name != "shapes"])
 def test_every_preset_trains_on_its_published_layout(preset, tmp_path, monkeypatch):
-    """From a small folder as it is published to the figures: as many pictures and captions as were written."""
+    """From a small folder as it is published to the metrics: as many images and captions as were written."""
     (tmp_path / "data").mkdir()
     data = LAYOUTS[preset](tmp_path / "data")
     small = f"{SMALL_TOWERS[type(PRESETS[preset].model.image)]} {SMALL_TEXT}".split()
@@ -258,7 +258,7 @@ def test_two_runs_at_once_do_not_meet(tmp_path):
 
 
 def pairs_run(root, monkeypatch):
-    """The options of a run on a small table of pictures, which is in `root` afterwards."""
+    """The options of a run on a small table of images, which is in `root` afterwards."""
     root.mkdir()
     small = f"{SMALL_TOWERS[VisionTransformerConfig]} {SMALL_TEXT}".split()
     return ["train_clip.py", "--preset", "pairs", *small, *LAYOUTS["pairs"](root)]
@@ -337,7 +337,7 @@ def test_the_published_shapes_start_from_files(system, tmp_path, monkeypatch):
         for key, value in tower.state_dict().items():
             now = trained[f"{name}_tower.{key}"]
             if key == "positions" and now.shape != value.shape:
-                continue  # resized to the run's pictures
+                continue  # resized to the run's images
             if config.trained_blocks == 0:
                 assert torch.equal(now, value), key
             elif key.endswith(("fc1.weight", "conv1.weight")):

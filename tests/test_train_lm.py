@@ -97,7 +97,7 @@ def test_the_saved_model_costs_what_the_result_says(run):
 
 
 def test_resumed_the_weights_are_the_undisturbed_ones(run, tmp_path, monkeypatch):
-    """What a kill after step 6 leaves behind."""
+    """A run killed after step 6 and resumed."""
     folder = tmp_path / "again"
     train(monkeypatch, "--out", folder, *SMALL, *FILM, "--train.save_every", 3, "--train.schedule", "linear")
     whole = load_weights(last_checkpoint(folder))

@@ -51,7 +51,7 @@ RESUME_ALONE = (
 
 @dataclass(frozen=True)
 class Command:
-    """What the command line asks for: a config, the run's folder, and whether to continue what is there.
+    """A request of the command line: a config, the run's folder, and whether to continue what is there.
 
     numbered: the folder's name was not given, so it may be changed to one that is free.
     """
@@ -253,7 +253,7 @@ def add_options(parser: argparse.ArgumentParser, config: Any, only: str = "") ->
 
 
 def metavar(annotation: Any) -> str:
-    """What may stand behind an option: its choices, or its type in short."""
+    """Return the placeholder for an option's value: its choices, or its type in short."""
     if get_origin(annotation) is Literal:
         return "|".join(map(str, get_args(annotation)))
     if get_origin(annotation) is tuple:

@@ -117,7 +117,7 @@ def with_prefix(message: str, names: list[str], prefix: str) -> str:
     return re.sub(r"(?<![\w.])\w+", typed, message)
 
 
-def dataclass_members(annotation: Any) -> list[type]:
+def dataclass_members(annotation: Any) -> list[Any]:
     """The dataclasses a field's type allows: one for a nested config, several for a choice of configs."""
     return [t for t in (get_args(annotation) or (annotation,)) if is_dataclass(t)]
 

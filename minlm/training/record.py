@@ -1,4 +1,4 @@
-"""How a run was started, with which data, and whether it has finished: run.json and data.sha256 in its folder."""
+"""Records of a run: its start, its data, its end: run.json and data.sha256 in its folder."""
 
 import shlex
 import sys

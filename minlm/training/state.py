@@ -1,4 +1,4 @@
-"""How a model is trained, and everything the next step depends on."""
+"""The options of training, and all state that the next step depends on."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -32,7 +32,9 @@ from minlm.training.optim import (
 
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig(Bounded):
-    """How a model is trained. The run ends at the first of the limits (epochs, steps, minutes) that is set.
+    """Optimizer, schedule, batches and saving.
+
+    The run ends at the first of the limits (epochs, steps, minutes) that is set.
 
     epochs: passes over the data; 0 = no such limit
     steps: optimizer steps; 0 = no such limit
@@ -126,9 +128,10 @@ class TrainingState:
         before any weight changes.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
         for optimizer in self.optimizers:
             self.scaler.unscale_(optimizer)
-        norm = nn.utils.get_total_norm([p.grad for p in parameters])
+        norm = nn.utils.get_total_norm(gradients)
         finite = bool(norm.isfinite())
         if not finite and not self.scaler.is_enabled():
             raise ValueError(
@@ -197,7 +200,7 @@ class TrainingState:
             )
 
     def _put_back(self, weights: dict[str, Tensor], training: dict[str, Any]) -> None:
-        """What `save` gave, each to its place."""
+        """Load what `save` wrote into model, optimizers, scaler and random states."""
         if self.average:
             self.average.load_state_dict({"updates": training["updates"], "average": weights})
             weights = training["weights"]
@@ -220,7 +223,9 @@ def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.O
     by_muon = {id(p) for parameters in hidden.values() for p in parameters}
     for group in groups:
         group["params"] = [p for p in group["params"] if id(p) not in by_muon]
-    optimizers = [torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)]
+    optimizers: list[torch.optim.Optimizer] = [
+        torch.optim.AdamW(groups, config.lr, betas=(0.9, config.beta2), fused=True)
+    ]
     if by_muon:
         groups = [group for n, some in hidden.items() for group in by_lr_factor(model, some, stacked=n)]
         optimizers.append(Muon(groups, config.muon_lr, config.weight_decay, config.muon_momentum))

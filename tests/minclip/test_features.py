@@ -98,7 +98,7 @@ def test_a_batch_is_the_same_pairs(frozen, damaged, seed, epoch):
     assert torch.equal(kept["groups"], batch["groups"])
     for found, expected in zip(embed_batch(model, kept), embed_batch(model, batch), strict=True):
         torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    if "image" in frozen:  # every picture has been looked at
+    if "image" in frozen:  # every image has been decoded
         assert [name for name, _ in features.corrupt] == [f"{k}.png" for k in damaged]
     assert len(features) == len(pairs)
 

@@ -1,4 +1,4 @@
-"""What a run is: presets that build, and the tokenizer's facts written into the config."""
+"""Config of a run: presets that build, and the tokenizer's facts written into the config."""
 
 from dataclasses import replace
 

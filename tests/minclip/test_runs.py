@@ -182,7 +182,7 @@ def test_a_depth_without_weights_is_refused_before_it_is_built(copy, monkeypatch
     ],
 )
 def test_numbers_that_are_no_weights_are_refused(copy, saved, change, message):
-    """Where a checkpoint is used, and where a run goes on from it."""
+    """Both by `load` and by a run that is resumed."""
     path = copy / "model.safetensors"
     weights = load_file(path)
     weights["image_projection.weight"] = change(weights["image_projection.weight"])

@@ -1,4 +1,4 @@
-"""What a text costs, against one forward pass a token, and the windows it is read in."""
+"""Losses of texts, against one forward pass a token, and the windows it is read in."""
 
 import math
 from collections import Counter

@@ -1,4 +1,4 @@
-"""TransformerLM against torch.nn's encoder, its initial deviations, and the laws of padding, cache and future."""
+"""TransformerLM against torch.nn's encoder, its initial values, and the laws of padding, cache and future."""
 
 import re
 from math import log, sqrt

@@ -40,7 +40,7 @@ def said_by(capsys, command, run, *arguments):
 
 
 def shown(run, texts):
-    """How texts are printed: behind their prompts, where these are continued."""
+    """Format of printed texts: behind their prompts, where these are continued."""
     begun = PROMPTS if run.name == "lm" else ["", ""]
     return "".join(f"{prompt}{text}\n" for prompt, text in zip(begun, texts, strict=True))
 

@@ -1,4 +1,4 @@
-"""The mask convention: True = may look, aligned bottom-right, joined by "and"."""
+"""The mask convention: True = may attend, aligned bottom-right, joined by "and"."""
 
 import torch
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""What is drawn is what the run's files say: read back from the figure's lines, cells and labels."""
+"""Plots show what the run's files say: read back from the figure's lines, cells and labels."""
 
 import json
 import math

@@ -152,7 +152,7 @@ def test_gpt2s_vocabulary_is_taken_where_the_config_names_it(data_root):
 
 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(lm_run, tmp_path):
-    """What a kill after step 4 leaves behind, resumed: weights, figures and metrics are the same bit for bit."""
+    """A run killed after step 4 and resumed: weights, figures and metrics are the same bit for bit."""
     run = shutil.copytree(lm_run, tmp_path / "run")
     shutil.rmtree(run / "step-00000006")
     (run / "result.json").unlink()

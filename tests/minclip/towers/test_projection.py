@@ -32,7 +32,7 @@ def nd_linear(sizes: list[tuple[int, int]], seed: int) -> NdLinear:
 
 
 def bias_of(layer: NdLinear) -> torch.Tensor:
-    """What the biases come to: axis k's is laid along axis k, and the maps of the later axes act on it."""
+    """The sum of the biases: axis k's is laid along axis k, and the maps of the later axes act on it."""
     total = torch.zeros(layer.out_shape, dtype=torch.float64)
     for k, axis in enumerate(layer.axes):
         factors = [torch.ones(n, dtype=torch.float64) for n in layer.out_shape[:k]]

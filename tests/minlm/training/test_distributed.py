@@ -370,7 +370,7 @@ def test_torchrun_starts_the_training_scripts(tmp_path, script):
         command = [*launch, script, "--out", tmp_path / name, *options]
         done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=600)
         assert done.returncode == 0, done.stderr
-        assert done.stdout.count("s in all; figures, pictures") == 1
+        assert done.stdout.count("s in all; metrics, plots") == 1
     assert {path.name for path in (tmp_path / "two").iterdir()} == {
         path.name for path in (tmp_path / "one").iterdir()
     }
