@@ -18,17 +18,19 @@ from pathlib import Path
 import torch
 
 from minclip.clip import CLIP
+from minclip.config import RunConfig
 from minclip.data.dataset import check_images
 from minclip.data.tokenizer import load_tokenizer
 from minclip.evaluation.evaluate import choice_accuracy, evaluate_all, format_metrics
 from minclip.evaluation.report import draw_image_attention, draw_plots, draw_zero_shot
-from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
+from minclip.presets import ABOUT, FULL, PRESETS
 from minclip.runs import check_splits, data_digest, make_model, make_tokenizer
 from minclip.task import PairTask
 from minlm.training.batches import fit_batch
 from minlm.training.checkpoint import check_digest
-from minlm.training.command import errors_in_one_line, run_training
+from minlm.training.command import run_training
 from minlm.training.distributed import rank, world_size
+from minlm.training.errors import errors_in_one_line
 from minlm.training.files import write_json
 from minlm.training.loop import check_hardware, choose_device, fit
 from minlm.training.record import begin_files, check_same_data, finished_result

@@ -25,8 +25,9 @@ from minlm.runs import MODELS, make_tokenizer
 from minlm.task import TASKS, TokenTask
 from minlm.tokenizer import load_tokenizer
 from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint
-from minlm.training.command import errors_in_one_line, run_training
+from minlm.training.command import run_training
 from minlm.training.distributed import rank
+from minlm.training.errors import errors_in_one_line
 from minlm.training.files import replace_text, write_json
 from minlm.training.loop import check_hardware, fit
 from minlm.training.record import begin_files, check_same_data, finished_result

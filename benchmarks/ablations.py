@@ -25,8 +25,9 @@ from minlm.lm import TransformerLM
 from minlm.presets import PRESETS, RunConfig
 from minlm.runs import make_tokenizer
 from minlm.task import Continuation
-from minlm.training.command import OneLineParser, run_main
+from minlm.training.errors import run_main
 from minlm.training.loop import fit
+from minlm.training.options import OneLineParser
 from minlm.transformer import ACTIVATIONS
 
 ACTIVATIONS["relu_squared"] = lambda x: F.relu(x).square()

@@ -17,7 +17,8 @@ import torch.nn.functional as F
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minlm.masks import causal_mask
-from minlm.training.command import OneLineParser, run_main
+from minlm.training.errors import run_main
+from minlm.training.options import OneLineParser
 from minlm.transformer import attention
 
 CASES = {  # name: (B, H, T, K)

@@ -24,19 +24,21 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import train_clip
 from minclip.clip import CLIP, MAX_LOGIT_SCALE
+from minclip.config import RunConfig
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer, encode_batch
 from minclip.data.transforms import ImageTransform
 from minclip.evaluation.embed import evaluating, image_features
 from minclip.evaluation.retrieval import retrieval
 from minclip.losses import clip_loss
-from minclip.presets import PRESETS, RunConfig
+from minclip.presets import PRESETS
 from minclip.runs import check_splits, load
 from minclip.towers.projection import LinearNorm, NdLinear, ResidualHead, linear, two_axes
 from minlm.plots import BLUE, GREEN, ORANGE, PURPLE, VERMILION, new_figure, plain_axes, save_figure
 from minlm.training.checkpoint import last_checkpoint
-from minlm.training.command import OneLineParser, run_main
 from minlm.training.config import check_file, load_config
+from minlm.training.errors import run_main
+from minlm.training.options import OneLineParser
 
 STEPS, BATCH, RATES = 400, 256, (1e-3, 1e-2, 3e-2)
 STYLES = {

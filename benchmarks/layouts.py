@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from minclip.data.flickr8k import IMAGE_FOLDERS, Flickr8kConfig, find_images
 from minclip.data.records import Record
 from minclip.data.sources import FileNames
-from minlm.training.command import OneLineParser, run_main
 from minlm.training.config import check_folder
+from minlm.training.errors import run_main
+from minlm.training.options import OneLineParser
 
 ROWS = 500  # in a row group
 THEIR_SPLITS = {"train": "train", "dev": "val", "test": "test"}

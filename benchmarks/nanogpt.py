@@ -24,7 +24,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from minlm.evaluate import random_batches_loss
 from minlm.runs import load
-from minlm.training.command import OneLineParser, run_main
+from minlm.training.errors import run_main
+from minlm.training.options import OneLineParser
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH_SIZE, CONTEXT, N_BATCHES = 12, 64, 200

@@ -28,8 +28,9 @@ from minclip.gradcache import cached_backward
 from minclip.losses import contrastive_metrics
 from minclip.presets import PRESETS
 from minlm.training.batches import Batch
-from minlm.training.command import OneLineParser, run_main
+from minlm.training.errors import run_main
 from minlm.training.loop import Precision
+from minlm.training.options import OneLineParser
 
 PART = 256  # pairs that the towers embed at once
 WIDTH = 512  # embeddings of ViT-B/32

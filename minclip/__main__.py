@@ -24,6 +24,7 @@ import torch
 
 from minclip import pretrained
 from minclip.clip import CLIP
+from minclip.config import RunConfig
 from minclip.data.records import Record, open_image
 from minclip.data.tokenizer import Tokenizer, WordPiece
 from minclip.data.transforms import ImageTransform
@@ -33,25 +34,25 @@ from minclip.evaluation.evaluate import evaluate_all, format_metrics
 from minclip.evaluation.plots import SHOWN, search_results
 from minclip.evaluation.report import draw_curves
 from minclip.evaluation.search import embed_folder, image_files
-from minclip.presets import ABOUT, FULL, PRESETS, RunConfig
+from minclip.presets import ABOUT, FULL, PRESETS
 from minclip.pretrained import Format, is_published
 from minclip.runs import load
 from minlm.plots import compare_losses
 from minlm.training.checkpoint import last_checkpoint
-from minlm.training.command import (
+from minlm.training.command import command_line
+from minlm.training.config import check_file, check_folder, load_config
+from minlm.training.errors import run_main
+from minlm.training.files import read_text, write_json
+from minlm.training.findings import print_findings
+from minlm.training.loop import choose_device
+from minlm.training.options import (
     OneLineParser,
     add_device,
     add_options,
     call_command,
     checkpoint_parser,
-    command_line,
     override,
-    run_main,
 )
-from minlm.training.config import check_file, check_folder, load_config
-from minlm.training.files import read_text, write_json
-from minlm.training.findings import print_findings
-from minlm.training.loop import choose_device
 from minlm.training.report import report_runs
 
 

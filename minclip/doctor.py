@@ -9,10 +9,10 @@ from math import log
 from tqdm import tqdm
 
 from minclip.clip import CLIP
+from minclip.config import RunConfig
 from minclip.data.dataset import in_threads
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer, WordPiece, encode_batch
-from minclip.presets import RunConfig
 from minclip.pretrained import pretrained_towers
 from minclip.runs import check_splits, make_tokenizer
 from minclip.towers.vit import VisionTransformerConfig

@@ -7,11 +7,11 @@ from pathlib import Path
 import torch
 
 from minclip.clip import CLIP, CLIPConfig
+from minclip.config import ModelConfig, RunConfig
 from minclip.data.records import Record
 from minclip.data.shards import ShardRecords
 from minclip.data.tokenizer import Tokenizer, WordPiece, load_tokenizer
 from minclip.data.transforms import ImageTransform
-from minclip.presets import ModelConfig, RunConfig
 from minclip.pretrained import is_published, load_clip, pretrained_towers
 from minlm.training.checkpoint import check_depth, check_digest, has_checkpoint, last_checkpoint, load_into
 from minlm.training.config import load_config

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from minclip.clip import CLIP, contrastive_loss, embed_batch
+from minclip.config import RunConfig
 from minclip.data.dataset import PairDataset
 from minclip.data.records import Record
 from minclip.data.tokenizer import Tokenizer
@@ -18,7 +19,6 @@ from minclip.evaluation.zero_shot import zero_shot
 from minclip.features import with_features
 from minclip.gradcache import cached_backward
 from minclip.losses import contrastive_metrics
-from minclip.presets import RunConfig
 from minlm.training.batches import Batch
 from minlm.training.config import files_beside_weights
 from minlm.training.distributed import average_gradients, gather
@@ -89,9 +89,8 @@ class PairTask:
         """Compute the loss on dev over whole batches, and zero-shot accuracy if there are classes, else recalls."""
         transform = self.config.image_transform(train=False)
         evaluation = evaluate_records(model, self.dev, transform, self.tokenizer)
-        first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(self.dev))]
         groups = torch.tensor([record.group for record in self.dev])
-        sides = evaluation.image_embeddings, evaluation.text_embeddings[first_text], groups
+        sides = evaluation.image_embeddings, evaluation.text_embeddings[evaluation.first_text], groups
         size, device = self.config.train.batch_size, model.logit_scale.device
         batches = list(zip(*(side.to(device).split(size) for side in sides), strict=True))
         whole = batches[: len(self.dev) // size] or batches

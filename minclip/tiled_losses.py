@@ -59,6 +59,7 @@ class TiledInfoNCE(torch.autograd.Function):
     def forward(
         ctx: Any, images: Tensor, texts: Tensor, logit_scale: Tensor, groups: Tensor | None
     ) -> Tensor:
+        """Compute the sum over pairs; keep only the log-sum-exp of each row and column for the backward pass."""
         row_sums = images.new_empty(len(images))  # (B)
         column_sums = images.new_full((len(images),), float("-inf"))  # (B)
         for rows in tiles(len(images)):
@@ -75,6 +76,7 @@ class TiledInfoNCE(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator hides the names)
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
+        """Compute the gradients, with the two softmax terms of each tile from the kept sums."""
         images, texts, logit_scale, row_sums, column_sums = ctx.saved_tensors
 
         def at_logits(rows: slice) -> Tensor:
@@ -102,6 +104,7 @@ class TiledSigmoid(torch.autograd.Function):
         logit_bias: Tensor,
         groups: Tensor | None,
     ) -> Tensor:
+        """Compute the sum over pairs; keep nothing else for the backward pass."""
         ctx.save_for_backward(images, texts, logit_scale, logit_bias)
         ctx.groups = groups
         own = logit_scale.exp() * (images * texts).sum(dim=1) + logit_bias  # (B)
@@ -116,6 +119,7 @@ class TiledSigmoid(torch.autograd.Function):
     def backward(  # pyright: ignore[reportIncompatibleMethodOverride] (the decorator hides the names)
         ctx: Any, *gradients: Tensor
     ) -> tuple[Tensor | None, ...]:
+        """Compute the gradients, with the sigmoid of each tile."""
         images, texts, logit_scale, logit_bias = ctx.saved_tensors
 
         def at_logits(rows: slice) -> Tensor:

@@ -29,19 +29,13 @@ from minlm.screenplay.script import parse_script, reply_pairs
 from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import EncoderDecoder
 from minlm.training.checkpoint import last_checkpoint
-from minlm.training.command import (
-    add_device,
-    add_options,
-    call_command,
-    checkpoint_parser,
-    command_line,
-    override,
-    run_main,
-)
+from minlm.training.command import command_line
 from minlm.training.config import check_file, check_folder, load_config
+from minlm.training.errors import run_main
 from minlm.training.files import write_json
 from minlm.training.findings import print_findings
 from minlm.training.loop import choose_device
+from minlm.training.options import add_device, add_options, call_command, checkpoint_parser, override
 from minlm.training.report import report_runs
 from minlm.writing import stream_text, write, write_best
 

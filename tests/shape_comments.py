@@ -228,6 +228,7 @@ def functions_in(module: ModuleType):
     """The functions and methods that a module defines, without their decorators."""
     for owner in (module, *(part for part in vars(module).values() if isinstance(part, type))):
         for part in vars(owner).values():
+            part = part.__func__ if isinstance(part, staticmethod) else part
             function = inspect.unwrap(part) if isinstance(part, FunctionType) else getattr(part, "fget", None)
             if isinstance(function, FunctionType) and function.__module__ == module.__name__:
                 yield function

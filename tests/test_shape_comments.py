@@ -16,6 +16,7 @@ import minclip.evaluation.embed
 import minclip.evaluation.retrieval
 import minclip.gradcache
 import minclip.losses
+import minclip.tiled_losses
 import minclip.towers.modified_resnet
 import minclip.towers.projection
 import minclip.towers.resnet
@@ -48,6 +49,7 @@ MODULES = (
     minlm.losses,
     minclip.clip,
     minclip.losses,
+    minclip.tiled_losses,
     minclip.gradcache,
     minclip.towers.vit,
     minclip.towers.resnet,
@@ -176,13 +178,16 @@ def drive_clip(comments, sizes):
 
 
 @given(sizes=sizes("R", "E"))
-def drive_metrics(comments, sizes):
+def drive_tiles(comments, sizes):
     R, E = sizes["R"], sizes["E"]
     comments.known = {"B": 2 * R, "R": R, "E": E}
     images, texts = units(2 * R, E, 0), units(2 * R, E, 1)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(minclip.losses, "TILE_SIZE", R * 2 * R)
-        minclip.losses.contrastive_metrics(images, texts, torch.zeros(()), torch.arange(2 * R) // 2)
+        scale, groups = torch.zeros((), requires_grad=True), torch.arange(2 * R) // 2
+        minclip.losses.contrastive_metrics(images, texts, scale, groups)
+        minclip.tiled_losses.tiled_clip_loss(images, texts, scale, groups)[0].backward()
+        minclip.tiled_losses.tiled_sigmoid_loss(images, texts, scale, scale, groups)[0].backward()
 
 
 @given(sizes=sizes("chunk", "blocks", "more", "classes", "templates"))
@@ -214,7 +219,7 @@ def test_shape_comments_are_true(capsys):
         drive_transformer_towers,
         drive_resnets,
         drive_clip,
-        drive_metrics,
+        drive_tiles,
         drive_evaluation,
     )
     with ShapeComments(*MODULES) as comments:

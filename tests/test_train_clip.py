@@ -25,7 +25,8 @@ from minclip.towers.text import GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.tokenizer import train_bpe
 from minlm.training.checkpoint import last_checkpoint, load_weights
-from minlm.training.command import command_line, run_main
+from minlm.training.command import command_line
+from minlm.training.errors import run_main
 from tests.killing import check_full_disk, check_killed, check_two_at_once
 from tests.minclip.data.layouts import LAYOUTS
 from tests.minclip.pretrained import published

@@ -18,7 +18,8 @@ from minlm.screenplay.script import parse_script
 from minlm.screenplay.source import ScreenplayConfig, entropy_rate, floor_of
 from minlm.tokenizer import CharTokenizer
 from minlm.training.checkpoint import last_checkpoint, load_weights
-from minlm.training.command import command_line, run_main
+from minlm.training.command import command_line
+from minlm.training.errors import run_main
 from tests.killing import check_full_disk, check_killed, check_two_at_once
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -74,6 +74,7 @@ def decode_image(content: bytes, name: str) -> Image.Image:
 
 
 def decode(file: str | Path | BinaryIO, name: str) -> Image.Image:
+    """Decode an image from a path or an open file; see `open_image`."""
     try:
         with Image.open(file, formats=FORMATS) as image:
             pixels = image.width * image.height

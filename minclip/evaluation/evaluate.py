@@ -32,6 +32,13 @@ class Evaluation:
     text_embeddings: Tensor  # (M, E)
     image_of_text: Tensor  # (M,)
 
+    @property
+    def first_text(self) -> Tensor:
+        """Row of the first text of each image, (N,)."""
+        rows = torch.arange(len(self.image_of_text))  # (M,)
+        none = torch.full((len(self.image_embeddings),), len(rows))  # (N,)
+        return none.scatter_reduce(0, self.image_of_text, rows, "amin")  # (N,)
+
 
 def evaluate_records(
     model: CLIP,

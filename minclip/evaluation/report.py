@@ -41,30 +41,29 @@ def draw_plots(run: Path, records: Sequence[Record], evaluation: Evaluation) -> 
     NAME_confusion per classifier and accuracy_by_class.
     """
     draw_curves(run)
-    first_text = [int((evaluation.image_of_text == i).nonzero()[0]) for i in range(len(records))]
     pairs = spread(len(records), SHOWN_PAIRS)
     similarity_matrix(
         [records[i].open() for i in pairs],
         [records[i].captions[0] for i in pairs],
         evaluation.image_embeddings[pairs],
-        evaluation.text_embeddings[[first_text[i] for i in pairs]],
+        evaluation.text_embeddings[evaluation.first_text[pairs]],
         run / "similarity.png",
     )
     embeddings = evaluation.image_embeddings, evaluation.text_embeddings
-    if worst := worst_queries(records, evaluation, first_text):
+    if worst := worst_queries(records, evaluation):
         retrieval_grid(records, *embeddings, worst, run / "failures.png", "worst ranks")
     queries = spread(len(records), SHOWN_QUERIES)
     retrieval_grid(records, *embeddings, queries, run / "retrieval.png", "queries spread over the split")
     draw_classes(run, evaluation.metrics)
 
 
-def worst_queries(records: Sequence[Record], evaluation: Evaluation, first_text: Sequence[int]) -> list[int]:
+def worst_queries(records: Sequence[Record], evaluation: Evaluation) -> list[int]:
     """Return the records whose image or first caption ranks its best right answer lowest, without rank 1."""
     groups = torch.tensor([record.group for record in records])
     image_ranks, text_ranks = retrieval_ranks(
         evaluation.image_embeddings, evaluation.text_embeddings, evaluation.image_of_text, groups
     )
-    ranks = torch.maximum(image_ranks, text_ranks[first_text])  # (N,)
+    ranks = torch.maximum(image_ranks, text_ranks[evaluation.first_text])  # (N,)
     worst = ranks.argsort(descending=True, stable=True)[:SHOWN_QUERIES]
     return worst[ranks[worst] > 1].tolist()
 

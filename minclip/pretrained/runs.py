@@ -7,9 +7,9 @@ from typing import Any
 from safetensors.torch import save_file
 
 from minclip.clip import CLIP, CLIPConfig
+from minclip.config import ModelConfig
 from minclip.data.tokenizer import Tokenizer
 from minclip.data.transforms import TransformConfig
-from minclip.presets import ModelConfig
 from minclip.pretrained.layout import Layout
 from minclip.towers.freezing import TowerConfig
 from minlm.pretrained.key_map import Plan, Row, count_layers, own

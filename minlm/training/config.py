@@ -1,9 +1,9 @@
-"""dataclass <-> JSON: each option is written once, as a field of a frozen dataclass.
+"""Configs as JSON: each option is written once, as a field of a frozen dataclass.
 
 A field's help is the line `name: text` of its class's docstring. A field whose metadata has `set_from` is not an
 option of the command line; the options of a nested config whose metadata has `inline` go without its name. Unknown
-names, wrong types and impossible values are one-line ValueErrors. minlm/training/command.py makes the command line
-from the same fields.
+names, wrong types and impossible values are one-line ValueErrors. minlm/training/options.py makes the options of the
+command line from the same fields.
 """
 
 import difflib
@@ -17,9 +17,9 @@ from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from minlm.training.files import has_content, replace_text
+from minlm.training.files import has_content, read_object, replace_text
 
-# An option that the configs of one kind of run have, and what to say where another kind is asked for.
+# An option that only one kind of run has, and the message if another kind was expected.
 OWNERS = {
     "tokens": "of a language model's run: use train_lm.py or python -m minlm",
     "transform": "of a CLIP's run: use train_clip.py or python -m minclip",
@@ -35,7 +35,7 @@ RENAMED = {
 
 
 def field_help(cls: type) -> dict[str, str]:
-    """{field: help} from the `name: text` lines in the docstrings of a dataclass and its bases."""
+    """Return {field: help} from the `name: text` lines in the docstrings of a dataclass and its bases."""
     help_of: dict[str, str] = {}
     for base in reversed(cls.__mro__):
         doc = inspect.cleandoc(base.__doc__ or "") if is_dataclass(base) else ""
@@ -52,7 +52,7 @@ def field_help(cls: type) -> dict[str, str]:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A JSON-ready dictionary; where a field allows several dataclasses, "type" says which one it is."""
+    """Return a config as a dictionary for JSON; "type" names the class of a field that allows several."""
     hints, result = get_type_hints(type(config)), {}
     for field in fields(config):
         value = getattr(config, field.name)
@@ -64,10 +64,10 @@ def to_dict(config: Any) -> dict[str, Any]:
 
 
 def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
-    """The config of class cls with these values; fields left out keep their defaults.
+    """Make a config of class cls from these values; the other fields keep their defaults.
 
-    prefix: what stands before each name in errors. Raises ValueError naming the dotted option for unknown names,
-    wrong types and impossible values.
+    prefix: put before each name in errors. Raises ValueError, with the dotted option, for unknown names, wrong types
+    and impossible values.
     """
     if not isinstance(values, dict):
         raise ValueError(f"{prefix.rstrip('.') or 'the config'} must be an object of options, not {values!r}")
@@ -98,31 +98,32 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
 
 
 def option_prefix(cls: type, name: str) -> str:
-    """The part that a nested config's name adds before the options inside it: "train.", or nothing if inline."""
+    """Return the prefix of the options in a nested config: "train.", or "" if it is inline."""
     metadata = next(field.metadata for field in fields(cls) if field.name == name)
     return "" if "inline" in metadata else f"{name}."
 
 
 def with_prefix(message: str, names: list[str], prefix: str) -> str:
-    """The message with the prefix before each option it names: `lr=0 must ...` -> `--train.lr=0 must ...`.
+    """Put the prefix before each option that a message names: `lr=0 must ...` -> `--train.lr=0 must ...`.
 
-    A word such as `steps` counts as the name of an option where "=" follows it or the message begins with it.
+    A word such as `steps` counts as an option if "=" follows it, or at the start of the message.
     """
 
     def typed(found: re.Match) -> str:
         word = found[0]
-        told = "_" in word or found.start() == 0 or message.startswith("=", found.end())
-        return prefix + word if word in names and told else word
+        is_option = "_" in word or found.start() == 0 or message.startswith("=", found.end())
+        return prefix + word if word in names and is_option else word
 
     return re.sub(r"(?<![\w.])\w+", typed, message)
 
 
 def dataclass_members(annotation: Any) -> list[Any]:
-    """The dataclasses a field's type allows: one for a nested config, several for a choice of configs."""
+    """Return the dataclasses that a field's type allows: one for a nested config, several for a choice."""
     return [t for t in (get_args(annotation) or (annotation,)) if is_dataclass(t)]
 
 
 def choose_member(members: list[type], value: Any, name: str) -> tuple[type, dict[str, Any]]:
+    """Return the class that the value's "type" names, if there are several, and the other values."""
     if len(members) == 1 or not isinstance(value, dict):
         return members[0], value
     by_name = {member.__name__: member for member in members}
@@ -133,7 +134,7 @@ def choose_member(members: list[type], value: Any, name: str) -> tuple[type, dic
 
 
 def checked(annotation: Any, value: Any, name: str) -> Any:
-    """value if it has the annotated type (int counts as float, a list as a tuple) and is finite, else ValueError."""
+    """Return a value of the annotated type, from an int for a float and a list for a tuple; else ValueError."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Literal:
         if value in arguments:
@@ -156,16 +157,16 @@ def checked(annotation: Any, value: Any, name: str) -> Any:
     return value
 
 
-def read_text(annotation: Any, text: str, name: str) -> Any:
-    """An option's text from the command line as a value of the annotated type."""
+def parse_option(annotation: Any, text: str, name: str) -> Any:
+    """Parse an option's text from the command line as a value of the annotated type."""
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is UnionType:
         inner = next(a for a in arguments if a is not NoneType)
-        return None if text.lower() == "none" and NoneType in arguments else read_text(inner, text, name)
+        return None if text.lower() == "none" and NoneType in arguments else parse_option(inner, text, name)
     if origin is tuple:
         parts = text.split(",")
         parts = parts * len(arguments) if len(parts) == 1 and Ellipsis not in arguments else parts
-        return checked(annotation, [read_text(arguments[0], part, name) for part in parts], name)
+        return checked(annotation, [parse_option(arguments[0], part, name) for part in parts], name)
     if origin is Literal:
         return checked(annotation, next((a for a in arguments if str(a) == text), text), name)
     if annotation is bool:
@@ -182,11 +183,12 @@ def read_text(annotation: Any, text: str, name: str) -> Any:
 
 
 def save_config(config: Any, path: Path) -> None:
+    """Write a config as JSON, atomically."""
     replace_text(path, json.dumps(to_dict(config), indent=2) + "\n")
 
 
 def check_folder(out: Path, otherwise: str = "") -> None:
-    """ValueError where `--out` is a file, or a folder with something in it. otherwise: what else can be done."""
+    """Raise ValueError if `--out` is a file or a folder that is not empty. otherwise: another way out, if any."""
     if out.exists() and not out.is_dir():
         raise ValueError(f"--out {out} is a file: name a folder")
     if has_content(out):
@@ -194,13 +196,13 @@ def check_folder(out: Path, otherwise: str = "") -> None:
 
 
 def check_file(path: Path | None, option: str) -> None:
-    """ValueError where no file can be put at `path`: its folder is missing, or a folder or a device is there."""
+    """Raise ValueError if no file can be written at `path`: its folder is missing, or it is a folder or a device."""
     if path and (not path.parent.is_dir() or (path.exists() and not path.is_file())):
-        raise ValueError(f"{option} {path} cannot be written: name a file in a folder that is there")
+        raise ValueError(f"{option} {path} cannot be written: name a file in an existing folder")
 
 
 def files_beside_weights(config: Any, tokenizer: Any) -> Callable[[Path], None]:
-    """A function that writes into a folder what its weights need to be used: config and vocabulary."""
+    """Return a function that writes the files that weights need to be used, vocabulary and config, into a folder."""
 
     def write(folder: Path) -> None:
         tokenizer.save(folder)
@@ -210,17 +212,12 @@ def files_beside_weights(config: Any, tokenizer: Any) -> Callable[[Path], None]:
 
 
 def load_config(cls: type, path: Path) -> Any:
-    """The config of class cls that a file holds; ValueError naming the file where there is none, or it is wrong."""
-    try:
-        values = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-    except OSError:
-        raise ValueError(f"no config at {path}: give a run folder, or the config.json of one") from None
-    except (ValueError, RecursionError) as error:
-        raise ValueError(
-            f"{path} is not JSON: {error}; correct it, or put back the copy in the run's newest step-* folder"
-        ) from None
+    """Read a config of class cls from a file; ValueError, with the file's name, if it is missing or wrong."""
+    if not path.is_file():
+        raise ValueError(f"no config at {path}: give a run folder, or the config.json of one")
+    values = read_object(path, "correct it, or put back the copy in the run's newest step-* folder")
     for name, owner in OWNERS.items():
-        if isinstance(values, dict) and name in values and name not in get_type_hints(cls):
+        if name in values and name not in get_type_hints(cls):
             raise ValueError(f"{path} is {owner}")
     try:
         return from_dict(cls, values)
@@ -229,5 +226,6 @@ def load_config(cls: type, path: Path) -> Any:
 
 
 def nearest(name: str, names: list[str]) -> str:
+    """Return the end of a message about an unknown name: the nearest known one, or all."""
     close = difflib.get_close_matches(name, names, n=1)
     return f": did you mean {close[0]}?" if close else f"; there are {', '.join(names)}"

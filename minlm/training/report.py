@@ -15,10 +15,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from minlm.training.checkpoint import damaged, has_checkpoint, last_checkpoint
-from minlm.training.command import OneLineParser
 from minlm.training.config import check_file
 from minlm.training.files import read_object, replace_text
 from minlm.training.log import read_metrics
+from minlm.training.options import OneLineParser
 from minlm.training.record import is_finished, mark_finished, read_record
 
 FAILURES = ("failures", "confusion")  # ends of the names of images that are shown first

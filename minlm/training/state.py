@@ -38,27 +38,27 @@ class TrainConfig(Bounded):
 
     epochs: passes over the data; 0 = no such limit
     steps: optimizer steps; 0 = no such limit
-    minutes: wall time, for which the learning rate is then scheduled; 0 = no such limit
-    batch_size: items a step
-    neighbours: items that lie one after the other in the data and come into a batch together: hard negatives
-    micro_batches: parts a batch is computed in, to save memory; the gradient is the whole batch's
+    minutes: wall time, which the learning rate then follows; 0 = no such limit
+    batch_size: items per step
+    neighbours: consecutive items of the data that share a batch, as hard negatives
+    micro_batches: parts of a batch computed one by one, to save memory; the gradient is that of the whole batch
     lr: peak learning rate of AdamW
-    muon_lr: peak learning rate of Muon, which then trains the hidden matrices; 0 = AdamW trains them too
-    muon_momentum: Muon's memory of gradients; a run of a few hundred steps wants less of it
-    min_lr_ratio: the last learning rate, as a share of the peak
+    muon_lr: peak learning rate of Muon for the hidden matrices; 0 = AdamW trains them too
+    muon_momentum: momentum of Muon; lower for runs of a few hundred steps
+    min_lr_ratio: last learning rate, as a share of the peak
     warmup: share of the run in which the learning rate rises
-    schedule: shape of its fall after that
-    weight_decay: decoupled decay of matrices, times the learning rate a step
-    beta2: AdamW's memory of squared gradients (beta1 is 0.9)
+    schedule: shape of the decay after the warm-up
+    weight_decay: decoupled decay of matrices, multiplied by the learning rate
+    beta2: AdamW's decay of squared gradients (beta1 is 0.9)
     grad_clip_norm: largest norm of the whole gradient; 0 = no clipping
-    precision: of matrix products in the forward pass; weights and optimizer stay float32; auto = bf16 where the
+    precision: of matrix products in the forward pass; weights and optimizer stay float32; auto = bf16 if the
         hardware multiplies it, else float32; fp16 is for GPUs
-    ema_decay: decay of the moving average of weights, which is then what is evaluated and kept; 0 = none
+    ema_decay: decay of the moving average of weights, which is evaluated and saved instead of them; 0 = none
     evaluate_every: steps between evaluations; 0 = only at the end
     save_every: steps between checkpoints; 0 = as save_minutes says
     save_minutes: wall time between checkpoints; 0 = as save_every says
-    workers: processes that draw items; 0 = the training process itself
-    device: where to compute; auto = cuda or mps if there is such a GPU, else cpu
+    workers: processes that load items; 0 = the training process itself
+    device: auto = cuda or mps if there is such a GPU, else cpu
     seed: of initial weights, order of the data, augmentation and dropout
     """
 
@@ -98,7 +98,7 @@ class TrainConfig(Bounded):
             raise ValueError(f"micro_batches={self.micro_batches} is more than batch_size={self.batch_size}")
 
     def progress(self, step: float, steps_per_epoch: int, seconds: float) -> float:
-        """Share of the run that is done after `step` steps and `seconds`: of the limit that is nearest."""
+        """Return the share of the run that is done after `step` steps and `seconds`, by the nearest limit."""
         shares = [0.0]
         if self.epochs > 0:
             # 1.1 epochs of 50 steps are 55 steps, though 1.1 * 50 is a little more in floating point.
@@ -111,7 +111,7 @@ class TrainConfig(Bounded):
 
 
 class TrainingState:
-    """Everything the next step depends on: weights, optimizer, scaler, average, step, time spent."""
+    """All state that the next step depends on: weights, optimizers, scaler, average, step, time spent."""
 
     def __init__(self, model: nn.Module, config: TrainConfig, scaler: torch.amp.GradScaler):
         self.model, self.config, self.scaler = model, config, scaler
@@ -121,11 +121,10 @@ class TrainingState:
         self.restored_seconds, self.saved_at = 0.0, (0, 0.0)  # (step, seconds) of the last checkpoint
 
     def optimize(self, factor: float) -> float:
-        """Clip the gradients that stand in the parameters and take one step -> the gradient's norm.
+        """Clip the gradients of the parameters and take one step -> the norm of the whole gradient.
 
-        factor: the schedule's, on every peak learning rate. In fp16 a step whose gradient overflowed is left out by
-        all optimizers, and the next one is scaled less. Otherwise a gradient that is not finite is a ValueError,
-        before any weight changes.
+        factor: multiplies every peak learning rate. In fp16, all optimizers skip a step whose gradient overflows, and
+        the loss scale is lowered. Otherwise a NaN or infinite gradient raises ValueError, before any weight changes.
         """
         parameters = [p for p in self.model.parameters() if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
@@ -138,7 +137,9 @@ class TrainingState:
                 f"the gradient's norm is {norm.item()} at step {self.step + 1}: lower --train.lr, or continue "
                 "from the last checkpoint with --resume"
             )
-        if finite:  # asked once for all optimizers: scaler.step alone would leave out those that overflowed
+        if (
+            finite
+        ):  # checked once: scaler.step alone would skip only the optimizers whose gradients overflowed
             nn.utils.clip_grads_with_norm_(parameters, self.config.grad_clip_norm or float("inf"), norm)
             for optimizer in self.optimizers:
                 for group in optimizer.param_groups:
@@ -149,17 +150,17 @@ class TrainingState:
         return norm.item()
 
     def save_is_due(self) -> bool:
-        """Tell if enough steps or minutes have passed since the last checkpoint."""
+        """Return True if enough steps or minutes have passed since the last checkpoint."""
         every, minutes, (step, seconds) = self.config.save_every, self.config.save_minutes, self.saved_at
         by_steps = every > 0 and self.step % every == 0
         return self.step > step and (by_steps or (minutes > 0 and self.seconds - seconds >= 60 * minutes))
 
     def averaged(self) -> Any:
-        """Inside this context the model carries the weights to use: the average where one is kept."""
+        """Give the model its averaged weights within the context; with ema_decay=0, change nothing."""
         return self.average.swapped_into(self.model) if self.average else nullcontext()
 
     def save(self, run: Path, inference_files: Callable[[Path], None]) -> None:
-        """Write a checkpoint of this step into the run's folder; of several processes, the first does."""
+        """Write a checkpoint of this step into the run's folder, in rank 0."""
         random = from_every_process(random_states())
         self.saved_at = self.step, self.seconds
         if rank():
@@ -178,9 +179,9 @@ class TrainingState:
         save_checkpoint(run, self.step, weights, training, inference_files)
 
     def restore(self, run: Path) -> None:
-        """Put back what `save` wrote last in this run.
+        """Load the newest checkpoint of the run.
 
-        ValueError where another number of processes did, or it is not the checkpoint of this config.
+        Raises ValueError if another number of processes wrote it, or if it does not fit this config.
         """
         folder = last_checkpoint(run)
         weights, training = load_weights(folder), load_training_state(folder)
@@ -188,7 +189,7 @@ class TrainingState:
             processes = len(training["random"])
             if processes == world_size():
                 self._put_back(weights, training)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except Exception as error:  # of another config: names, shapes or parts differ
             reason = str(error).splitlines()[-1].strip()
             raise ValueError(
                 f"{folder} is not a checkpoint of this run's config.json ({reason}): put back the one it was "
@@ -214,9 +215,9 @@ class TrainingState:
 
 
 def make_optimizers(model: nn.Module, config: TrainConfig) -> list[torch.optim.Optimizer]:
-    """AdamW for every trainable parameter, or for all but the hidden matrices, which Muon trains then.
+    """Make AdamW for all trainable parameters; with muon_lr, Muon takes the hidden matrices.
 
-    The peak learning rate of a part of the model whose `lr_factor` says so is that share of the config's.
+    A part of the model with an `lr_factor` has its peak learning rates multiplied by it.
     """
     groups = parameter_groups(model, config.weight_decay)
     hidden = hidden_matrices(model) if config.muon_lr else {}

@@ -7,8 +7,9 @@ import pytest
 
 import train_clip
 from minclip.clip import CLIPConfig
+from minclip.config import RunConfig
 from minclip.data.shapes import ShapesConfig
-from minclip.presets import PRESETS, RunConfig
+from minclip.presets import PRESETS
 from minclip.towers.text import GPTTextConfig
 from minclip.towers.vit import VisionTransformerConfig
 from minlm.training.state import TrainConfig

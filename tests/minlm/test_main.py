@@ -19,8 +19,9 @@ from minlm.presets import PRESETS
 from minlm.pretrained import load_gpt2
 from minlm.runs import load
 from minlm.screenplay.script import parse_script, reply_pairs
-from minlm.training.command import command_line, run_main
+from minlm.training.command import command_line
 from minlm.training.config import save_config
+from minlm.training.errors import run_main
 from minlm.writing import write, write_best
 
 PROMPTS = ["INT. ROOM", "Ada"]

@@ -12,8 +12,8 @@ from minlm.runs import MODELS
 from minlm.screenplay.source import ScreenplayConfig
 from minlm.seq2seq import Seq2SeqConfig
 from minlm.tokenizer import CharTokenizer
-from minlm.training.command import options_of
 from minlm.training.config import field_help, from_dict, to_dict
+from minlm.training.options import options_of
 
 EVERY = {**PRESETS, **{f"{name} full": config for name, config in FULL.items()}}
 

@@ -5,9 +5,9 @@ from typing import get_args
 import pytest
 import torch
 
+from minclip.config import Data
 from minclip.data.config import TEMPLATES, DataConfig
 from minclip.data.shapes import ShapesConfig
-from minclip.presets import Data
 from minlm.training.state import TrainConfig
 
 

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from minclip.config import Data
 from minclip.data.records import Record
 from minclip.data.sources import (
     FileNames,
@@ -18,7 +19,7 @@ from minclip.data.sources import (
     given_path,
     split_name,
 )
-from minclip.presets import PRESETS, Data
+from minclip.presets import PRESETS
 
 
 def names(splits: dict[str, list[Record]]) -> dict[str, list[str]]:

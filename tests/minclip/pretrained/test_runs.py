@@ -8,8 +8,8 @@ import torch
 from safetensors.torch import save_file
 
 from minclip.clip import CLIP, CLIPConfig
+from minclip.config import RunConfig
 from minclip.data.tokenizer import encode_batch
-from minclip.presets import RunConfig
 from minclip.pretrained import load_image_tower, load_text_tower, pretrained_towers
 from minclip.towers.modified_resnet import ModifiedResNetConfig
 from minclip.towers.resnet import ResNetConfig

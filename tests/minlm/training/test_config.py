@@ -15,7 +15,7 @@ from minlm.training.config import (
     field_help,
     from_dict,
     load_config,
-    read_text,
+    parse_option,
     save_config,
     to_dict,
     with_prefix,
@@ -101,14 +101,14 @@ def test_files_and_back_is_the_identity(tmp_path):
     st.tuples(st.integers(), st.integers()),
 )
 def test_text_of_the_command_line_is_read_as_its_type(whole, real, truth, pair):
-    assert read_text(int, str(whole), "x") == whole
-    assert read_text(float, repr(real), "x") == real
-    assert read_text(bool, str(truth).lower(), "x") is truth
-    assert read_text(tuple[int, int], f"{pair[0]},{pair[1]}", "x") == pair
-    assert read_text(tuple[int, int], str(whole), "x") == (whole, whole)
-    assert read_text(int | None, str(whole), "x") == whole
-    assert read_text(int | None, "none", "x") is None
-    assert read_text(Literal["a", "b"], "b", "x") == "b"
+    assert parse_option(int, str(whole), "x") == whole
+    assert parse_option(float, repr(real), "x") == real
+    assert parse_option(bool, str(truth).lower(), "x") is truth
+    assert parse_option(tuple[int, int], f"{pair[0]},{pair[1]}", "x") == pair
+    assert parse_option(tuple[int, int], str(whole), "x") == (whole, whole)
+    assert parse_option(int | None, str(whole), "x") == whole
+    assert parse_option(int | None, "none", "x") is None
+    assert parse_option(Literal["a", "b"], "b", "x") == "b"
 
 
 def test_a_byte_order_mark_is_no_part_of_a_config(tmp_path):
@@ -176,14 +176,14 @@ def test_a_check_of_a_part_names_the_whole_option(message, shown):
 )
 def test_bad_text_names_the_option(annotation, text, message):
     with pytest.raises(ValueError, match=message):
-        read_text(annotation, text, "x")
+        parse_option(annotation, text, "x")
 
 
 def test_missing_and_broken_files_are_named(tmp_path):
     with pytest.raises(ValueError, match=r"no config at .*nowhere.json: give a run folder"):
         load_config(Zoo, tmp_path / "nowhere.json")
     (tmp_path / "deep.json").write_text("[" * 100_000)
-    with pytest.raises(ValueError, match=r"deep.json is not JSON"):
+    with pytest.raises(ValueError, match=r"deep.json' is not JSON"):
         load_config(Zoo, tmp_path / "deep.json")
     (tmp_path / "wrong.json").write_text('{"king": {"mane": -1}}')
     with pytest.raises(ValueError, match=r"^[^:]*wrong.json: king.mane=-1 must be at least 0$"):
@@ -228,5 +228,7 @@ def test_places_to_write_to_are_checked_before_any_work(tmp_path):
         Path("/dev/null"),
         Path(""),
     ):
-        with pytest.raises(ValueError, match=f"^--json {place} cannot be written: name a file in a folder"):
+        with pytest.raises(
+            ValueError, match=f"^--json {place} cannot be written: name a file in an existing folder"
+        ):
             check_file(place, "--json")
