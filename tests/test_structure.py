@@ -1,6 +1,7 @@
 """The code's structure, checked: imports, repetition, the tree of docs/tree.md, the tests' names."""
 
 import ast
+import importlib
 import re
 import sys
 from pathlib import Path
@@ -184,6 +185,16 @@ def test_docstrings_begin_with_a_verb_or_a_noun(path):
             first = (ast.get_docstring(node) or "").split(" ")[0]
             told = f"{name(path)}: the docstring of {getattr(node, 'name', 'the module')} begins with {first}"
             assert first not in ("What", "Whether", "Where", "When", "How", "Which", "Why", "If"), told
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "tests" / "parity").glob("*.py")), ids=name)
+def test_parity_imports_names_that_exist(path):
+    """The default run does not import these modules, because their third-party packages may be absent."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ImportFrom) and node.module.split(".")[0] in ("minlm", "minclip"):
+            module = importlib.import_module(node.module)
+            missing = [alias.name for alias in node.names if not hasattr(module, alias.name)]
+            assert not missing, f"{name(path)}: {node.module} has no {', '.join(missing)}"
 
 
 @pytest.mark.parametrize("path", CODE, ids=name)

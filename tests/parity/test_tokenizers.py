@@ -11,7 +11,8 @@ import unicodedata
 import pytest
 
 from minclip.data.clip_bpe import ClipBPE, clean_text, word_pattern
-from minclip.data.tokenizer import WordPiece, load_tokenizer, remove_case, remove_controls, split_words
+from minclip.data.tokenizer import load_tokenizer
+from minclip.data.wordpiece import WordPiece, remove_case, remove_controls, split_words
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 WHY = "compares with {}: install it to run this test"
