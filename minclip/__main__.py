@@ -36,11 +36,11 @@ from minclip.evaluation.report import draw_curves
 from minclip.evaluation.search import embed_folder, image_files
 from minclip.presets import ABOUT, FULL, PRESETS
 from minclip.pretrained import Format, is_published
-from minclip.runs import load
+from minclip.runs import load, read_config
 from minlm.plots import compare_losses
 from minlm.training.checkpoint import last_checkpoint
 from minlm.training.command import command_line
-from minlm.training.config import check_file, check_folder, load_config
+from minlm.training.config import check_file, check_folder
 from minlm.training.errors import run_main
 from minlm.training.files import read_text, write_json
 from minlm.training.findings import print_findings
@@ -200,13 +200,14 @@ def evaluate(arguments: list[str]) -> None:
     check_file(given.json, "--json")
     if given.preset:
         config = PRESETS[given.preset]
-    elif given.checkpoint.exists() and is_published(given.checkpoint):
+    else:
+        published = given.checkpoint.exists() and is_published(given.checkpoint)
+        config = None if published else read_config(last_checkpoint(given.checkpoint))
+    if not isinstance(config, RunConfig):
         raise ValueError(
             f"{given.checkpoint} is not a run of train_clip.py and names no data: give --preset, one of "
             f"{', '.join(PRESETS)}"
         )
-    else:
-        config = load_config(RunConfig, last_checkpoint(given.checkpoint) / "config.json")
     add_options(parser, config, only="data")
     options = vars(parser.parse_args(arguments))
     config = override(config, {name: text for name, text in options.items() if name.startswith("data.")})

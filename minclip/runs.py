@@ -67,6 +67,13 @@ def data_digest(records: Sequence[Record]) -> str:
     return hashlib.sha256(repr(items).encode()).hexdigest()
 
 
+def read_config(folder: Path) -> ModelConfig:
+    """Read the config.json of a checkpoint, a RunConfig; that of an exported model has no training."""
+    path = folder / "config.json"
+    exported = "train" not in read_object(path, missing_ok=True)
+    return load_config(ModelConfig if exported else RunConfig, path)
+
+
 def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, Tokenizer, ImageTransform]:
     """Load (model in eval mode, tokenizer, transform) from a run folder, one of its checkpoints, or a published CLIP.
 
@@ -77,8 +84,7 @@ def load(path: str | Path, vocabulary: str | Path | None = None) -> tuple[CLIP, 
     if is_published(path):
         return load_clip(path, vocabulary)
     folder = last_checkpoint(Path(path))
-    exported = "train" not in read_object(folder / "config.json", missing_ok=True)
-    config: ModelConfig = load_config(ModelConfig if exported else RunConfig, folder / "config.json")
+    config = read_config(folder)
     tokenizer = load_tokenizer(folder)
     check_digest(tokenizer.digest, config.model.text.vocab_digest, folder)
     if config != config.with_tokenizer(tokenizer):

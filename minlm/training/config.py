@@ -11,7 +11,7 @@ import inspect
 import json
 import re
 from collections.abc import Callable
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from math import isfinite
 from pathlib import Path
 from types import NoneType, UnionType
@@ -89,10 +89,11 @@ def from_dict(cls: type, values: dict[str, Any], prefix: str = "") -> Any:
             arguments[name] = from_dict(*choose_member(members, value, prefix + name), inside)
         else:
             arguments[name] = checked(hints[name], value, prefix + name)
+    for field in fields(cls):
+        if field.default is field.default_factory is MISSING and field.name not in arguments:
+            raise ValueError(f"{prefix}{field.name} is missing, and it has no default: give it")
     try:
         return cls(**arguments)
-    except TypeError as error:  # a field without default that was not given
-        raise ValueError(f"{cls.__name__}: {error}") from None
     except ValueError as error:  # of the class's own checks, which do not know where it is nested
         raise ValueError(with_prefix(str(error), names, prefix)) from None
 

@@ -260,6 +260,12 @@ def test_evaluate_takes_other_data_of_the_same_kind(tiny_run, capsys, tmp_path):
         output_of(capsys, "evaluate", "--checkpoint", tiny_run, "--split", "test")
 
 
+def test_an_exported_model_names_no_data_to_evaluate_on(tiny_run, capsys, tmp_path):
+    output_of(capsys, "export", "--checkpoint", tiny_run, "--to", "safetensors", "--out", tmp_path / "out")
+    with pytest.raises(ValueError, match=r"out is not a run .* names no data: give --preset"):
+        output_of(capsys, "evaluate", "--checkpoint", tmp_path / "out")
+
+
 def test_an_exported_model_classifies_and_evaluates_like_the_run(tiny_run, files, capsys, tmp_path):
     out = tmp_path / "published"
     lines = output_of(capsys, "export", "--checkpoint", tiny_run, "--to", "open_clip", "--out", out)

@@ -191,7 +191,7 @@ def test_missing_and_broken_files_are_named(tmp_path):
     (tmp_path / "torn.json").write_text('{"name": ')
     with pytest.raises(
         ValueError,
-        match=r"torn.json is not JSON: .*; correct it, or put back the copy in the run's newest step-",
+        match=r"torn.json' is not JSON: .*; correct it, or put back the copy in the run's newest step-",
     ):
         load_config(Zoo, tmp_path / "torn.json")
 
@@ -232,3 +232,19 @@ def test_places_to_write_to_are_checked_before_any_work(tmp_path):
             ValueError, match=f"^--json {place} cannot be written: name a file in an existing folder"
         ):
             check_file(place, "--json")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ticket:
+    """A ticket.
+
+    price: of the visit
+    """
+
+    price: float
+
+
+def test_a_field_without_a_default_must_be_given():
+    assert from_dict(Ticket, {"price": 2}) == Ticket(price=2.0)
+    with pytest.raises(ValueError, match=r"^--zoo\.price is missing"):
+        from_dict(Ticket, {}, "--zoo.")
